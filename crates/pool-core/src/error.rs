@@ -1,0 +1,318 @@
+//! Errors, sorted by what the caller can do about them. Every one names the phase, the target and the
+//! numbers; the cause is kept as `source`; no password can be in any of them, since none is ever given
+//! to this crate.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::ids::Target;
+
+/// Why a workspace id was refused.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WorkspaceIdError {
+    /// Nothing was given.
+    #[error("a workspace id must not be empty")]
+    Empty,
+    /// It could not be a key or a log field.
+    #[error("a workspace id has at most {max} bytes, this one has {bytes} bytes")]
+    TooLong {
+        /// Its length in bytes.
+        bytes: usize,
+        /// The longest allowed.
+        max: usize,
+    },
+    /// `PostgreSQL` cannot carry a NUL in a text.
+    #[error("a workspace id must not hold a NUL character (at byte {at})")]
+    Nul {
+        /// Where it was found.
+        at: usize,
+    },
+}
+
+/// Why a database name or a prefix was refused.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NamingError {
+    /// Not a name that a server keeps whole.
+    #[error("{name:?} cannot be a database name: 1 to {max} bytes without NUL")]
+    Name {
+        /// What was given.
+        name: String,
+        /// The longest allowed, in bytes.
+        max: usize,
+    },
+    /// Not a prefix of readable names.
+    #[error("{prefix:?} cannot be a prefix of database names: 1 to {max} characters of a-z, 0-9 and _")]
+    Prefix {
+        /// What was given.
+        prefix: String,
+        /// The longest allowed, in bytes.
+        max: usize,
+    },
+}
+
+/// Why limits cannot hold.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LimitsError {
+    /// A budget of zero.
+    #[error("the budget must be at least one connection")]
+    NoBudget,
+    /// The system share takes it all.
+    #[error(
+        "a budget of {total} with {system} reserved for the system leaves nothing for workspaces: raise the budget above {system}, or set `system` lower"
+    )]
+    NothingForWorkspaces {
+        /// The budget.
+        total: u32,
+        /// The reserved share, given or by default.
+        system: u32,
+    },
+    /// The driver's own connections take the whole system share.
+    #[error(
+        "a system share of {system} is too small: the driver itself needs {control} of it, so give at least {}",
+        control + 1
+    )]
+    SystemTooSmall {
+        /// The reserved share.
+        system: u32,
+        /// What the driver keeps.
+        control: u32,
+    },
+    /// Zero, or more than all workspaces have together.
+    #[error(
+        "{per_workspace} connections per workspace cannot hold: all workspaces together have {workspaces}, so give 1 to {workspaces}"
+    )]
+    PerWorkspace {
+        /// The wish.
+        per_workspace: u32,
+        /// The workspaces' share.
+        workspaces: u32,
+    },
+    /// Nothing could ever be opened.
+    #[error("at least one simultaneous open is needed")]
+    NoOpens,
+}
+
+/// What a driver was doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Phase {
+    /// Opening a session: network, handshake, authentication, choice of the database.
+    Connect,
+    /// Asking an idle connection whether it lives.
+    Check,
+    /// Making a returned connection clean.
+    Recycle,
+    /// Ending a session.
+    Close,
+    /// Creating, dropping or finding a workspace's database.
+    Catalog,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Connect => "connecting",
+            Self::Check => "checking a connection",
+            Self::Recycle => "recycling a connection",
+            Self::Close => "closing a connection",
+            Self::Catalog => "managing a database",
+        })
+    }
+}
+
+/// What kind of failure a driver met, in terms that hold for every driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DriverErrorKind {
+    /// Nobody answers there: refused, unknown host, network down.
+    Unreachable,
+    /// It did not answer in time.
+    TimedOut,
+    /// The user, the password or the right to connect was refused.
+    Refused,
+    /// The database does not exist.
+    DatabaseMissing,
+    /// The server has no connection left for us.
+    ServerFull,
+    /// The server starts up, shuts down or recovers.
+    ServerNotReady,
+    /// The session broke.
+    ConnectionLost,
+    /// Anything else; see the source.
+    Other,
+}
+
+impl DriverErrorKind {
+    /// Whether the same attempt can succeed later without anybody changing anything.
+    pub fn is_retryable(self) -> bool {
+        !matches!(self, Self::Refused | Self::DatabaseMissing | Self::Other)
+    }
+}
+
+impl fmt::Display for DriverErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unreachable => "the server cannot be reached",
+            Self::TimedOut => "no answer in time",
+            Self::Refused => "access was refused",
+            Self::DatabaseMissing => "the database does not exist",
+            Self::ServerFull => "the server has no free connection",
+            Self::ServerNotReady => "the server is not ready",
+            Self::ConnectionLost => "the connection was lost",
+            Self::Other => "the driver failed",
+        })
+    }
+}
+
+/// A failure of a driver: the phase, the kind, where, and the cause as `source`.
+#[derive(Debug, Error)]
+#[error("{phase} to {place} failed: {kind}{}", cause(.source.as_deref()))]
+pub struct DriverError {
+    /// What was being done.
+    pub phase: Phase,
+    /// What kind of failure it was.
+    pub kind: DriverErrorKind,
+    /// Host, port and database, in the driver's form; never a password.
+    pub place: String,
+    /// The cause, if there is one beyond the kind.
+    pub source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+impl DriverError {
+    /// A failure without a deeper cause.
+    pub fn new(phase: Phase, kind: DriverErrorKind, place: impl Into<String>) -> Self {
+        Self { phase, kind, place: place.into(), source: None }
+    }
+
+    /// The same, with its cause.
+    pub fn caused_by(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+}
+
+fn cause(source: Option<&(dyn StdError + Send + Sync)>) -> String {
+    source.map_or_else(String::new, |why| format!(" ({why})"))
+}
+
+/// What a waiter was waiting for when its time ran out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Stage {
+    /// The budget is spent and nothing is idle.
+    Budget,
+    /// The workspace has all the connections it may have.
+    WorkspaceCeiling,
+    /// A connection to the workspace is being opened, or its turn to open has not come.
+    Opening,
+    /// An idle connection is being asked whether it lives.
+    Check,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Budget => "a slot of the budget",
+            Self::WorkspaceCeiling => "a connection of the workspace, which is at its ceiling",
+            Self::Opening => "a connection to be opened",
+            Self::Check => "the check of an idle connection",
+        })
+    }
+}
+
+/// How full things were when a waiter gave up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pressure {
+    /// Connections in use in the share.
+    pub in_use: u32,
+    /// Everything that counts in the share: in use, idle, opening and closing.
+    pub counted: u32,
+    /// The share's ceiling.
+    pub limit: u32,
+    /// Connections that this target holds or is opening.
+    pub target_counted: u32,
+    /// The ceiling of this target.
+    pub target_limit: u32,
+    /// Callers waiting in the share, this one included.
+    pub waiting: u32,
+}
+
+impl fmt::Display for Pressure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} of {} in use, {} counted; here {} of {}; {} waiting",
+            self.in_use, self.limit, self.counted, self.target_counted, self.target_limit, self.waiting
+        )
+    }
+}
+
+/// Why an acquire failed.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum AcquireError {
+    /// Retry later, or shed load.
+    #[error("acquire for {target} timed out after {after:?}, waiting for {waiting_for} ({pressure}){}", last(.last_failure.as_ref()))]
+    TimedOut {
+        /// What was asked for.
+        target: Target,
+        /// What was being waited for at the end.
+        waiting_for: Stage,
+        /// How long the caller waited.
+        after: Duration,
+        /// How full things were.
+        pressure: Pressure,
+        /// Why the last open for this target failed, if it did: an exhausted server looks different from
+        /// a busy pool.
+        last_failure: Option<Arc<DriverError>>,
+    },
+    /// This database cannot be opened; the pool is fine.
+    #[error("acquire for {target} failed: {source}; the next attempt is made in {retry_in:?}")]
+    OpenFailed {
+        /// What was asked for.
+        target: Target,
+        /// Whether it may work later without anybody changing anything.
+        retryable: bool,
+        /// When the next open may start.
+        retry_in: Duration,
+        /// The cause.
+        source: Arc<DriverError>,
+    },
+    /// The workspace is being closed; it may be asked for again afterwards.
+    #[error("acquire for {target} refused: it is being closed")]
+    WorkspaceClosing {
+        /// What was asked for.
+        target: Target,
+    },
+    /// The manager is closed: stop asking.
+    #[error("acquire refused: the pool is closed")]
+    Closed,
+}
+
+fn last(failure: Option<&Arc<DriverError>>) -> String {
+    failure.map_or_else(String::new, |why| format!("; the last attempt to open failed: {why}"))
+}
+
+/// Why a workspace could not be created, dropped or looked up.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum CatalogError {
+    /// No system connection could be had.
+    #[error("no system connection for the catalog: {0}")]
+    Acquire(#[from] AcquireError),
+    /// The statement failed.
+    #[error("{target}: {source}")]
+    Driver {
+        /// Whose database it is about.
+        target: Target,
+        /// The cause.
+        source: Arc<DriverError>,
+    },
+}

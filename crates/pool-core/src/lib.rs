@@ -1,0 +1,65 @@
+//! The core of a connection manager for products with one database per tenant: **count connections, not
+//! pools**. One hard budget covers every connection to every workspace's database; a workspace is a key
+//! and costs nothing while it has no connection. When the budget is spent, the least recently used idle
+//! connection of another workspace is closed to make room; a connection in use is never taken.
+//!
+//! All policy is one synchronous state machine, the [`Registry`]: it is told what happened and answers
+//! with what to do. There is no runtime, no driver, no clock and no lock in this crate. Debts that cannot
+//! be cloned stand for every connection being opened, held or closed, so the count cannot drift.
+//!
+//! ```
+//! use std::time::Instant;
+//! use pool_core::{Acquire, Claim, Lru, Registry, RegistryConfig, Target, WorkspaceId};
+//!
+//! let now = Instant::now();
+//! let mut registry = Registry::<&str>::new(RegistryConfig::new(1, 1), Box::new(Lru::default()));
+//! let acme = Target::Workspace(WorkspaceId::new("acme")?);
+//!
+//! // Nothing is open yet: the caller queues, and an open is owed.
+//! let Acquire::Queued(ticket, effects) = registry.acquire(&acme, now) else { unreachable!() };
+//! let open = effects.opens.into_iter().next().expect("an open is owed");
+//!
+//! // The world has opened a connection: it is granted to the caller, who fetches it.
+//! let (_, effects) = registry.opened(open, "a connection", None, now);
+//! effects.wakes.wake();
+//! let Claim::Leased(leased) = registry.claim(ticket, &mut None) else { unreachable!() };
+//! assert_eq!(registry.stats().connections.in_use, 1);
+//!
+//! // It comes back and is idle, ready for the next caller.
+//! let effects = registry.release(leased.debt, leased.conn, now);
+//! assert!(effects.closes.is_empty());
+//! assert_eq!(registry.stats().connections.idle, 1);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! The tour: `docs/contract.md` (the laws), [`token`] (the debts), [`registry`] (the machine and its
+//! invariants), [`ports`] (what adapters implement).
+
+mod budget;
+pub mod error;
+mod ids;
+mod limits;
+mod links;
+mod lru;
+#[cfg(feature = "mock")]
+pub mod mock;
+mod naming;
+mod policy;
+pub mod ports;
+pub mod registry;
+pub mod stats;
+pub mod token;
+
+pub use error::{
+    AcquireError, CatalogError, DriverError, DriverErrorKind, LimitsError, NamingError, Phase, Pressure,
+    Stage, WorkspaceIdError,
+};
+pub use ids::{ConnectionId, Target, WORKSPACE_ID_BYTES_MAX, WorkspaceId};
+pub use limits::{Ceilings, Limits, OPENS_DEFAULT, PER_WORKSPACE_DEFAULT};
+pub use lru::Lru;
+pub use naming::{DATABASE_NAME_BYTES_MAX, DatabaseName, DatabaseNaming, PREFIX_BYTES_MAX, PrefixNaming};
+pub use policy::EvictionPolicy;
+pub use ports::{Catalog, Condition, Driver, Endpoint, Observer, WorkspacePools};
+pub use registry::{Acquire, Broken, Claim, GaveUp, Registry, RegistryConfig, View};
+pub use stats::{CloseReason, Counts, Event, PoolStats, ShareStats};
+pub use token::{CloseDebt, CloseWork, Effects, LeaseDebt, Leased, OpenWork, Ticket, Wakes};

@@ -1,0 +1,159 @@
+//! The hard ceilings, in connections. [`Limits`] is what somebody wishes; [`Ceilings`] is a wish that has
+//! been checked and divided into the two shares, and the only form the manager works with.
+
+use crate::error::LimitsError;
+
+/// The default ceiling of one workspace.
+pub const PER_WORKSPACE_DEFAULT: u32 = 10;
+/// The default number of simultaneous opens: the throughput of connecting levels off near it.
+pub const OPENS_DEFAULT: u32 = 8;
+
+/// Wished ceilings. There is no default for the budget itself: only its owner knows how many connections
+/// the server can spare.
+///
+/// ```
+/// use pool_core::Limits;
+///
+/// let ceilings = Limits::new(90).per_workspace(10).system(9).ceilings(0)?;
+/// assert_eq!(ceilings.workspaces() + ceilings.system(), 90);
+/// # Ok::<(), pool_core::LimitsError>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    total: u32,
+    per_workspace: Option<u32>,
+    system: Option<u32>,
+    opens: u32,
+}
+
+impl Limits {
+    /// A budget of `total` connections over all databases of the server, the system share and the
+    /// driver's own connections included.
+    pub const fn new(total: u32) -> Self {
+        Self { total, per_workspace: None, system: None, opens: OPENS_DEFAULT }
+    }
+
+    /// At most this many connections to one workspace (default: 10, or the workspaces' share if smaller).
+    pub const fn per_workspace(mut self, connections: u32) -> Self {
+        self.per_workspace = Some(connections);
+        self
+    }
+
+    /// Reserves this many for the system database and the driver's own use (default: a tenth of the
+    /// budget, at least 5, at most 20). Workspace traffic never uses them, nor system traffic more.
+    pub const fn system(mut self, connections: u32) -> Self {
+        self.system = Some(connections);
+        self
+    }
+
+    /// At most this many connections being opened at a time in each share (default: 8).
+    pub const fn simultaneous_opens(mut self, opens: u32) -> Self {
+        self.opens = opens;
+        self
+    }
+
+    /// Checks the wish and divides it. `control` is the number of connections that the driver keeps for
+    /// itself; they come out of the system share.
+    ///
+    /// # Errors
+    /// [`LimitsError`] says which ceiling cannot hold, with the numbers.
+    pub fn ceilings(self, control: u32) -> Result<Ceilings, LimitsError> {
+        let Self { total, opens, .. } = self;
+        if total == 0 {
+            return Err(LimitsError::NoBudget);
+        }
+        let system = self.system.unwrap_or((total / 10).clamp(5, 20));
+        if system >= total {
+            return Err(LimitsError::NothingForWorkspaces { total, system });
+        }
+        if system <= control {
+            return Err(LimitsError::SystemTooSmall { system, control });
+        }
+        let workspaces = total - system;
+        let per_workspace = self.per_workspace.unwrap_or(PER_WORKSPACE_DEFAULT.min(workspaces));
+        if per_workspace == 0 || per_workspace > workspaces {
+            return Err(LimitsError::PerWorkspace { per_workspace, workspaces });
+        }
+        if opens == 0 {
+            return Err(LimitsError::NoOpens);
+        }
+        Ok(Ceilings { workspaces, per_workspace, system, control, opens })
+    }
+}
+
+/// Checked ceilings. The two shares add up to the budget, so neither can starve the other (law B3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ceilings {
+    workspaces: u32,
+    per_workspace: u32,
+    system: u32,
+    control: u32,
+    opens: u32,
+}
+
+impl Ceilings {
+    /// The whole budget.
+    pub fn total(&self) -> u32 {
+        self.workspaces + self.system
+    }
+
+    /// What all workspaces share.
+    pub fn workspaces(&self) -> u32 {
+        self.workspaces
+    }
+
+    /// What one workspace may have.
+    pub fn per_workspace(&self) -> u32 {
+        self.per_workspace
+    }
+
+    /// The reserved share, the driver's own connections included.
+    pub fn system(&self) -> u32 {
+        self.system
+    }
+
+    /// The driver's own connections, part of the system share.
+    pub fn control(&self) -> u32 {
+        self.control
+    }
+
+    /// How many leases the system pool can hand out.
+    pub fn system_leases(&self) -> u32 {
+        self.system - self.control
+    }
+
+    /// How many opens may be under way in each share.
+    pub fn opens(&self) -> u32 {
+        self.opens
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case::small_gets_at_least_five(20, 5)]
+    #[case::a_tenth(90, 9)]
+    #[case::large_gets_at_most_twenty(1_000, 20)]
+    fn the_system_share_defaults_to_a_tenth_within_bounds(#[case] total: u32, #[case] system: u32) {
+        let ceilings = Limits::new(total).ceilings(1).unwrap();
+        assert_eq!(ceilings.system(), system);
+        assert_eq!(ceilings.total(), total);
+    }
+
+    #[rstest]
+    #[case::no_budget(Limits::new(0), "budget")]
+    #[case::nothing_left(Limits::new(5), "leaves nothing")]
+    #[case::system_too_large(Limits::new(20).system(20), "leaves nothing")]
+    #[case::system_eaten_by_the_driver(Limits::new(20).system(1), "driver")]
+    #[case::no_connection_per_workspace(Limits::new(20).per_workspace(0), "per workspace")]
+    #[case::per_workspace_over_the_share(Limits::new(20).per_workspace(16), "15")]
+    #[case::no_opens(Limits::new(20).simultaneous_opens(0), "open")]
+    fn limits_that_cannot_hold_are_refused_with_the_reason(#[case] limits: Limits, #[case] says: &str) {
+        let error = limits.ceilings(1).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+}

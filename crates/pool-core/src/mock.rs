@@ -1,0 +1,77 @@
+//! mockall mocks of the ports, for tests of interactions: did the caller make the call it should? For
+//! behaviour use the fakes of `pool-testkit`. Feature `mock`.
+//!
+//! ```
+//! use pool_core::mock::MockWorkspacePools;
+//! use pool_core::{PoolStats, WorkspacePools};
+//!
+//! let mut pools = MockWorkspacePools::<()>::new();
+//! pools.expect_stats().times(1).returning(PoolStats::default);
+//! assert_eq!(pools.stats().limit(), 0);
+//! ```
+#![allow(missing_docs)]
+
+use async_trait::async_trait;
+use mockall::mock;
+
+use crate::error::{AcquireError, DriverError};
+use crate::ids::{ConnectionId, WorkspaceId};
+use crate::naming::{DatabaseName, DatabaseNaming};
+use crate::policy::EvictionPolicy;
+use crate::ports::{Catalog, Observer, WorkspacePools};
+use crate::stats::{Event, PoolStats};
+
+mock! {
+    /// A mock of what an application depends on. `L` is the lease it hands out.
+    pub WorkspacePools<L: Send + Sync + 'static> {}
+
+    #[async_trait]
+    impl<L: Send + Sync + 'static> WorkspacePools for WorkspacePools<L> {
+        type Lease = L;
+        async fn acquire(&self, workspace: &WorkspaceId) -> Result<L, AcquireError>;
+        async fn close_workspace(&self, workspace: &WorkspaceId);
+        fn stats(&self) -> PoolStats;
+    }
+}
+
+mock! {
+    /// A mock of a catalog over connections `C`.
+    pub Catalog<C: Send + Sync + 'static> {}
+
+    #[async_trait]
+    impl<C: Send + Sync + 'static> Catalog<C> for Catalog<C> {
+        async fn ensure(&self, system: &mut C, workspace: &WorkspaceId) -> Result<bool, DriverError>;
+        async fn drop(&self, system: &mut C, workspace: &WorkspaceId) -> Result<bool, DriverError>;
+        async fn exists(&self, system: &mut C, workspace: &WorkspaceId) -> Result<bool, DriverError>;
+        async fn list(&self, system: &mut C) -> Result<Vec<WorkspaceId>, DriverError>;
+    }
+}
+
+mock! {
+    /// A mock of an observer.
+    pub Observer {}
+
+    impl Observer for Observer {
+        fn on<'a>(&self, event: &Event<'a>);
+    }
+}
+
+mock! {
+    /// A mock of an eviction policy.
+    pub EvictionPolicy {}
+
+    impl EvictionPolicy for EvictionPolicy {
+        fn touched(&mut self, connection: ConnectionId);
+        fn removed(&mut self, connection: ConnectionId);
+        fn victim(&self) -> Option<ConnectionId>;
+    }
+}
+
+mock! {
+    /// A mock of a naming scheme.
+    pub DatabaseNaming {}
+
+    impl DatabaseNaming for DatabaseNaming {
+        fn database(&self, workspace: &WorkspaceId) -> DatabaseName;
+    }
+}

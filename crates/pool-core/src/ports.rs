@@ -1,0 +1,117 @@
+//! The ports: what the engine asks of a driver, a catalog and an observer, and what an application asks
+//! of the engine. An adapter implements the first ones; an application depends on, and mocks, the last.
+
+use std::future::Future;
+
+use async_trait::async_trait;
+
+use crate::error::{AcquireError, DriverError};
+use crate::ids::{Target, WorkspaceId};
+use crate::naming::DatabaseName;
+use crate::stats::{Event, PoolStats};
+
+/// Where a connection goes: the target it will belong to, and that target's database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The system database or a workspace.
+    pub target: Target,
+    /// The database to connect to.
+    pub database: DatabaseName,
+}
+
+/// The state of a connection that came back, as far as can be told without asking the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// Known clean: no transaction, no half-read result, no query running.
+    Clean,
+    /// Not known to be clean: to be recycled.
+    Suspect,
+    /// Broken: to be closed.
+    Broken,
+}
+
+/// Opens, checks, cleans and closes the connections of one kind of server.
+///
+/// Every future may be dropped at any point; a connection whose future was dropped is inspected before
+/// anybody else gets it.
+pub trait Driver: Send + Sync + 'static {
+    /// A live session with one database.
+    type Connection: Send + 'static;
+    /// What is needed to end a session from outside, while somebody else holds the connection.
+    type Handle: Clone + Send + Sync + 'static;
+
+    /// Opens a session. Bounded by the caller's connect timeout; a server that is full for a moment is
+    /// to be asked again inside.
+    fn connect(
+        &self,
+        endpoint: &Endpoint,
+    ) -> impl Future<Output = Result<Self::Connection, DriverError>> + Send;
+
+    /// Asks whether the session lives: one round trip.
+    fn check(&self, conn: &mut Self::Connection) -> impl Future<Output = Result<(), DriverError>> + Send;
+
+    /// Tells what is known of a connection that came back. Synchronous and without a round trip; called
+    /// from `Drop`, perhaps outside a runtime.
+    fn inspect(&self, conn: &mut Self::Connection) -> Condition;
+
+    /// Makes a suspect connection clean: ends what still runs, reads what is half read, rolls back. An
+    /// error means that it is to be closed.
+    fn recycle(&self, conn: &mut Self::Connection) -> impl Future<Output = Result<(), DriverError>> + Send;
+
+    /// Ends the session, whatever it is doing, and returns when the server no longer counts it.
+    fn close(&self, conn: Self::Connection) -> impl Future<Output = ()> + Send;
+
+    /// What [`Driver::terminate`] needs to end this session.
+    fn handle(&self, conn: &Self::Connection) -> Self::Handle;
+
+    /// Ends sessions from outside, and returns when the server no longer counts them.
+    fn terminate(&self, handles: Vec<Self::Handle>) -> impl Future<Output = Result<(), DriverError>> + Send;
+
+    /// How many connections the driver may keep for its own use; they come out of the system share.
+    fn control_connections(&self) -> u32;
+
+    /// Ends the driver's own connections, after the last close. The driver is not used afterwards.
+    fn shutdown(&self) -> impl Future<Output = ()> + Send;
+}
+
+/// Creates, drops and finds workspaces' databases, with statements sent over the system connection that
+/// it is lent. What it learns is remembered by its caller, not here.
+#[async_trait]
+pub trait Catalog<C: Send>: Send + Sync {
+    /// Creates the database of `workspace` unless it exists. Returns whether it was created. Safe to
+    /// race with other processes.
+    async fn ensure(&self, system: &mut C, workspace: &WorkspaceId) -> Result<bool, DriverError>;
+
+    /// Drops the database of `workspace` if it exists, ending sessions that others still have there.
+    /// Returns whether it existed.
+    async fn drop(&self, system: &mut C, workspace: &WorkspaceId) -> Result<bool, DriverError>;
+
+    /// Whether the database of `workspace` exists.
+    async fn exists(&self, system: &mut C, workspace: &WorkspaceId) -> Result<bool, DriverError>;
+
+    /// The workspaces that have a database, in no particular order.
+    async fn list(&self, system: &mut C) -> Result<Vec<WorkspaceId>, DriverError>;
+}
+
+/// Is told what happens. Called outside the registry's lock, on whatever thread made it happen; must
+/// neither block nor panic.
+pub trait Observer: Send + Sync {
+    /// `event` has happened.
+    fn on(&self, event: &Event<'_>);
+}
+
+/// What an application depends on, and mocks in its unit tests.
+#[async_trait]
+pub trait WorkspacePools: Send + Sync {
+    /// A connection to one workspace's database, given back when dropped.
+    type Lease: Send;
+
+    /// A lease on a connection to `workspace`'s database.
+    async fn acquire(&self, workspace: &WorkspaceId) -> Result<Self::Lease, AcquireError>;
+
+    /// Closes all connections of `workspace`, waiting for those in use.
+    async fn close_workspace(&self, workspace: &WorkspaceId);
+
+    /// A consistent snapshot.
+    fn stats(&self) -> PoolStats;
+}

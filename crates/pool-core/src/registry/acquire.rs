@@ -1,0 +1,219 @@
+//! Ask, queue, fetch the answer, give up.
+
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::Instant;
+
+use super::planted::Bug;
+use super::{ConnState, Registry, Waiter, WaiterState, u32_of};
+use crate::budget::SlotState;
+use crate::error::{AcquireError, DriverError, Pressure, Stage};
+use crate::ids::{ConnectionId, Target};
+use crate::stats::CloseReason;
+use crate::token::{Effects, LeaseDebt, Leased, Ticket};
+
+/// The answer to `acquire`.
+#[derive(Debug)]
+#[must_use]
+pub enum Acquire<C> {
+    /// Served at once by an idle connection.
+    Leased(Leased<C>),
+    /// In the queue. Perform the effects, then claim until the answer is there.
+    Queued(Ticket, Effects<C>),
+    /// Not now; the error says why.
+    Refused(AcquireError),
+}
+
+/// The answer to `claim`.
+#[derive(Debug)]
+#[must_use]
+pub enum Claim<C> {
+    /// Not yet; the ticket back.
+    Waiting(Ticket),
+    /// Served.
+    Leased(Leased<C>),
+    /// It will not be served.
+    Failed(AcquireError),
+}
+
+/// What a caller that gave up was waiting for.
+#[derive(Debug)]
+#[must_use]
+pub struct GaveUp<C> {
+    /// What was missing.
+    pub waiting_for: Stage,
+    /// How full things were.
+    pub pressure: Pressure,
+    /// Why the last open for the target failed, if it did.
+    pub last_failure: Option<Arc<DriverError>>,
+    /// To be performed: a grant that met nobody goes to the next.
+    pub effects: Effects<C>,
+}
+
+/// Where in its target's queue a waiter goes.
+enum Place {
+    Back,
+    /// For a caller that had been served already, with a connection that turned out to be broken.
+    Front,
+}
+
+impl<C> Registry<C> {
+    /// Asks for a connection to `target`. Cost: one hash of the target; no allocation when a connection
+    /// is idle.
+    pub fn acquire(&mut self, target: &Target, now: Instant) -> Acquire<C> {
+        if self.closed {
+            return Acquire::Refused(AcquireError::Closed);
+        }
+        if let Some(ws) = self.by_target.get(target).copied() {
+            if self.workspace(ws).closers > 0 {
+                return Acquire::Refused(AcquireError::WorkspaceClosing { target: target.clone() });
+            }
+            if let Some(leased) = self.lease_idle(ws, now) {
+                return Acquire::Leased(leased);
+            }
+        }
+        self.queue(target, Place::Back, now)
+    }
+
+    /// Discards a leased connection that proved broken before its caller saw it, and asks again for
+    /// another one at the front of the queue (law L3).
+    pub fn replace(&mut self, debt: LeaseDebt, conn: C, now: Instant) -> (Acquire<C>, Effects<C>) {
+        let ws = self.conns[debt.id.index()].workspace;
+        let target = self.workspace(ws).target.clone();
+        // The discard comes first so that the slot on its way out is seen, but it must not feed the
+        // queue before this caller is back in it.
+        let mut effects = Effects::default();
+        self.note_breakage(now);
+        self.retire_leased(debt, conn, CloseReason::Broken, &mut effects);
+        let again = self.acquire_again(ws, &target, now);
+        self.settle(ws, now, &mut effects);
+        (again, effects)
+    }
+
+    fn acquire_again(&mut self, ws: u32, target: &Target, now: Instant) -> Acquire<C> {
+        if self.closed {
+            return Acquire::Refused(AcquireError::Closed);
+        }
+        if self.workspace(ws).closers > 0 {
+            return Acquire::Refused(AcquireError::WorkspaceClosing { target: target.clone() });
+        }
+        match self.lease_idle(ws, now) {
+            Some(leased) => Acquire::Leased(leased),
+            None => self.queue(target, Place::Front, now),
+        }
+    }
+
+    /// Fetches the answer to a ticket, or leaves `waker` to be told of it. A waker left before comes back
+    /// in `waker`, to be dropped outside the lock.
+    pub fn claim(&mut self, ticket: Ticket, waker: &mut Option<Waker>) -> Claim<C> {
+        let waiter = &mut self.waiters[ticket.waiter as usize];
+        if let WaiterState::Queued = waiter.state {
+            std::mem::swap(&mut waiter.waker, waker);
+            return Claim::Waiting(ticket);
+        }
+        let Waiter { workspace, state, .. } = self.waiters.remove(ticket.waiter as usize);
+        self.workspace_mut(workspace).answered -= 1;
+        self.forget_if_spent(workspace);
+        match state {
+            WaiterState::Granted(leased) => Claim::Leased(leased),
+            WaiterState::Failed(error) => Claim::Failed(error),
+            WaiterState::Queued => Claim::Waiting(ticket),
+        }
+    }
+
+    /// Gives up a place in the queue. It leaves no trace, and a grant that met it goes to the next
+    /// (law W4).
+    pub fn give_up(&mut self, ticket: Ticket, now: Instant) -> GaveUp<C> {
+        let ws = self.waiters[ticket.waiter as usize].workspace;
+        let mut gave_up = GaveUp {
+            waiting_for: self.stage(ws),
+            pressure: self.pressure(ws),
+            last_failure: self.last_failure(&self.workspace(ws).target),
+            effects: Effects::default(),
+        };
+        let id = ticket.waiter;
+        let waiter = self.waiters.remove(id as usize);
+        match waiter.state {
+            WaiterState::Queued => self.unqueue(ws, id),
+            WaiterState::Granted(leased) => {
+                self.workspace_mut(ws).answered -= 1;
+                if !self.has_bug(Bug::GrantLostOnCancel) {
+                    self.take_back(leased.debt, leased.conn, now, &mut gave_up.effects);
+                }
+            }
+            WaiterState::Failed(_) => self.workspace_mut(ws).answered -= 1,
+        }
+        self.settle(ws, now, &mut gave_up.effects);
+        gave_up
+    }
+
+    /// The most recently used idle connection of `ws`: the one most likely to be warm and alive.
+    fn lease_idle(&mut self, ws: u32, now: Instant) -> Option<Leased<C>> {
+        let id = {
+            let workspace = &mut self.workspaces[ws as usize];
+            workspace.idle.pop_back(&mut self.idle_links)?
+        };
+        self.policy.removed(ConnectionId(id));
+        self.workspace_mut(ws).in_use += 1;
+        let entry = &mut self.conns[id as usize];
+        let ConnState::Idle { conn, since } = std::mem::replace(&mut entry.state, ConnState::InUse) else {
+            unreachable!("only idle connections are in an idle list")
+        };
+        self.budget.shift(&mut entry.slot, SlotState::InUse);
+        self.totals.acquired += 1;
+        self.totals.hits += 1;
+        let stale = now.saturating_duration_since(since) > self.config.check_after;
+        let suspect = self.broken_at.is_some_and(|broken| since <= broken);
+        let debt = LeaseDebt { id: ConnectionId(id) };
+        Some(Leased { conn, debt, check_first: stale || suspect, waited: None })
+    }
+
+    fn queue(&mut self, target: &Target, place: Place, now: Instant) -> Acquire<C> {
+        if let Some(refusal) = self.refusal(target, now) {
+            return Acquire::Refused(refusal);
+        }
+        let ws = self.entry(target);
+        let waiter = Waiter { workspace: ws, since: now, waker: None, state: WaiterState::Queued };
+        let id = u32_of(self.waiters.insert(waiter));
+        let queue = &mut self.workspaces[ws as usize].waiters;
+        match place {
+            Place::Back => queue.push_back(&mut self.waiter_links, id),
+            Place::Front => queue.push_front(&mut self.waiter_links, id),
+        }
+        let mut effects = Effects::default();
+        self.settle(ws, now, &mut effects);
+        Acquire::Queued(Ticket { waiter: id }, effects)
+    }
+
+    /// While a target backs off, only its connections in use could serve a waiter; with none of them,
+    /// the caller is told at once (laws O3 and O4).
+    fn refusal(&self, target: &Target, now: Instant) -> Option<AcquireError> {
+        let failure = self.failures.get(target).filter(|failure| failure.retry_at > now)?;
+        let in_use = self.by_target.get(target).is_some_and(|ws| self.workspace(*ws).in_use > 0);
+        (!in_use).then(|| failure.to_error(target, now))
+    }
+
+    fn stage(&self, ws: u32) -> Stage {
+        let ws = self.workspace(ws);
+        if ws.opening {
+            Stage::Opening
+        } else if ws.counted() >= self.config.per_target {
+            Stage::WorkspaceCeiling
+        } else if self.budget.is_full() {
+            Stage::Budget
+        } else {
+            Stage::Opening
+        }
+    }
+
+    fn pressure(&self, ws: u32) -> Pressure {
+        Pressure {
+            in_use: self.budget.count(SlotState::InUse),
+            counted: self.budget.counted(),
+            limit: self.config.limit,
+            target_counted: self.workspace(ws).counted(),
+            target_limit: self.config.per_target,
+            waiting: self.waiting(),
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! The registry: all policy of one share of the budget, as one synchronous state machine. It is told
+//! what happened and answers with what to do; it performs nothing, reads no clock, takes no lock, and
+//! never drops a connection (one leaves it inside a token). Generic in `C` without a bound, so it could
+//! not do I/O if it wanted to.
+//!
+//! The transitions, by file:
+//! - [`acquire`]: `acquire`, `replace`, `claim`, `give_up`;
+//! - [`open`]: `opened`, `open_failed`, `open_is_slow`, `retry`, `forgive`;
+//! - [`release`]: `release`, `discard`, `closed`, `expire`;
+//! - [`closing`]: `begin_close`, `end_close`, `close_all`;
+//! - [`waiters`]: who is served next; called at the end of every transition;
+//! - [`invariants`]: `check`, every law that holds between transitions, and `view`.
+
+mod acquire;
+mod closing;
+mod invariants;
+mod open;
+mod planted;
+mod release;
+mod waiters;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use slab::Slab;
+
+use crate::budget::{Budget, Slot, SlotState};
+use crate::error::{AcquireError, DriverError};
+use crate::ids::Target;
+use crate::links::{Chain, Links};
+use crate::policy::EvictionPolicy;
+use crate::stats::{Counts, ShareStats};
+use crate::token::Leased;
+
+pub use acquire::{Acquire, Claim, GaveUp};
+pub use invariants::{Broken, View, WorkspaceView};
+#[cfg(feature = "planted-bugs")]
+pub use planted::Bug;
+
+/// The settings of one share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegistryConfig {
+    /// The ceiling of the share, in connections.
+    pub limit: u32,
+    /// The ceiling of one target.
+    pub per_target: u32,
+    /// Opens under way at a time; one that is known to be slow does not count.
+    pub opens: u32,
+    /// How long the eldest waiter of another target may wait before a connection that comes back is
+    /// closed for it, although its own target has callers waiting. About one connect.
+    pub turn: Duration,
+    /// A connection idle longer than this is to be checked before use.
+    pub check_after: Duration,
+    /// A connection idle longer than this is closed by `expire`; none keeps it for ever.
+    pub idle_timeout: Option<Duration>,
+    /// The pause after a first failed open; doubled with every further one.
+    pub backoff_first: Duration,
+    /// The longest pause.
+    pub backoff_max: Duration,
+}
+
+impl RegistryConfig {
+    /// The defaults, for a share of `limit` connections and `per_target` of them for one target.
+    pub fn new(limit: u32, per_target: u32) -> Self {
+        Self {
+            limit,
+            per_target,
+            opens: crate::limits::OPENS_DEFAULT,
+            turn: Duration::from_millis(3),
+            check_after: Duration::from_millis(500),
+            idle_timeout: Some(Duration::from_mins(5)),
+            backoff_first: Duration::from_millis(50),
+            backoff_max: Duration::from_secs(5),
+        }
+    }
+}
+
+/// The state machine of one share. See the module's front page.
+pub struct Registry<C> {
+    config: RegistryConfig,
+    budget: Budget,
+    by_target: HashMap<Target, u32>,
+    workspaces: Slab<Workspace>,
+    conns: Slab<Conn<C>>,
+    idle_links: Links,
+    waiters: Slab<Waiter<C>>,
+    waiter_links: Links,
+    /// The targets that want to open and may, in turn.
+    turns: Chain,
+    turn_links: Links,
+    /// Opens that count against the limit on simultaneous ones.
+    permits_taken: u32,
+    policy: Box<dyn EvictionPolicy>,
+    failures: HashMap<Target, Failure>,
+    broken_at: Option<Instant>,
+    closed: bool,
+    totals: Totals,
+    #[cfg(feature = "planted-bugs")]
+    planted: Option<Bug>,
+}
+
+/// A target with a connection, a waiter or a close under way; it has no entry otherwise.
+struct Workspace {
+    target: Target,
+    in_use: u32,
+    opening: bool,
+    closing: u32,
+    /// Most recently used at the back.
+    idle: Chain,
+    /// First come at the front; only the queued ones.
+    waiters: Chain,
+    /// Waiters that have been answered and have not fetched the answer yet.
+    answered: u32,
+    /// How many closes of this target are under way; it takes no new work until they end.
+    closers: u32,
+}
+
+struct Conn<C> {
+    workspace: u32,
+    slot: Slot,
+    retire_at: Option<Instant>,
+    state: ConnState<C>,
+}
+
+enum ConnState<C> {
+    Idle { conn: C, since: Instant },
+    InUse,
+}
+
+struct Waiter<C> {
+    workspace: u32,
+    since: Instant,
+    waker: Option<Waker>,
+    state: WaiterState<C>,
+}
+
+enum WaiterState<C> {
+    Queued,
+    /// Owned here until it is fetched, so that a cancelled caller cannot lose it.
+    Granted(Leased<C>),
+    Failed(AcquireError),
+}
+
+/// The memory of failed opens, kept apart from the entries so that it costs no budget.
+struct Failure {
+    error: Arc<DriverError>,
+    pause: Duration,
+    retry_at: Instant,
+}
+
+#[derive(Default)]
+struct Totals {
+    peak: u32,
+    opened: u64,
+    closed: u64,
+    evicted: u64,
+    open_failures: u64,
+    acquired: u64,
+    hits: u64,
+}
+
+impl<C> Registry<C> {
+    /// An empty registry.
+    pub fn new(config: RegistryConfig, policy: Box<dyn EvictionPolicy>) -> Self {
+        Self {
+            budget: Budget::new(config.limit),
+            config,
+            by_target: HashMap::new(),
+            workspaces: Slab::new(),
+            conns: Slab::new(),
+            idle_links: Links::default(),
+            waiters: Slab::new(),
+            waiter_links: Links::default(),
+            turns: Chain::default(),
+            turn_links: Links::default(),
+            permits_taken: 0,
+            policy,
+            failures: HashMap::new(),
+            broken_at: None,
+            closed: false,
+            totals: Totals::default(),
+            #[cfg(feature = "planted-bugs")]
+            planted: None,
+        }
+    }
+
+    /// A snapshot whose sums agree. Cost: O(1).
+    pub fn stats(&self) -> ShareStats {
+        let totals = &self.totals;
+        ShareStats {
+            limit: self.budget.limit(),
+            connections: self.counts(),
+            peak: totals.peak,
+            waiting: self.waiting(),
+            targets: u32_of(self.workspaces.len()),
+            opened: totals.opened,
+            closed: totals.closed,
+            evicted: totals.evicted,
+            open_failures: totals.open_failures,
+            acquired: totals.acquired,
+            hits: totals.hits,
+        }
+    }
+
+    /// The connections of one target, by state; all zero for one that has none.
+    pub fn target_counts(&self, target: &Target) -> Counts {
+        let Some(ws) = self.by_target.get(target) else { return Counts::default() };
+        let ws = self.workspace(*ws);
+        Counts { in_use: ws.in_use, idle: ws.idle.len(), opening: u32::from(ws.opening), closing: ws.closing }
+    }
+
+    /// Whether no connection of `target` is left in any state.
+    pub fn is_drained(&self, target: &Target) -> bool {
+        self.target_counts(target).total() == 0
+    }
+
+    /// Whether no connection at all is left in any state.
+    pub fn is_empty(&self) -> bool {
+        self.budget.counted() == 0
+    }
+
+    /// Whether `close_all` has been called.
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    fn counts(&self) -> Counts {
+        Counts {
+            in_use: self.budget.count(SlotState::InUse),
+            idle: self.budget.count(SlotState::Idle),
+            opening: self.budget.count(SlotState::Opening),
+            closing: self.budget.count(SlotState::Closing),
+        }
+    }
+
+    fn waiting(&self) -> u32 {
+        u32_of(self.waiters.len())
+    }
+
+    fn workspace(&self, ws: u32) -> &Workspace {
+        &self.workspaces[ws as usize]
+    }
+
+    fn workspace_mut(&mut self, ws: u32) -> &mut Workspace {
+        &mut self.workspaces[ws as usize]
+    }
+
+    /// The entry of `target`, made if there is none.
+    fn entry(&mut self, target: &Target) -> u32 {
+        if let Some(ws) = self.by_target.get(target) {
+            return *ws;
+        }
+        let ws = u32_of(self.workspaces.insert(Workspace {
+            target: target.clone(),
+            in_use: 0,
+            opening: false,
+            closing: 0,
+            idle: Chain::default(),
+            waiters: Chain::default(),
+            answered: 0,
+            closers: 0,
+        }));
+        self.by_target.insert(target.clone(), ws);
+        ws
+    }
+}
+
+impl Workspace {
+    /// What counts against the ceiling of one target.
+    fn counted(&self) -> u32 {
+        self.in_use + self.idle.len() + u32::from(self.opening) + self.closing
+    }
+
+    fn is_spent(&self) -> bool {
+        self.counted() == 0 && self.waiters.is_empty() && self.answered == 0 && self.closers == 0
+    }
+}
+
+/// Slab indices stay far below 2^32: each stands for a connection, a waiter or a workspace in memory.
+#[allow(clippy::cast_possible_truncation)]
+fn u32_of(index: usize) -> u32 {
+    index as u32
+}

@@ -1,0 +1,147 @@
+//! Give back, discard, expire, and the end of a close.
+
+use std::time::Instant;
+
+use super::{ConnState, Registry};
+use crate::budget::SlotState;
+use crate::ids::ConnectionId;
+use crate::stats::CloseReason;
+use crate::token::{CloseDebt, CloseWork, Effects, LeaseDebt};
+
+impl<C> Registry<C> {
+    /// A connection came back clean. Cost without waiters: O(1), no allocation.
+    pub fn release(&mut self, debt: LeaseDebt, conn: C, now: Instant) -> Effects<C> {
+        let ws = self.conns[debt.id.index()].workspace;
+        let mut effects = Effects::default();
+        self.take_back(debt, conn, now, &mut effects);
+        self.settle(ws, now, &mut effects);
+        effects
+    }
+
+    /// A connection came back broken, or could not be made clean. Connections that were idle at this
+    /// moment are checked before their next use, for they may have broken with it.
+    pub fn discard(&mut self, debt: LeaseDebt, conn: C, now: Instant) -> Effects<C> {
+        let ws = self.conns[debt.id.index()].workspace;
+        let mut effects = Effects::default();
+        self.note_breakage(now);
+        self.retire_leased(debt, conn, CloseReason::Broken, &mut effects);
+        self.settle(ws, now, &mut effects);
+        effects
+    }
+
+    /// The server no longer counts a connection: its slot is free.
+    pub fn closed(&mut self, debt: CloseDebt, now: Instant) -> Effects<C> {
+        let CloseDebt { workspace: ws, slot, .. } = debt;
+        self.budget.free(slot);
+        self.totals.closed += 1;
+        self.workspace_mut(ws).closing -= 1;
+        let mut effects = Effects::default();
+        self.settle(ws, now, &mut effects);
+        effects
+    }
+
+    /// Closes what has been idle too long or has lived too long, and forgets old failures. To be called
+    /// now and then; costs a pass over the connections.
+    pub fn expire(&mut self, now: Instant) -> Effects<C> {
+        self.forget_old_failures(now);
+        let idle_timeout = self.config.idle_timeout;
+        let due = |retire_at: Option<Instant>, since: Instant| {
+            if retire_at.is_some_and(|at| at <= now) {
+                return Some(CloseReason::Lifetime);
+            }
+            let idle_for = now.saturating_duration_since(since);
+            idle_timeout.is_some_and(|timeout| idle_for >= timeout).then_some(CloseReason::IdleTimeout)
+        };
+        let expired: Vec<_> = self
+            .conns
+            .iter()
+            .filter_map(|(id, entry)| match entry.state {
+                ConnState::Idle { since, .. } => Some((id, due(entry.retire_at, since)?)),
+                ConnState::InUse => None,
+            })
+            .collect();
+        let closes = expired
+            .into_iter()
+            .map(|(id, reason)| self.retire_idle(ConnectionId(super::u32_of(id)), reason))
+            .collect();
+        Effects { closes, ..Effects::default() }
+    }
+
+    /// Takes a clean connection back: retired if its time has come, else placed.
+    pub(super) fn take_back(&mut self, debt: LeaseDebt, conn: C, now: Instant, effects: &mut Effects<C>) {
+        let lived = self.conns[debt.id.index()].retire_at.is_some_and(|at| at <= now);
+        if lived && !self.closed {
+            return self.retire_leased(debt, conn, CloseReason::Lifetime, effects);
+        }
+        if self.must_yield(self.conns[debt.id.index()].workspace, now) {
+            return self.retire_leased(debt, conn, CloseReason::Yielded, effects);
+        }
+        self.place(debt, conn, now, effects);
+    }
+
+    /// Decides what a connection that nobody holds is for: a close under way, its own target's eldest
+    /// waiter, or the idle set. One that was just opened comes here directly: it is its target's turn.
+    pub(super) fn place(&mut self, debt: LeaseDebt, conn: C, now: Instant, effects: &mut Effects<C>) {
+        let ws = self.conns[debt.id.index()].workspace;
+        if self.closed {
+            self.retire_leased(debt, conn, CloseReason::PoolClosed, effects);
+        } else if self.workspace(ws).closers > 0 {
+            self.retire_leased(debt, conn, CloseReason::WorkspaceClosed, effects);
+        } else if self.workspace(ws).waiters.is_empty() {
+            self.make_idle(debt, conn, now);
+        } else {
+            self.grant_eldest(ws, debt, conn, now, effects);
+        }
+    }
+
+    pub(super) fn note_breakage(&mut self, now: Instant) {
+        self.broken_at = Some(now);
+    }
+
+    /// Turns a connection in hand into a close.
+    pub(super) fn retire_leased(
+        &mut self,
+        debt: LeaseDebt,
+        conn: C,
+        reason: CloseReason,
+        effects: &mut Effects<C>,
+    ) {
+        let ws = self.conns[debt.id.index()].workspace;
+        self.workspace_mut(ws).in_use -= 1;
+        effects.closes.push(self.retire(debt.id, conn, reason));
+    }
+
+    /// Turns an idle connection into a close.
+    pub(super) fn retire_idle(&mut self, id: ConnectionId, reason: CloseReason) -> CloseWork<C> {
+        let entry = &mut self.conns[id.index()];
+        let ConnState::Idle { conn, .. } = std::mem::replace(&mut entry.state, ConnState::InUse) else {
+            unreachable!("only idle connections are retired from the idle set")
+        };
+        let ws = entry.workspace;
+        self.policy.removed(id);
+        self.workspaces[ws as usize].idle.remove(&mut self.idle_links, id.0);
+        self.retire(id, conn, reason)
+    }
+
+    fn retire(&mut self, id: ConnectionId, conn: C, reason: CloseReason) -> CloseWork<C> {
+        let entry = self.conns.remove(id.index());
+        let (ws, mut slot) = (entry.workspace, entry.slot);
+        self.budget.shift(&mut slot, SlotState::Closing);
+        self.totals.evicted += u64::from(matches!(reason, CloseReason::Evicted | CloseReason::Yielded));
+        let workspace = self.workspace_mut(ws);
+        workspace.closing += 1;
+        let target = workspace.target.clone();
+        CloseWork { conn, debt: CloseDebt { target, id, workspace: ws, slot, reason } }
+    }
+
+    fn make_idle(&mut self, debt: LeaseDebt, conn: C, now: Instant) {
+        let id = debt.id;
+        let entry = &mut self.conns[id.index()];
+        entry.state = ConnState::Idle { conn, since: now };
+        self.budget.shift(&mut entry.slot, SlotState::Idle);
+        let workspace = &mut self.workspaces[entry.workspace as usize];
+        workspace.in_use -= 1;
+        workspace.idle.push_back(&mut self.idle_links, id.0);
+        self.policy.touched(id);
+    }
+}

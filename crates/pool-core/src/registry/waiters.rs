@@ -1,0 +1,154 @@
+//! First come first served within a target, in turn between targets. [`Registry::settle`] ends every
+//! transition: it brings the ring of turns up to date and hands out what can be handed out, so that a
+//! free slot and an eligible waiter never coexist (law W3).
+
+use std::time::Instant;
+
+use super::planted::Bug;
+use super::{Registry, WaiterState};
+use crate::error::AcquireError;
+use crate::stats::CloseReason;
+use crate::token::{Effects, LeaseDebt, Leased, OpenWork};
+
+impl<C> Registry<C> {
+    /// Brings the world up to date after something about `ws` changed.
+    pub(super) fn settle(&mut self, ws: u32, now: Instant, effects: &mut Effects<C>) {
+        self.review_turn(ws, now);
+        self.feed(effects);
+        let workspace = self.workspace(ws);
+        effects.drained |= workspace.closers > 0 && workspace.counted() == 0;
+        effects.drained |= self.closed && self.is_empty();
+        self.forget_if_spent(ws);
+    }
+
+    /// A target that has callers waiting and could open a connection stands in the ring of turns. It
+    /// keeps its place while it stays eligible, and starts at the back when it becomes so again.
+    fn review_turn(&mut self, ws: u32, now: Instant) {
+        let (wants, stands) = (self.may_open(ws, now), self.turn_links.is_linked(ws));
+        if wants && !stands {
+            self.turns.push_back(&mut self.turn_links, ws);
+        } else if !wants && stands {
+            self.turns.remove(&mut self.turn_links, ws);
+        }
+    }
+
+    /// Whether `ws` is eligible for a slot: one open at a time, below its ceiling, not backing off. A
+    /// target with a queue beyond that rather inherits its own connections as they come back.
+    pub(super) fn may_open(&self, ws: u32, now: Instant) -> bool {
+        let workspace = self.workspace(ws);
+        !workspace.waiters.is_empty()
+            && !workspace.opening
+            && workspace.counted() < self.config.per_target
+            && workspace.closers == 0
+            && !self.closed
+            && !self.is_backing_off(&workspace.target, now)
+    }
+
+    /// Starts opens while there is room, then makes room for the opens that could start at once if there
+    /// were some. Room is made only when there is none (law E3), and only as much as is wanted, so that a
+    /// queue of misses does not empty the idle set.
+    pub(super) fn feed(&mut self, effects: &mut Effects<C>) {
+        while self.permits_taken < self.config.opens
+            && let Some(ws) = self.turns.front()
+            && let Some(slot) = self.budget.reserve()
+        {
+            self.turns.remove(&mut self.turn_links, ws);
+            self.permits_taken += 1;
+            self.totals.peak = self.totals.peak.max(self.budget.counted());
+            let workspace = self.workspace_mut(ws);
+            workspace.opening = true;
+            let target = workspace.target.clone();
+            effects.opens.push(OpenWork { target, workspace: ws, slot, holds_permit: true });
+        }
+        if self.has_bug(Bug::NoEviction) {
+            return;
+        }
+        while self.budget.is_full()
+            && self.slots_coming() < self.opens_wanted()
+            && let Some(victim) = self.policy.victim()
+        {
+            effects.closes.push(self.retire_idle(victim, CloseReason::Evicted));
+        }
+    }
+
+    /// How many opens would start now if there were slots.
+    fn opens_wanted(&self) -> u32 {
+        self.turns.len().min(self.config.opens - self.permits_taken.min(self.config.opens))
+    }
+
+    fn slots_coming(&self) -> u32 {
+        self.budget.count(crate::budget::SlotState::Closing)
+    }
+
+    /// Whether a connection of `ws` that came back must be closed for another target although callers of
+    /// `ws` wait for it (law W2). The slots already on their way serve the first targets of the ring; the
+    /// first one they do not reach decides, by how long its eldest waiter has waited.
+    pub(super) fn must_yield(&self, ws: u32, now: Instant) -> bool {
+        if self.workspace(ws).waiters.is_empty() {
+            return false;
+        }
+        let coming = self.slots_coming();
+        if !self.budget.is_full() || coming >= self.opens_wanted() {
+            return false;
+        }
+        let mut unreached = self.turns.iter(&self.turn_links).skip(coming as usize);
+        let Some(next) = unreached.find(|other| *other != ws) else { return false };
+        self.eldest_since(next).is_some_and(|since| {
+            now.saturating_duration_since(since) >= self.config.turn && !self.has_bug(Bug::NeverYields)
+        })
+    }
+
+    fn eldest_since(&self, ws: u32) -> Option<Instant> {
+        let eldest = self.workspace(ws).waiters.front()?;
+        Some(self.waiters[eldest as usize].since)
+    }
+
+    /// Hands a connection to the eldest waiter of its target.
+    pub(super) fn grant_eldest(
+        &mut self,
+        ws: u32,
+        debt: LeaseDebt,
+        conn: C,
+        now: Instant,
+        effects: &mut Effects<C>,
+    ) {
+        let queue = &self.workspace(ws).waiters;
+        let eldest = if self.has_bug(Bug::LastComeFirstServed) { queue.back() } else { queue.front() };
+        let Some(id) = eldest else { unreachable!("a grant is made only to a queue that is not empty") };
+        self.totals.acquired += 1;
+        let since = self.waiters[id as usize].since;
+        let waited = Some(now.saturating_duration_since(since));
+        let leased = Leased { conn, debt, check_first: false, waited };
+        self.answer(ws, id, WaiterState::Granted(leased), effects);
+    }
+
+    /// Tells all queued waiters of `ws` that they will not be served.
+    pub(super) fn fail_waiters(&mut self, ws: u32, why: &AcquireError, effects: &mut Effects<C>) {
+        while let Some(id) = self.workspace(ws).waiters.front() {
+            self.answer(ws, id, WaiterState::Failed(why.clone()), effects);
+        }
+    }
+
+    /// Takes a waiter that gave up out of the queue.
+    pub(super) fn unqueue(&mut self, ws: u32, id: u32) {
+        self.workspaces[ws as usize].waiters.remove(&mut self.waiter_links, id);
+    }
+
+    /// A target without connections, waiters and closes has no entry (law E4).
+    pub(super) fn forget_if_spent(&mut self, ws: u32) {
+        if self.workspaces.get(ws as usize).is_some_and(super::Workspace::is_spent) {
+            let workspace = self.workspaces.remove(ws as usize);
+            self.by_target.remove(&workspace.target);
+        }
+    }
+
+    fn answer(&mut self, ws: u32, id: u32, answer: WaiterState<C>, effects: &mut Effects<C>) {
+        self.unqueue(ws, id);
+        self.workspace_mut(ws).answered += 1;
+        let waiter = &mut self.waiters[id as usize];
+        waiter.state = answer;
+        if !self.has_bug(Bug::LostWakeUp) {
+            effects.wakes.0.extend(self.waiters[id as usize].waker.take());
+        }
+    }
+}

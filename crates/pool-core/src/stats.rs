@@ -1,0 +1,150 @@
+//! Snapshots whose sums agree, and the events that observers are told.
+
+use std::ops::Add;
+use std::time::Duration;
+
+use crate::ids::Target;
+
+/// Connections by state. The sum is what counts against a ceiling (law S1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Held by callers, or being made clean after they let go.
+    pub in_use: u32,
+    /// Ready to be handed out.
+    pub idle: u32,
+    /// Being opened.
+    pub opening: u32,
+    /// Being closed; over when the server has let go.
+    pub closing: u32,
+}
+
+impl Counts {
+    /// All of them.
+    pub fn total(self) -> u32 {
+        self.in_use + self.idle + self.opening + self.closing
+    }
+}
+
+impl Add for Counts {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            in_use: self.in_use + other.in_use,
+            idle: self.idle + other.idle,
+            opening: self.opening + other.opening,
+            closing: self.closing + other.closing,
+        }
+    }
+}
+
+/// One share (the workspaces', or the system's) at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShareStats {
+    /// The ceiling of the share.
+    pub limit: u32,
+    /// Connections by state.
+    pub connections: Counts,
+    /// The most that ever counted at a time.
+    pub peak: u32,
+    /// Callers in the queues.
+    pub waiting: u32,
+    /// Targets with a connection, a waiter or a close under way.
+    pub targets: u32,
+    /// Connections opened since the start.
+    pub opened: u64,
+    /// Connections closed since the start, the server's word included.
+    pub closed: u64,
+    /// Of the closed, those closed to make room for another workspace.
+    pub evicted: u64,
+    /// Opens that failed.
+    pub open_failures: u64,
+    /// Leases handed out.
+    pub acquired: u64,
+    /// Of those, the ones served by an idle connection at once.
+    pub hits: u64,
+}
+
+/// A consistent snapshot of the whole manager.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolStats {
+    /// The workspaces' share.
+    pub workspaces: ShareStats,
+    /// The system share, without the driver's own connections.
+    pub system: ShareStats,
+    /// Connections that the driver keeps for itself, out of the system share.
+    pub control: u32,
+}
+
+impl PoolStats {
+    /// Both shares together.
+    pub fn connections(&self) -> Counts {
+        self.workspaces.connections + self.system.connections
+    }
+
+    /// The whole budget.
+    pub fn limit(&self) -> u32 {
+        self.workspaces.limit + self.system.limit + self.control
+    }
+}
+
+/// Why a connection was closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum CloseReason {
+    /// Idle, and another workspace needed the slot.
+    Evicted,
+    /// Its workspace had callers waiting, but it was another workspace's turn.
+    Yielded,
+    /// Idle longer than the idle timeout.
+    IdleTimeout,
+    /// Older than the maximum lifetime.
+    Lifetime,
+    /// Broken, or not to be made clean.
+    Broken,
+    /// Its workspace is being closed.
+    WorkspaceClosed,
+    /// The manager is being closed.
+    PoolClosed,
+}
+
+/// What happened, for observers. Borrowed, so that telling costs no allocation.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// A connection was opened.
+    Opened {
+        /// To whom.
+        target: &'a Target,
+        /// How long it took.
+        took: Duration,
+    },
+    /// An open failed.
+    OpenFailed {
+        /// To whom.
+        target: &'a Target,
+        /// The cause.
+        error: &'a crate::error::DriverError,
+    },
+    /// A connection is gone, as the server sees it.
+    Closed {
+        /// Whose it was.
+        target: &'a Target,
+        /// Why.
+        reason: CloseReason,
+    },
+    /// A caller got a lease.
+    Acquired {
+        /// For whom.
+        target: &'a Target,
+        /// How long it stood in the queue.
+        waited: Duration,
+    },
+    /// A caller gave up: its time ran out.
+    TimedOut {
+        /// For whom.
+        target: &'a Target,
+        /// How long it waited.
+        waited: Duration,
+    },
+}

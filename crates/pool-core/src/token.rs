@@ -1,0 +1,164 @@
+//! Debts: what the registry asks of the world, and what the world owes the registry. Each is must-use,
+//! cannot be cloned, has private fields, and is consumed by exactly one report. As long as every debt is
+//! paid, the count cannot drift from the truth.
+
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use crate::budget::Slot;
+use crate::ids::{ConnectionId, Target};
+use crate::stats::CloseReason;
+
+/// A connection to be opened. Paid with [`Registry::opened`](crate::Registry::opened) or
+/// [`Registry::open_failed`](crate::Registry::open_failed).
+#[derive(Debug)]
+#[must_use = "an open that is never reported keeps its budget slot"]
+pub struct OpenWork {
+    pub(crate) target: Target,
+    pub(crate) workspace: u32,
+    pub(crate) slot: Slot,
+    pub(crate) holds_permit: bool,
+}
+
+impl OpenWork {
+    /// Which database to connect to.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+}
+
+/// A connection to be closed. Split it, close the connection, and report the debt.
+#[derive(Debug)]
+#[must_use = "a close that is never reported keeps its budget slot"]
+pub struct CloseWork<C> {
+    pub(crate) conn: C,
+    pub(crate) debt: CloseDebt,
+}
+
+impl<C> CloseWork<C> {
+    /// The connection, to be closed outside the lock, and the debt to report when the server has let go.
+    pub fn split(self) -> (C, CloseDebt) {
+        (self.conn, self.debt)
+    }
+
+    /// Why it is closed.
+    pub fn reason(&self) -> CloseReason {
+        self.debt.reason
+    }
+}
+
+/// The report owed for a connection being closed. Paid with
+/// [`Registry::closed`](crate::Registry::closed).
+#[derive(Debug)]
+#[must_use = "a close that is never reported keeps its budget slot"]
+pub struct CloseDebt {
+    pub(crate) target: Target,
+    pub(crate) id: ConnectionId,
+    pub(crate) workspace: u32,
+    pub(crate) slot: Slot,
+    pub(crate) reason: CloseReason,
+}
+
+impl CloseDebt {
+    /// Whose connection it was.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Which connection it was.
+    pub fn connection(&self) -> ConnectionId {
+        self.id
+    }
+
+    /// Why it is closed.
+    pub fn reason(&self) -> CloseReason {
+        self.reason
+    }
+}
+
+/// A connection handed out, with the debt to bring it back.
+#[derive(Debug)]
+#[must_use = "a lease that is never returned keeps its connection in use"]
+pub struct Leased<C> {
+    /// The connection itself.
+    pub conn: C,
+    /// The debt: release or discard it.
+    pub debt: LeaseDebt,
+    /// Whether it was idle so long, or so near a breakage, that it should be checked before use.
+    pub check_first: bool,
+    /// How long the caller stood in the queue; none if it was served at once.
+    pub waited: Option<Duration>,
+}
+
+/// The report owed for a connection in use. Paid with [`Registry::release`](crate::Registry::release) or
+/// [`Registry::discard`](crate::Registry::discard).
+#[derive(Debug)]
+#[must_use = "a lease that is never returned keeps its connection in use"]
+pub struct LeaseDebt {
+    pub(crate) id: ConnectionId,
+}
+
+impl LeaseDebt {
+    /// Which connection it is about.
+    pub fn connection(&self) -> ConnectionId {
+        self.id
+    }
+}
+
+/// A place in a queue. Paid with [`Registry::claim`](crate::Registry::claim) until that is final, or with
+/// [`Registry::give_up`](crate::Registry::give_up).
+#[derive(Debug)]
+#[must_use = "a ticket that is dropped keeps its place, and may keep a connection"]
+pub struct Ticket {
+    pub(crate) waiter: u32,
+}
+
+/// Callers to be woken, after the lock is released.
+#[derive(Debug, Default)]
+#[must_use = "a caller that is not woken waits for ever"]
+pub struct Wakes(pub(crate) Vec<Waker>);
+
+impl Wakes {
+    /// Wakes them all.
+    pub fn wake(self) {
+        self.0.into_iter().for_each(Waker::wake);
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// What the world must do after a transition. Empty vectors do not allocate, so the warm path is free.
+#[derive(Debug)]
+#[must_use = "the registry counts on every effect being performed"]
+pub struct Effects<C> {
+    /// Connections to open.
+    pub opens: Vec<OpenWork>,
+    /// Connections to close.
+    pub closes: Vec<CloseWork<C>>,
+    /// Callers to wake.
+    pub wakes: Wakes,
+    /// Something that was being closed has no connection left.
+    pub drained: bool,
+    /// When [`Registry::retry`](crate::Registry::retry) is due for the target of this transition.
+    pub retry_at: Option<Instant>,
+}
+
+impl<C> Default for Effects<C> {
+    fn default() -> Self {
+        Self {
+            opens: Vec::new(),
+            closes: Vec::new(),
+            wakes: Wakes::default(),
+            drained: false,
+            retry_at: None,
+        }
+    }
+}
