@@ -300,6 +300,28 @@ fn last(failure: Option<&Arc<DriverError>>) -> String {
     failure.map_or_else(String::new, |why| format!("; the last attempt to open failed: {why}"))
 }
 
+/// What a close could not do gracefully. It is done all the same: nothing of ours is left in use.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum CloseError {
+    /// Leases were still out at the deadline; their sessions were ended behind their holders.
+    #[error("{leases} leases were still held {after:?} after the close began, and were cut")]
+    Cut {
+        /// How many.
+        leases: usize,
+        /// How long they were waited for.
+        after: Duration,
+    },
+    /// The server did not confirm in time that the sessions are gone.
+    #[error("the server did not confirm within {after:?} that {connections} connections are gone")]
+    Unconfirmed {
+        /// How many.
+        connections: u32,
+        /// How long was waited.
+        after: Duration,
+    },
+}
+
 /// Why a workspace could not be created, dropped or looked up.
 #[derive(Clone, Debug, Error)]
 #[non_exhaustive]
@@ -307,6 +329,14 @@ pub enum CatalogError {
     /// No system connection could be had.
     #[error("no system connection for the catalog: {0}")]
     Acquire(#[from] AcquireError),
+    /// The workspace's connections could not be closed gracefully.
+    #[error("{target}: {source}")]
+    Close {
+        /// Whose.
+        target: Target,
+        /// What was not graceful.
+        source: CloseError,
+    },
     /// The statement failed.
     #[error("{target}: {source}")]
     Driver {

@@ -95,20 +95,23 @@ impl From<&WorkspaceId> for Target {
     }
 }
 
-/// A live connection, as eviction policies know it. Ids are small and dense, and used again once the
-/// connection is gone, so a policy may index an array with them.
+/// A live connection, as eviction policies and reports know it. The index is small and dense, and used
+/// again once the connection is gone, so a policy may index an array with it; the id as a whole is not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ConnectionId(pub(crate) u32);
+pub struct ConnectionId {
+    index: u32,
+    serial: u32,
+}
 
 impl ConnectionId {
-    /// The id with this index, for tests of eviction policies.
-    pub fn from_index(index: u32) -> Self {
-        Self(index)
+    /// An id, for the registry and for tests of eviction policies.
+    pub const fn new(index: u32, serial: u32) -> Self {
+        Self { index, serial }
     }
 
-    /// The id as an array index.
-    pub fn index(self) -> usize {
-        self.0 as usize
+    /// The id as an array index, unique among the connections that live.
+    pub const fn index(self) -> u32 {
+        self.index
     }
 }
 

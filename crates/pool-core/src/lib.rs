@@ -51,8 +51,8 @@ pub mod stats;
 pub mod token;
 
 pub use error::{
-    AcquireError, CatalogError, DriverError, DriverErrorKind, LimitsError, NamingError, Phase, Pressure,
-    Stage, WorkspaceIdError,
+    AcquireError, CatalogError, CloseError, DriverError, DriverErrorKind, LimitsError, NamingError, Phase,
+    Pressure, Stage, WorkspaceIdError,
 };
 pub use ids::{ConnectionId, Target, WORKSPACE_ID_BYTES_MAX, WorkspaceId};
 pub use limits::{Ceilings, Limits, OPENS_DEFAULT, PER_WORKSPACE_DEFAULT};

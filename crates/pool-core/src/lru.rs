@@ -9,7 +9,7 @@ use crate::policy::EvictionPolicy;
 /// ```
 /// use pool_core::{ConnectionId, EvictionPolicy, Lru};
 ///
-/// let (a, b) = (ConnectionId::from_index(0), ConnectionId::from_index(1));
+/// let (a, b) = (ConnectionId::new(0, 0), ConnectionId::new(1, 0));
 /// let mut lru = Lru::default();
 /// lru.touched(a);
 /// lru.touched(b);
@@ -19,19 +19,25 @@ use crate::policy::EvictionPolicy;
 pub struct Lru {
     links: Links,
     order: Chain,
+    ids: Vec<Option<ConnectionId>>,
 }
 
 impl EvictionPolicy for Lru {
     fn touched(&mut self, connection: ConnectionId) {
-        self.order.push_back(&mut self.links, connection.0);
+        let index = connection.index() as usize;
+        if self.ids.len() <= index {
+            self.ids.resize(index + 1, None);
+        }
+        self.ids[index] = Some(connection);
+        self.order.push_back(&mut self.links, connection.index());
     }
 
     fn removed(&mut self, connection: ConnectionId) {
-        self.order.remove(&mut self.links, connection.0);
+        self.order.remove(&mut self.links, connection.index());
     }
 
     fn victim(&self) -> Option<ConnectionId> {
-        self.order.front().map(ConnectionId)
+        self.ids[self.order.front()? as usize]
     }
 }
 
@@ -42,7 +48,7 @@ mod tests {
     #[test]
     fn e2_the_victim_is_the_one_that_has_been_idle_longest() {
         let mut lru = Lru::default();
-        let ids: Vec<_> = (0..3).map(ConnectionId).collect();
+        let ids: Vec<_> = (0..3).map(|index| ConnectionId::new(index, 0)).collect();
         for id in &ids {
             lru.touched(*id);
         }

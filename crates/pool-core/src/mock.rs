@@ -14,7 +14,7 @@
 use async_trait::async_trait;
 use mockall::mock;
 
-use crate::error::{AcquireError, DriverError};
+use crate::error::{AcquireError, CloseError, DriverError};
 use crate::ids::{ConnectionId, WorkspaceId};
 use crate::naming::{DatabaseName, DatabaseNaming};
 use crate::policy::EvictionPolicy;
@@ -29,7 +29,7 @@ mock! {
     impl<L: Send + Sync + 'static> WorkspacePools for WorkspacePools<L> {
         type Lease = L;
         async fn acquire(&self, workspace: &WorkspaceId) -> Result<L, AcquireError>;
-        async fn close_workspace(&self, workspace: &WorkspaceId);
+        async fn close_workspace(&self, workspace: &WorkspaceId) -> Result<(), CloseError>;
         fn stats(&self) -> PoolStats;
     }
 }

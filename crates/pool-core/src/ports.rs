@@ -5,7 +5,7 @@ use std::future::Future;
 
 use async_trait::async_trait;
 
-use crate::error::{AcquireError, DriverError};
+use crate::error::{AcquireError, CloseError, DriverError};
 use crate::ids::{Target, WorkspaceId};
 use crate::naming::DatabaseName;
 use crate::stats::{Event, PoolStats};
@@ -61,6 +61,9 @@ pub trait Driver: Send + Sync + 'static {
     /// Ends the session, whatever it is doing, and returns when the server no longer counts it.
     fn close(&self, conn: Self::Connection) -> impl Future<Output = ()> + Send;
 
+    /// Where `endpoint` is, for errors: host, port and database; never a password.
+    fn place(&self, endpoint: &Endpoint) -> String;
+
     /// What [`Driver::terminate`] needs to end this session.
     fn handle(&self, conn: &Self::Connection) -> Self::Handle;
 
@@ -110,7 +113,7 @@ pub trait WorkspacePools: Send + Sync {
     async fn acquire(&self, workspace: &WorkspaceId) -> Result<Self::Lease, AcquireError>;
 
     /// Closes all connections of `workspace`, waiting for those in use.
-    async fn close_workspace(&self, workspace: &WorkspaceId);
+    async fn close_workspace(&self, workspace: &WorkspaceId) -> Result<(), CloseError>;
 
     /// A consistent snapshot.
     fn stats(&self) -> PoolStats;

@@ -147,8 +147,8 @@ pub struct Effects<C> {
     pub wakes: Wakes,
     /// Something that was being closed has no connection left.
     pub drained: bool,
-    /// When [`Registry::retry`](crate::Registry::retry) is due for the target of this transition.
-    pub retry_at: Option<Instant>,
+    /// When [`Registry::retry`](crate::Registry::retry) is due, and for whom.
+    pub retry_at: Option<(Target, Instant)>,
 }
 
 impl<C> Default for Effects<C> {

@@ -5,10 +5,10 @@ use std::task::Waker;
 use std::time::Instant;
 
 use super::planted::Bug;
-use super::{ConnState, Registry, Waiter, WaiterState, u32_of};
+use super::{ConnState, Registry, Waiter, WaiterState, Workspace, u32_of};
 use crate::budget::SlotState;
 use crate::error::{AcquireError, DriverError, Pressure, Stage};
-use crate::ids::{ConnectionId, Target};
+use crate::ids::Target;
 use crate::stats::CloseReason;
 use crate::token::{Effects, LeaseDebt, Leased, Ticket};
 
@@ -48,6 +48,8 @@ pub struct GaveUp<C> {
     pub last_failure: Option<Arc<DriverError>>,
     /// To be performed: a grant that met nobody goes to the next.
     pub effects: Effects<C>,
+    /// What the caller had left to be told with, to be dropped outside the lock.
+    pub waker: Option<Waker>,
 }
 
 /// Where in its target's queue a waiter goes.
@@ -78,7 +80,7 @@ impl<C> Registry<C> {
     /// Discards a leased connection that proved broken before its caller saw it, and asks again for
     /// another one at the front of the queue (law L3).
     pub fn replace(&mut self, debt: LeaseDebt, conn: C, now: Instant) -> (Acquire<C>, Effects<C>) {
-        let ws = self.conns[debt.id.index()].workspace;
+        let ws = self.conns[debt.id.index() as usize].workspace;
         let target = self.workspace(ws).target.clone();
         // The discard comes first so that the slot on its way out is seen, but it must not feed the
         // queue before this caller is back in it.
@@ -127,12 +129,14 @@ impl<C> Registry<C> {
         let ws = self.waiters[ticket.waiter as usize].workspace;
         let mut gave_up = GaveUp {
             waiting_for: self.stage(ws),
-            pressure: self.pressure(ws),
+            pressure: self.pressure(Some(self.workspace(ws))),
             last_failure: self.last_failure(&self.workspace(ws).target),
             effects: Effects::default(),
+            waker: None,
         };
         let id = ticket.waiter;
         let waiter = self.waiters.remove(id as usize);
+        gave_up.waker = waiter.waker;
         match waiter.state {
             WaiterState::Queued => self.unqueue(ws, id),
             WaiterState::Granted(leased) => {
@@ -153,9 +157,10 @@ impl<C> Registry<C> {
             let workspace = &mut self.workspaces[ws as usize];
             workspace.idle.pop_back(&mut self.idle_links)?
         };
-        self.policy.removed(ConnectionId(id));
         self.workspace_mut(ws).in_use += 1;
         let entry = &mut self.conns[id as usize];
+        let id = entry.id;
+        self.policy.removed(id);
         let ConnState::Idle { conn, since } = std::mem::replace(&mut entry.state, ConnState::InUse) else {
             unreachable!("only idle connections are in an idle list")
         };
@@ -164,7 +169,7 @@ impl<C> Registry<C> {
         self.totals.hits += 1;
         let stale = now.saturating_duration_since(since) > self.config.check_after;
         let suspect = self.broken_at.is_some_and(|broken| since <= broken);
-        let debt = LeaseDebt { id: ConnectionId(id) };
+        let debt = LeaseDebt { id };
         Some(Leased { conn, debt, check_first: stale || suspect, waited: None })
     }
 
@@ -206,12 +211,17 @@ impl<C> Registry<C> {
         }
     }
 
-    fn pressure(&self, ws: u32) -> Pressure {
+    /// How full things are, for a caller that asked for `target`.
+    pub fn pressure_on(&self, target: &Target) -> Pressure {
+        self.pressure(self.by_target.get(target).map(|ws| self.workspace(*ws)))
+    }
+
+    fn pressure(&self, workspace: Option<&Workspace>) -> Pressure {
         Pressure {
             in_use: self.budget.count(SlotState::InUse),
             counted: self.budget.counted(),
             limit: self.config.limit,
-            target_counted: self.workspace(ws).counted(),
+            target_counted: workspace.map_or(0, Workspace::counted),
             target_limit: self.config.per_target,
             waiting: self.waiting(),
         }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::Registry;
 use crate::error::AcquireError;
-use crate::ids::{ConnectionId, Target};
+use crate::ids::Target;
 use crate::stats::CloseReason;
 use crate::token::Effects;
 
@@ -49,7 +49,7 @@ impl<C> Registry<C> {
 
     fn retire_all_idle(&mut self, ws: u32, reason: CloseReason, effects: &mut Effects<C>) {
         while let Some(id) = self.workspace(ws).idle.front() {
-            effects.closes.push(self.retire_idle(ConnectionId(id), reason));
+            effects.closes.push(self.retire_idle(self.conns[id as usize].id, reason));
         }
     }
 }

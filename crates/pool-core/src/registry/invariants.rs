@@ -172,7 +172,7 @@ impl<C> Registry<C> {
             .iter()
             .filter(|(_, entry)| matches!(entry.state, ConnState::InUse))
             .filter(|(_, entry)| target.is_none_or(|t| self.workspace(entry.workspace).target == *t))
-            .map(|(id, _)| ConnectionId(u32_of(id)))
+            .map(|(_, entry)| entry.id)
             .collect()
     }
 

@@ -28,7 +28,7 @@ use slab::Slab;
 
 use crate::budget::{Budget, Slot, SlotState};
 use crate::error::{AcquireError, DriverError};
-use crate::ids::Target;
+use crate::ids::{ConnectionId, Target};
 use crate::links::{Chain, Links};
 use crate::policy::EvictionPolicy;
 use crate::stats::{Counts, ShareStats};
@@ -84,6 +84,7 @@ pub struct Registry<C> {
     by_target: HashMap<Target, u32>,
     workspaces: Slab<Workspace>,
     conns: Slab<Conn<C>>,
+    next_serial: u32,
     idle_links: Links,
     waiters: Slab<Waiter<C>>,
     waiter_links: Links,
@@ -118,6 +119,7 @@ struct Workspace {
 }
 
 struct Conn<C> {
+    id: ConnectionId,
     workspace: u32,
     slot: Slot,
     retire_at: Option<Instant>,
@@ -170,6 +172,7 @@ impl<C> Registry<C> {
             by_target: HashMap::new(),
             workspaces: Slab::new(),
             conns: Slab::new(),
+            next_serial: 0,
             idle_links: Links::default(),
             waiters: Slab::new(),
             waiter_links: Links::default(),

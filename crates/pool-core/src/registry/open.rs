@@ -26,8 +26,10 @@ impl<C> Registry<C> {
         self.totals.opened += 1;
         self.budget.shift(&mut slot, SlotState::InUse);
         self.workspace_mut(ws).in_use += 1;
-        let entry = Conn { workspace: ws, slot, retire_at, state: ConnState::InUse };
-        let id = ConnectionId(u32_of(self.conns.insert(entry)));
+        let vacant = self.conns.vacant_entry();
+        let id = ConnectionId::new(u32_of(vacant.key()), self.next_serial);
+        vacant.insert(Conn { id, workspace: ws, slot, retire_at, state: ConnState::InUse });
+        self.next_serial = self.next_serial.wrapping_add(1);
         let mut effects = Effects::default();
         self.place(LeaseDebt { id }, conn, now, &mut effects);
         self.settle(ws, now, &mut effects);
@@ -48,7 +50,7 @@ impl<C> Registry<C> {
         if self.workspace(ws).in_use == 0 {
             self.fail_waiters(ws, &failure, &mut effects);
         } else if !self.workspace(ws).waiters.is_empty() {
-            effects.retry_at = self.failures.get(&target).map(|failure| failure.retry_at);
+            effects.retry_at = self.failures.get(&target).map(|failure| (target.clone(), failure.retry_at));
         }
         self.settle(ws, now, &mut effects);
         effects

@@ -11,7 +11,7 @@ use crate::token::{CloseDebt, CloseWork, Effects, LeaseDebt};
 impl<C> Registry<C> {
     /// A connection came back clean. Cost without waiters: O(1), no allocation.
     pub fn release(&mut self, debt: LeaseDebt, conn: C, now: Instant) -> Effects<C> {
-        let ws = self.conns[debt.id.index()].workspace;
+        let ws = self.conns[debt.id.index() as usize].workspace;
         let mut effects = Effects::default();
         self.take_back(debt, conn, now, &mut effects);
         self.settle(ws, now, &mut effects);
@@ -21,7 +21,7 @@ impl<C> Registry<C> {
     /// A connection came back broken, or could not be made clean. Connections that were idle at this
     /// moment are checked before their next use, for they may have broken with it.
     pub fn discard(&mut self, debt: LeaseDebt, conn: C, now: Instant) -> Effects<C> {
-        let ws = self.conns[debt.id.index()].workspace;
+        let ws = self.conns[debt.id.index() as usize].workspace;
         let mut effects = Effects::default();
         self.note_breakage(now);
         self.retire_leased(debt, conn, CloseReason::Broken, &mut effects);
@@ -55,25 +55,22 @@ impl<C> Registry<C> {
         let expired: Vec<_> = self
             .conns
             .iter()
-            .filter_map(|(id, entry)| match entry.state {
-                ConnState::Idle { since, .. } => Some((id, due(entry.retire_at, since)?)),
+            .filter_map(|(_, entry)| match entry.state {
+                ConnState::Idle { since, .. } => Some((entry.id, due(entry.retire_at, since)?)),
                 ConnState::InUse => None,
             })
             .collect();
-        let closes = expired
-            .into_iter()
-            .map(|(id, reason)| self.retire_idle(ConnectionId(super::u32_of(id)), reason))
-            .collect();
+        let closes = expired.into_iter().map(|(id, reason)| self.retire_idle(id, reason)).collect();
         Effects { closes, ..Effects::default() }
     }
 
     /// Takes a clean connection back: retired if its time has come, else placed.
     pub(super) fn take_back(&mut self, debt: LeaseDebt, conn: C, now: Instant, effects: &mut Effects<C>) {
-        let lived = self.conns[debt.id.index()].retire_at.is_some_and(|at| at <= now);
+        let lived = self.conns[debt.id.index() as usize].retire_at.is_some_and(|at| at <= now);
         if lived && !self.closed {
             return self.retire_leased(debt, conn, CloseReason::Lifetime, effects);
         }
-        if self.must_yield(self.conns[debt.id.index()].workspace, now) {
+        if self.must_yield(self.conns[debt.id.index() as usize].workspace, now) {
             return self.retire_leased(debt, conn, CloseReason::Yielded, effects);
         }
         self.place(debt, conn, now, effects);
@@ -82,7 +79,7 @@ impl<C> Registry<C> {
     /// Decides what a connection that nobody holds is for: a close under way, its own target's eldest
     /// waiter, or the idle set. One that was just opened comes here directly: it is its target's turn.
     pub(super) fn place(&mut self, debt: LeaseDebt, conn: C, now: Instant, effects: &mut Effects<C>) {
-        let ws = self.conns[debt.id.index()].workspace;
+        let ws = self.conns[debt.id.index() as usize].workspace;
         if self.closed {
             self.retire_leased(debt, conn, CloseReason::PoolClosed, effects);
         } else if self.workspace(ws).closers > 0 {
@@ -91,6 +88,13 @@ impl<C> Registry<C> {
             self.make_idle(debt, conn, now);
         } else {
             self.grant_eldest(ws, debt, conn, now, effects);
+        }
+    }
+
+    /// Has a connection that is in use closed when it comes back: it has been cut behind its holder.
+    pub fn condemn(&mut self, id: ConnectionId, now: Instant) {
+        if let Some(entry) = self.conns.get_mut(id.index() as usize).filter(|entry| entry.id == id) {
+            entry.retire_at = Some(now);
         }
     }
 
@@ -106,25 +110,25 @@ impl<C> Registry<C> {
         reason: CloseReason,
         effects: &mut Effects<C>,
     ) {
-        let ws = self.conns[debt.id.index()].workspace;
+        let ws = self.conns[debt.id.index() as usize].workspace;
         self.workspace_mut(ws).in_use -= 1;
         effects.closes.push(self.retire(debt.id, conn, reason));
     }
 
     /// Turns an idle connection into a close.
     pub(super) fn retire_idle(&mut self, id: ConnectionId, reason: CloseReason) -> CloseWork<C> {
-        let entry = &mut self.conns[id.index()];
+        let entry = &mut self.conns[id.index() as usize];
         let ConnState::Idle { conn, .. } = std::mem::replace(&mut entry.state, ConnState::InUse) else {
             unreachable!("only idle connections are retired from the idle set")
         };
         let ws = entry.workspace;
         self.policy.removed(id);
-        self.workspaces[ws as usize].idle.remove(&mut self.idle_links, id.0);
+        self.workspaces[ws as usize].idle.remove(&mut self.idle_links, id.index());
         self.retire(id, conn, reason)
     }
 
     fn retire(&mut self, id: ConnectionId, conn: C, reason: CloseReason) -> CloseWork<C> {
-        let entry = self.conns.remove(id.index());
+        let entry = self.conns.remove(id.index() as usize);
         let (ws, mut slot) = (entry.workspace, entry.slot);
         self.budget.shift(&mut slot, SlotState::Closing);
         self.totals.evicted += u64::from(matches!(reason, CloseReason::Evicted | CloseReason::Yielded));
@@ -136,12 +140,12 @@ impl<C> Registry<C> {
 
     fn make_idle(&mut self, debt: LeaseDebt, conn: C, now: Instant) {
         let id = debt.id;
-        let entry = &mut self.conns[id.index()];
+        let entry = &mut self.conns[id.index() as usize];
         entry.state = ConnState::Idle { conn, since: now };
         self.budget.shift(&mut entry.slot, SlotState::Idle);
         let workspace = &mut self.workspaces[entry.workspace as usize];
         workspace.in_use -= 1;
-        workspace.idle.push_back(&mut self.idle_links, id.0);
+        workspace.idle.push_back(&mut self.idle_links, id.index());
         self.policy.touched(id);
     }
 }

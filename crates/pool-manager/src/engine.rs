@@ -1,0 +1,202 @@
+//! What all handles, leases and tasks share. One mutex a share, one door ([`Engine::step`]): a transition
+//! runs inside, its effects are performed after it closes. Nothing is awaited, woken or dropped inside.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use dashmap::DashMap;
+use moka::future::Cache;
+use pool_core::{
+    Ceilings, CloseWork, ConnectionId, Driver, DriverError, DriverErrorKind, Effects, Endpoint, Event,
+    LeaseDebt, OpenWork, Phase, PoolStats, Registry, Target, WorkspaceId,
+};
+use tokio::sync::{Notify, mpsc};
+
+use crate::lease::Lease;
+use crate::opener::Job;
+use crate::settings::Settings;
+
+/// Which share of the budget a target is served from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum ShareOf {
+    Workspaces,
+    System,
+}
+
+impl From<&Target> for ShareOf {
+    fn from(target: &Target) -> Self {
+        match target {
+            Target::System => Self::System,
+            Target::Workspace(_) => Self::Workspaces,
+        }
+    }
+}
+
+pub(crate) const SHARES: [ShareOf; 2] = [ShareOf::Workspaces, ShareOf::System];
+
+pub(crate) struct Engine<D: Driver> {
+    pub(crate) driver: D,
+    pub(crate) settings: Settings,
+    ceilings: Ceilings,
+    workspaces: Mutex<Registry<D::Connection>>,
+    system: Mutex<Registry<D::Connection>>,
+    /// What ends each live session from outside, for closes that have to cut.
+    pub(crate) handles: DashMap<(ShareOf, ConnectionId), D::Handle>,
+    /// Workspaces that are known to have a database.
+    pub(crate) facts: Cache<WorkspaceId, ()>,
+    jobs: mpsc::UnboundedSender<Job<D>>,
+    /// Told whenever something that is being closed has no connection left.
+    pub(crate) drained: Notify,
+}
+
+impl<D: Driver> Engine<D> {
+    pub(crate) fn new(
+        driver: D,
+        settings: Settings,
+        ceilings: Ceilings,
+        jobs: mpsc::UnboundedSender<Job<D>>,
+    ) -> Self {
+        let facts = Cache::builder().max_capacity(100_000).time_to_live(settings.facts_ttl).build();
+        Self {
+            workspaces: Mutex::new(Registry::new(
+                settings.workspaces_config(&ceilings),
+                (settings.eviction)(),
+            )),
+            system: Mutex::new(Registry::new(settings.system_config(&ceilings), (settings.eviction)())),
+            driver,
+            settings,
+            ceilings,
+            handles: DashMap::new(),
+            facts,
+            jobs,
+            drained: Notify::new(),
+        }
+    }
+
+    pub(crate) fn now() -> Instant {
+        tokio::time::Instant::now().into_std()
+    }
+
+    /// Looks at a registry, or runs a transition that has no effects.
+    pub(crate) fn with<R>(
+        &self,
+        share: ShareOf,
+        step: impl FnOnce(&mut Registry<D::Connection>, Instant) -> R,
+    ) -> R {
+        let now = Self::now();
+        let registry = match share {
+            ShareOf::Workspaces => &self.workspaces,
+            ShareOf::System => &self.system,
+        };
+        // Transitions check before they change anything, so a panic inside one leaves a whole state.
+        step(&mut registry.lock().unwrap_or_else(PoisonError::into_inner), now)
+    }
+
+    /// Runs a transition and performs its effects.
+    pub(crate) fn step(
+        &self,
+        share: ShareOf,
+        step: impl FnOnce(&mut Registry<D::Connection>, Instant) -> Effects<D::Connection>,
+    ) {
+        let effects = self.with(share, step);
+        self.perform(share, effects);
+    }
+
+    /// Performs what a transition asked for: wakes callers, and hands the rest to the task that owns it.
+    pub(crate) fn perform(&self, share: ShareOf, effects: Effects<D::Connection>) {
+        let mut orphans = VecDeque::new();
+        self.submit(share, effects, &mut orphans);
+        // Without a runtime nobody can open or close; what is owed is settled here, and what that asks
+        // for is settled in turn.
+        while let Some(job) = orphans.pop_front() {
+            let (share, effects) = self.settle_orphan(job);
+            self.submit(share, effects, &mut orphans);
+        }
+    }
+
+    fn submit(&self, share: ShareOf, effects: Effects<D::Connection>, orphans: &mut VecDeque<Job<D>>) {
+        let Effects { opens, closes, wakes, drained, retry_at } = effects;
+        let opens = opens.into_iter().map(|work| Job::Open { share, work });
+        let closes = closes.into_iter().map(|work| Job::Close { share, work });
+        let retry = retry_at.map(|(target, at)| Job::Retry { share, target, at });
+        for job in opens.chain(closes).chain(retry) {
+            if let Err(mpsc::error::SendError(job)) = self.jobs.send(job) {
+                orphans.push_back(job);
+            }
+        }
+        wakes.wake();
+        if drained {
+            self.drained.notify_waiters();
+        }
+    }
+
+    fn settle_orphan(&self, job: Job<D>) -> (ShareOf, Effects<D::Connection>) {
+        match job {
+            Job::Open { share, work } => {
+                let error = self.stopped(&work);
+                (share, self.with(share, |registry, now| registry.open_failed(work, Arc::new(error), now)))
+            }
+            Job::Close { share, work } => (share, self.abandon(share, work)),
+            Job::Recycle(lease) => {
+                let share = lease.share();
+                (share, lease.into_discard())
+            }
+            Job::Retry { share, .. } => (share, Effects::default()),
+        }
+    }
+
+    /// Settles a job that nobody will perform any more.
+    pub(crate) fn perform_orphan(&self, job: Job<D>) {
+        let (share, effects) = self.settle_orphan(job);
+        self.perform(share, effects);
+    }
+
+    /// Drops a connection that cannot be closed in the proper way; the server sees its socket close.
+    fn abandon(&self, share: ShareOf, work: CloseWork<D::Connection>) -> Effects<D::Connection> {
+        let (conn, debt) = work.split();
+        self.handles.remove(&(share, debt.connection()));
+        drop(conn);
+        self.with(share, |registry, now| registry.closed(debt, now))
+    }
+
+    fn stopped(&self, work: &OpenWork) -> DriverError {
+        let place = self.driver.place(&self.endpoint(work.target()));
+        DriverError::new(Phase::Connect, DriverErrorKind::Other, place)
+            .caused_by("the runtime that the pool was built on has stopped")
+    }
+
+    /// Hands a lease that is not known to be clean to the task that makes it so.
+    pub(crate) fn recycle(&self, lease: Lease<D>) {
+        if let Err(mpsc::error::SendError(job)) = self.jobs.send(Job::Recycle(lease)) {
+            self.perform_orphan(job);
+        }
+    }
+
+    pub(crate) fn release(&self, share: ShareOf, debt: LeaseDebt, conn: D::Connection) {
+        self.step(share, |registry, now| registry.release(debt, conn, now));
+    }
+
+    pub(crate) fn endpoint(&self, target: &Target) -> Endpoint {
+        let database = match target {
+            Target::System => self.settings.system_database.clone(),
+            Target::Workspace(id) => self.settings.naming.database(id),
+        };
+        Endpoint { target: target.clone(), database }
+    }
+
+    pub(crate) fn tell(&self, event: &Event<'_>) {
+        if let Some(observer) = &self.settings.observer {
+            observer.on(event);
+        }
+    }
+
+    /// Both shares at one moment: both locks are held while it is taken, always in this order.
+    pub(crate) fn stats(&self) -> PoolStats {
+        self.with(ShareOf::Workspaces, |workspaces, _| PoolStats {
+            workspaces: workspaces.stats(),
+            system: self.with(ShareOf::System, |system, _| system.stats()),
+            control: self.ceilings.control(),
+        })
+    }
+}

@@ -1,0 +1,118 @@
+//! A connection in a caller's hands. Dropping it anywhere gives it back: clean, or to be made clean, or
+//! to be closed (laws L1 and L2).
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+
+use pool_core::{Condition, Driver, Effects, LeaseDebt, Target};
+
+use crate::engine::{Engine, ShareOf};
+
+/// A connection to one target, given back when dropped: in a panic, in a cancelled task, outside a
+/// runtime, after `close()`. Dropping neither blocks nor awaits; a connection that is not known to be
+/// clean is made so in the background, off the caller's path, and counts as in use until then.
+#[must_use = "a lease that is dropped at once was not needed"]
+pub struct Lease<D: Driver> {
+    engine: Arc<Engine<D>>,
+    target: Target,
+    held: Option<Held<D::Connection>>,
+}
+
+struct Held<C> {
+    conn: C,
+    debt: LeaseDebt,
+}
+
+impl<D: Driver> Lease<D> {
+    pub(crate) fn new(engine: Arc<Engine<D>>, target: Target, conn: D::Connection, debt: LeaseDebt) -> Self {
+        Self { engine, target, held: Some(Held { conn, debt }) }
+    }
+
+    /// Whose database this is connected to.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// The driver that made the connection.
+    pub fn driver(&self) -> &D {
+        &self.engine.driver
+    }
+
+    /// Has the connection closed instead of used again: its state is beyond repair, as the caller knows.
+    pub fn discard(self) {
+        let engine = Arc::clone(&self.engine);
+        let share = self.share();
+        engine.perform(share, self.into_discard());
+    }
+
+    pub(crate) fn engine(&self) -> &Arc<Engine<D>> {
+        &self.engine
+    }
+
+    pub(crate) fn share(&self) -> ShareOf {
+        ShareOf::from(&self.target)
+    }
+
+    /// Gives back a connection that is known to be clean.
+    pub(crate) fn release_clean(mut self) {
+        if let Some(Held { conn, debt }) = self.held.take() {
+            self.engine.release(self.share(), debt, conn);
+        }
+    }
+
+    pub(crate) fn into_discard(mut self) -> Effects<D::Connection> {
+        match self.take() {
+            Some((conn, debt)) => {
+                self.engine.with(self.share(), |registry, now| registry.discard(debt, conn, now))
+            }
+            None => Effects::default(),
+        }
+    }
+
+    pub(crate) fn take(&mut self) -> Option<(D::Connection, LeaseDebt)> {
+        self.held.take().map(|Held { conn, debt }| (conn, debt))
+    }
+
+    /// The same lease again, out of one that is being dropped.
+    fn reclaim(&self, conn: D::Connection, debt: LeaseDebt) -> Self {
+        Self::new(Arc::clone(&self.engine), self.target.clone(), conn, debt)
+    }
+}
+
+impl<D: Driver> Drop for Lease<D> {
+    fn drop(&mut self) {
+        let Some((mut conn, debt)) = self.take() else { return };
+        match self.engine.driver.inspect(&mut conn) {
+            Condition::Clean => self.engine.release(self.share(), debt, conn),
+            Condition::Suspect => self.engine.recycle(self.reclaim(conn, debt)),
+            Condition::Broken => self.reclaim(conn, debt).discard(),
+        }
+    }
+}
+
+impl<D: Driver> Deref for Lease<D> {
+    type Target = D::Connection;
+
+    fn deref(&self) -> &Self::Target {
+        match &self.held {
+            Some(held) => &held.conn,
+            None => unreachable!("a lease holds its connection until it is dropped"),
+        }
+    }
+}
+
+impl<D: Driver> DerefMut for Lease<D> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        match &mut self.held {
+            Some(held) => &mut held.conn,
+            None => unreachable!("a lease holds its connection until it is dropped"),
+        }
+    }
+}
+
+impl<D: Driver> fmt::Debug for Lease<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease").field("target", &self.target).finish_non_exhaustive()
+    }
+}

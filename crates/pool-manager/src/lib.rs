@@ -1,0 +1,17 @@
+//! The async shell around `pool-core`: it holds the registry under one mutex, never awaits while holding
+//! it, performs the answers in tasks it owns, and reports back.
+mod closing;
+mod engine;
+mod ensure;
+mod lease;
+mod maintenance;
+mod manager;
+mod opener;
+mod settings;
+mod waiting;
+mod workspace_pool;
+
+pub use lease::Lease;
+pub use manager::{PoolManager, StartError};
+pub use settings::{PolicyFactory, Settings};
+pub use workspace_pool::WorkspacePool;

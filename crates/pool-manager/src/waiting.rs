@@ -1,0 +1,169 @@
+//! Acquire, beyond the warm path: the place in the queue as a future, the check of an idle connection,
+//! and the time limit over both.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use pool_core::{
+    Acquire, AcquireError, Claim, Driver, Event, GaveUp, LeaseDebt, Leased, Pressure, Stage, Target, Ticket,
+};
+use tokio::time::timeout_at;
+
+use crate::engine::{Engine, ShareOf};
+use crate::lease::Lease;
+
+/// Serves one caller from the registry's first answer to a lease that may be used.
+pub(crate) async fn wait<D: Driver>(
+    engine: &Arc<Engine<D>>,
+    target: &Target,
+    mut answer: Acquire<D::Connection>,
+    started: Instant,
+) -> Result<Lease<D>, AcquireError> {
+    let share = ShareOf::from(target);
+    let deadline = started + engine.settings.acquire_timeout;
+    loop {
+        let leased = match answer {
+            Acquire::Leased(leased) => leased,
+            Acquire::Queued(ticket, effects) => {
+                let place = Place { engine, share, ticket: Some(ticket) };
+                engine.perform(share, effects);
+                queue(place, target, started, deadline).await?
+            }
+            Acquire::Refused(error) => return Err(error),
+        };
+        let Leased { conn, debt, check_first, .. } = leased;
+        let lease = Lease::new(Arc::clone(engine), target.clone(), conn, debt);
+        if !check_first {
+            return Ok(lease);
+        }
+        match check(lease, started, deadline).await? {
+            Checked::Alive(lease) => return Ok(lease),
+            Checked::Broken(conn, debt) => {
+                let (again, effects) = engine.with(share, |registry, now| registry.replace(debt, conn, now));
+                engine.perform(share, effects);
+                answer = again;
+            }
+        }
+    }
+}
+
+enum Checked<D: Driver> {
+    Alive(Lease<D>),
+    Broken(D::Connection, LeaseDebt),
+}
+
+/// Asks an idle connection whether it lives, outside the lock.
+async fn check<D: Driver>(
+    mut lease: Lease<D>,
+    started: Instant,
+    deadline: Instant,
+) -> Result<Checked<D>, AcquireError> {
+    let (engine, target) = (Arc::clone(lease.engine()), lease.target().clone());
+    let limit = deadline.min(Engine::<D>::now() + engine.settings.check_timeout);
+    let outcome = timeout_at(limit.into(), engine.driver.check(&mut lease)).await;
+    if let Ok(Ok(())) = outcome {
+        return Ok(Checked::Alive(lease));
+    }
+    if Engine::<D>::now() >= deadline {
+        lease.discard();
+        let pressure = engine.with(ShareOf::from(&target), |registry, _| registry.pressure_on(&target));
+        return Err(timed_out(&engine, &target, started, Stage::Check, pressure, None));
+    }
+    match lease.take() {
+        Some((conn, debt)) => Ok(Checked::Broken(conn, debt)),
+        None => unreachable!("a lease holds its connection until it is dropped"),
+    }
+}
+
+async fn queue<D: Driver>(
+    mut place: Place<'_, D>,
+    target: &Target,
+    started: Instant,
+    deadline: Instant,
+) -> Result<Leased<D::Connection>, AcquireError> {
+    match timeout_at(deadline.into(), &mut place).await {
+        Ok(answer) => answer,
+        Err(_) => place.out_of_time(target, started),
+    }
+}
+
+fn timed_out<D: Driver>(
+    engine: &Engine<D>,
+    target: &Target,
+    started: Instant,
+    waiting_for: Stage,
+    pressure: Pressure,
+    last_failure: Option<Arc<pool_core::DriverError>>,
+) -> AcquireError {
+    let after = Engine::<D>::now().saturating_duration_since(started);
+    engine.tell(&Event::TimedOut { target, waited: after });
+    AcquireError::TimedOut { target: target.clone(), waiting_for, after, pressure, last_failure }
+}
+
+/// A place in the queue as a future. Dropping it gives the place up, and whatever was granted to it goes
+/// to the next (law W4).
+struct Place<'a, D: Driver> {
+    engine: &'a Arc<Engine<D>>,
+    share: ShareOf,
+    ticket: Option<Ticket>,
+}
+
+impl<D: Driver> Place<'_, D> {
+    /// The last look at the queue, at the deadline: a grant that has just come is taken.
+    fn out_of_time(
+        mut self,
+        target: &Target,
+        started: Instant,
+    ) -> Result<Leased<D::Connection>, AcquireError> {
+        let Some(ticket) = self.ticket.take() else { unreachable!("an answered place has returned") };
+        let mut waker = None;
+        let last = self.engine.with(self.share, |registry, now| match registry.claim(ticket, &mut waker) {
+            Claim::Waiting(ticket) => Last::GaveUp(registry.give_up(ticket, now)),
+            Claim::Leased(leased) => Last::Answer(Ok(leased)),
+            Claim::Failed(error) => Last::Answer(Err(error)),
+        });
+        match last {
+            Last::Answer(answer) => answer,
+            Last::GaveUp(GaveUp { waiting_for, pressure, last_failure, effects, .. }) => {
+                self.engine.perform(self.share, effects);
+                Err(timed_out(self.engine, target, started, waiting_for, pressure, last_failure))
+            }
+        }
+    }
+}
+
+/// The last look at a place.
+enum Last<C> {
+    Answer(Result<Leased<C>, AcquireError>),
+    GaveUp(GaveUp<C>),
+}
+
+impl<D: Driver> Future for Place<'_, D> {
+    type Output = Result<Leased<D::Connection>, AcquireError>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        let Some(ticket) = this.ticket.take() else { unreachable!("polled after it was ready") };
+        // The waker left before comes back in here, and is dropped after the lock is released.
+        let mut waker = Some(context.waker().clone());
+        match this.engine.with(this.share, |registry, _| registry.claim(ticket, &mut waker)) {
+            Claim::Waiting(ticket) => {
+                this.ticket = Some(ticket);
+                Poll::Pending
+            }
+            Claim::Leased(leased) => Poll::Ready(Ok(leased)),
+            Claim::Failed(error) => Poll::Ready(Err(error)),
+        }
+    }
+}
+
+impl<D: Driver> Drop for Place<'_, D> {
+    fn drop(&mut self) {
+        let Some(ticket) = self.ticket.take() else { return };
+        let gave_up = self.engine.with(self.share, |registry, now| registry.give_up(ticket, now));
+        self.engine.perform(self.share, gave_up.effects);
+    }
+}
