@@ -1,0 +1,134 @@
+//! Databases of workspaces: created, dropped, found and listed, with statements over a system
+//! connection. Names are quoted, ids travel as values; no id becomes part of a statement.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use pool_core::{Catalog, DatabaseName, DatabaseNaming, DriverError, Phase, WorkspaceId};
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Error, Row};
+
+use crate::classify::driver_error;
+use crate::config::PostgresConfig;
+use crate::connection::PgConn;
+
+/// What the comment on a workspace's database begins with; the id follows.
+const COMMENT: &str = "workspace ";
+/// Somebody else created it first: `duplicate_database`, or the unique index under it.
+const EXISTS_ALREADY: [&str; 2] = ["42P04", "23505"];
+const DATABASE_MISSING: &str = "3D000";
+
+/// The catalog of one server's workspaces.
+pub struct PgCatalog {
+    config: PostgresConfig,
+    naming: Arc<dyn DatabaseNaming>,
+    template: Option<DatabaseName>,
+}
+
+impl PgCatalog {
+    /// A catalog that names databases with `naming`, and copies `template` if there is one.
+    pub fn new(
+        config: PostgresConfig,
+        naming: Arc<dyn DatabaseNaming>,
+        template: Option<DatabaseName>,
+    ) -> Self {
+        Self { config, naming, template }
+    }
+
+    async fn create(&self, conn: &mut PgConnection, workspace: &WorkspaceId) -> Result<bool, Error> {
+        let name = self.naming.database(workspace);
+        if find(conn, &name).await? {
+            return Ok(false);
+        }
+        let template = self.template.as_ref().map(|from| format!(" template {}", from.quoted()));
+        let create = format!("create database {}{}", name.quoted(), template.unwrap_or_default());
+        match sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut *conn).await {
+            Ok(_) => {
+                note(conn, &name, workspace).await?;
+                Ok(true)
+            }
+            Err(error) if has_state(&error, &EXISTS_ALREADY) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn remove(&self, conn: &mut PgConnection, workspace: &WorkspaceId) -> Result<bool, Error> {
+        let name = self.naming.database(workspace);
+        let drop = format!("drop database {} with (force)", name.quoted());
+        match sqlx::raw_sql(AssertSqlSafe(drop)).execute(conn).await {
+            Ok(_) => Ok(true),
+            Err(error) if has_state(&error, &[DATABASE_MISSING]) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The workspace that `database` belongs to, if it is one of ours: as its comment says, or as its
+    /// readable name says; believed only if the naming scheme agrees.
+    fn owner(&self, database: &str, comment: Option<&str>) -> Option<WorkspaceId> {
+        let noted = comment.and_then(|comment| comment.strip_prefix(COMMENT));
+        let readable = database.split_once("_ws_").map(|(_, id)| id);
+        noted
+            .into_iter()
+            .chain(readable)
+            .filter_map(|id| WorkspaceId::new(id).ok())
+            .find(|id| self.naming.database(id).as_str() == database)
+    }
+
+    fn error(&self, error: Error, database: &str) -> DriverError {
+        driver_error(error, Phase::Catalog, self.config.place(database))
+    }
+}
+
+async fn find(conn: &mut PgConnection, name: &DatabaseName) -> Result<bool, Error> {
+    sqlx::query_scalar("select exists(select from pg_database where datname = $1)")
+        .bind(name.as_str())
+        .fetch_one(conn)
+        .await
+}
+
+/// Notes the id on the database, so that it can be listed whatever its name. The server itself quotes it.
+async fn note(conn: &mut PgConnection, name: &DatabaseName, workspace: &WorkspaceId) -> Result<(), Error> {
+    let statement: String =
+        sqlx::query_scalar("select format('comment on database %I is %L', $1::text, $2::text)")
+            .bind(name.as_str())
+            .bind(format!("{COMMENT}{}", workspace.as_str()))
+            .fetch_one(&mut *conn)
+            .await?;
+    sqlx::raw_sql(AssertSqlSafe(statement)).execute(conn).await?;
+    Ok(())
+}
+
+fn has_state(error: &Error, states: &[&str]) -> bool {
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    code.is_some_and(|code| states.contains(&code.as_ref()))
+}
+
+#[async_trait]
+impl Catalog<PgConn> for PgCatalog {
+    async fn ensure(&self, system: &mut PgConn, workspace: &WorkspaceId) -> Result<bool, DriverError> {
+        let created = self.create(system.own(), workspace).await;
+        created.map_err(|error| self.error(error, self.naming.database(workspace).as_str()))
+    }
+
+    async fn drop(&self, system: &mut PgConn, workspace: &WorkspaceId) -> Result<bool, DriverError> {
+        let dropped = self.remove(system.own(), workspace).await;
+        dropped.map_err(|error| self.error(error, self.naming.database(workspace).as_str()))
+    }
+
+    async fn exists(&self, system: &mut PgConn, workspace: &WorkspaceId) -> Result<bool, DriverError> {
+        let name = self.naming.database(workspace);
+        find(system.own(), &name).await.map_err(|error| self.error(error, name.as_str()))
+    }
+
+    async fn list(&self, system: &mut PgConn) -> Result<Vec<WorkspaceId>, DriverError> {
+        let all = "select datname::text, shobj_description(oid, 'pg_database') from pg_database where not datistemplate";
+        let rows = sqlx::query(all).fetch_all(system.own()).await.map_err(|error| self.error(error, "*"))?;
+        Ok(rows
+            .iter()
+            .filter_map(|row| {
+                let (name, comment): (String, Option<String>) = (row.try_get(0).ok()?, row.try_get(1).ok()?);
+                self.owner(&name, comment.as_deref())
+            })
+            .collect())
+    }
+}

@@ -1,0 +1,94 @@
+//! SQLSTATE and I/O errors to the kinds that the manager knows: one table, one place.
+
+use std::io;
+
+use pool_core::{DriverError, DriverErrorKind, Phase};
+use sqlx::Error;
+
+/// SQLSTATE codes, or classes (two characters), and what they mean for a pool. The first match counts.
+/// Source: `PostgreSQL`, appendix A of the manual.
+const STATES: &[(&str, DriverErrorKind)] = &[
+    ("28", DriverErrorKind::Refused),
+    ("42501", DriverErrorKind::Refused),
+    ("3D000", DriverErrorKind::DatabaseMissing),
+    ("53300", DriverErrorKind::ServerFull),
+    ("57P03", DriverErrorKind::ServerNotReady),
+    ("57P01", DriverErrorKind::ConnectionLost),
+    ("57P02", DriverErrorKind::ConnectionLost),
+    ("57P05", DriverErrorKind::ConnectionLost),
+    ("08", DriverErrorKind::ConnectionLost),
+];
+
+/// What an SQLSTATE means for a pool.
+pub(crate) fn kind_of_state(code: &str) -> DriverErrorKind {
+    STATES.iter().find(|(state, _)| code.starts_with(state)).map_or(DriverErrorKind::Other, |(_, kind)| *kind)
+}
+
+/// What an error of sqlx means for a pool, in `phase`.
+pub(crate) fn kind_of(error: &Error, phase: Phase) -> DriverErrorKind {
+    match error {
+        Error::Database(error) => error.code().map_or(DriverErrorKind::Other, |code| kind_of_state(&code)),
+        Error::Io(error) => kind_of_io(error.kind(), phase),
+        Error::Tls(_) if phase == Phase::Connect => DriverErrorKind::Refused,
+        _ => DriverErrorKind::Other,
+    }
+}
+
+fn kind_of_io(kind: io::ErrorKind, phase: Phase) -> DriverErrorKind {
+    match (kind, phase) {
+        (io::ErrorKind::TimedOut, _) => DriverErrorKind::TimedOut,
+        (_, Phase::Connect) => DriverErrorKind::Unreachable,
+        _ => DriverErrorKind::ConnectionLost,
+    }
+}
+
+/// Whether the session is gone, so that the connection is of no more use.
+pub(crate) fn is_fatal(error: &Error) -> bool {
+    match error {
+        Error::Database(_) => kind_of(error, Phase::Check) == DriverErrorKind::ConnectionLost,
+        Error::RowNotFound | Error::ColumnNotFound(_) | Error::ColumnDecode { .. } | Error::Decode(_) => {
+            false
+        }
+        _ => true,
+    }
+}
+
+pub(crate) fn driver_error(error: Error, phase: Phase, place: impl Into<String>) -> DriverError {
+    DriverError::new(phase, kind_of(&error, phase), place).caused_by(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case::wrong_password("28P01", DriverErrorKind::Refused)]
+    #[case::invalid_authorization("28000", DriverErrorKind::Refused)]
+    #[case::insufficient_privilege("42501", DriverErrorKind::Refused)]
+    #[case::missing_database("3D000", DriverErrorKind::DatabaseMissing)]
+    #[case::too_many_connections("53300", DriverErrorKind::ServerFull)]
+    #[case::starting_up("57P03", DriverErrorKind::ServerNotReady)]
+    #[case::admin_shutdown("57P01", DriverErrorKind::ConnectionLost)]
+    #[case::crash_shutdown("57P02", DriverErrorKind::ConnectionLost)]
+    #[case::idle_session_timeout("57P05", DriverErrorKind::ConnectionLost)]
+    #[case::connection_failure("08006", DriverErrorKind::ConnectionLost)]
+    #[case::query_cancelled("57014", DriverErrorKind::Other)]
+    #[case::disk_full("53100", DriverErrorKind::Other)]
+    fn every_state_has_its_kind(#[case] code: &str, #[case] kind: DriverErrorKind) {
+        assert_eq!(kind_of_state(code), kind);
+    }
+
+    #[rstest]
+    #[case::refused(io::ErrorKind::ConnectionRefused, Phase::Connect, DriverErrorKind::Unreachable)]
+    #[case::timed_out(io::ErrorKind::TimedOut, Phase::Connect, DriverErrorKind::TimedOut)]
+    #[case::reset(io::ErrorKind::ConnectionReset, Phase::Check, DriverErrorKind::ConnectionLost)]
+    fn every_io_error_has_its_kind(
+        #[case] error: io::ErrorKind,
+        #[case] phase: Phase,
+        #[case] kind: DriverErrorKind,
+    ) {
+        assert_eq!(kind_of(&Error::Io(error.into()), phase), kind);
+    }
+}

@@ -1,0 +1,321 @@
+//! Where the server is and who we are there: from the environment, a URL or a builder. The password goes
+//! into sqlx's options and nowhere else; `Debug` shows that there is one, never what it is.
+
+use std::env;
+use std::fmt;
+
+use pool_core::{DatabaseName, NamingError, PrefixNaming};
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use thiserror::Error;
+
+/// The prefix of workspaces' databases unless another is given.
+pub const PREFIX_DEFAULT: &str = "pool";
+/// The tag of our sessions in `pg_stat_activity` unless another is given.
+pub const APPLICATION_NAME_DEFAULT: &str = "pool-postgres";
+
+const TEST_VARIABLES: [&str; 6] =
+    ["TEST_DB_HOST", "TEST_DB_PORT", "TEST_DB_USER", "TEST_DB_PASSWORD", "TEST_DB_NAME", "TEST_DB_SSLMODE"];
+const PG_VARIABLES: [&str; 6] = ["PGHOST", "PGPORT", "PGUSER", "PGPASSWORD", "PGDATABASE", "PGSSLMODE"];
+
+/// Why a configuration was refused.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// No variable that names a server is set.
+    #[error(
+        "no database is configured: set TEST_DB_HOST (and TEST_DB_PORT, _USER, _PASSWORD, _NAME, _SSLMODE), or DATABASE_URL, or PGHOST"
+    )]
+    NothingSet,
+    /// A variable holds what it cannot.
+    #[error("{variable} cannot be {value:?}: {expected}")]
+    Variable {
+        /// Which variable.
+        variable: String,
+        /// What it holds; never a password.
+        value: String,
+        /// What it may hold.
+        expected: &'static str,
+    },
+    /// The URL cannot be read. It is not shown, since it may hold a password.
+    #[error("the database URL cannot be read: {0} (expected postgres://user:password@host:port/database)")]
+    Url(#[source] sqlx::Error),
+    /// The database name or the prefix cannot be one.
+    #[error(transparent)]
+    Naming(#[from] NamingError),
+}
+
+/// How to reach a server.
+///
+/// ```
+/// use pool_postgres::PostgresConfig;
+///
+/// let config = PostgresConfig::new("db.example").user("app").password("s3cret").prefix("shop");
+/// assert_eq!(config.host(), "db.example");
+/// assert!(!format!("{config:?}").contains("s3cret"));
+/// ```
+#[derive(Clone)]
+pub struct PostgresConfig {
+    options: PgConnectOptions,
+    has_password: bool,
+    system_database: String,
+    prefix: String,
+    application_name: String,
+}
+
+impl PostgresConfig {
+    /// A server at `host`, port 5432, as user `postgres`, with `postgres` as the system database.
+    pub fn new(host: &str) -> Self {
+        let options = PgConnectOptions::new_without_pgpass().port(5432).username("postgres");
+        Self::from_options(if host.starts_with('/') { options.socket(host) } else { options.host(host) })
+    }
+
+    fn from_options(options: PgConnectOptions) -> Self {
+        let application_name = options.get_application_name().unwrap_or(APPLICATION_NAME_DEFAULT).to_owned();
+        Self {
+            system_database: options.get_database().unwrap_or("postgres").to_owned(),
+            options,
+            has_password: false,
+            prefix: PREFIX_DEFAULT.to_owned(),
+            application_name,
+        }
+    }
+
+    /// What the environment names: `TEST_DB_*` if any of them is set, else `DATABASE_URL`, else the
+    /// usual `PG*` variables.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when nothing is set, or when a variable cannot be read.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        Self::from_variables(|name| env::var(name).ok().filter(|value| !value.is_empty()))
+    }
+
+    /// Which variables [`PostgresConfig::from_env`] would use; none if nothing is set.
+    pub fn named_by_env() -> Option<&'static str> {
+        let is_set = |name: &&str| env::var(name).is_ok_and(|value| !value.is_empty());
+        TEST_VARIABLES.iter().chain(&["DATABASE_URL", "PGHOST"]).find(|name| is_set(name)).copied()
+    }
+
+    /// The same, from any source of variables.
+    ///
+    /// # Errors
+    /// As [`PostgresConfig::from_env`].
+    pub fn from_variables(get: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        if TEST_VARIABLES.iter().any(|name| get(name).is_some()) {
+            return Self::from_parts(TEST_VARIABLES, &get);
+        }
+        if let Some(url) = get("DATABASE_URL") {
+            return Self::from_url(&url);
+        }
+        if get("PGHOST").is_some() {
+            return Self::from_parts(PG_VARIABLES, &get);
+        }
+        Err(ConfigError::NothingSet)
+    }
+
+    fn from_parts(names: [&str; 6], get: &impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let [host, port, user, password, database, sslmode] = names;
+        let mut config = Self::new(get(host).as_deref().unwrap_or("localhost"));
+        if let Some(value) = get(port) {
+            config = config.port(parse(port, value, "a port number from 1 to 65535")?);
+        }
+        if let Some(value) = get(user) {
+            config = config.user(&value);
+        }
+        if let Some(value) = get(password) {
+            config = config.password(&value);
+        }
+        if let Some(value) = get(database) {
+            config = config.system_database(&value);
+        }
+        if let Some(value) = get(sslmode) {
+            let expected = "one of disable, allow, prefer, require, verify-ca, verify-full";
+            config.options = config.options.ssl_mode(parse(sslmode, value, expected)?);
+        }
+        Ok(config)
+    }
+
+    /// A `postgres://user:password@host:port/database?sslmode=…` URL; special characters are
+    /// percent-encoded.
+    ///
+    /// # Errors
+    /// [`ConfigError::Url`], which does not show the URL.
+    pub fn from_url(url: &str) -> Result<Self, ConfigError> {
+        if !(url.starts_with("postgres://") || url.starts_with("postgresql://")) {
+            let wrong = sqlx::Error::Configuration("it does not begin with postgres://".into());
+            return Err(ConfigError::Url(wrong));
+        }
+        let options: PgConnectOptions = url.parse().map_err(ConfigError::Url)?;
+        let authority = url.split("://").nth(1).and_then(|rest| rest.split('/').next()).unwrap_or_default();
+        let mut config = Self::from_options(options);
+        config.has_password = authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':'));
+        Ok(config)
+    }
+
+    /// The port, default 5432.
+    pub fn port(mut self, port: u16) -> Self {
+        self.options = self.options.port(port);
+        self
+    }
+
+    /// The user, default `postgres`.
+    pub fn user(mut self, user: &str) -> Self {
+        self.options = self.options.username(user);
+        self
+    }
+
+    /// The password.
+    pub fn password(mut self, password: &str) -> Self {
+        self.options = self.options.password(password);
+        self.has_password = true;
+        self
+    }
+
+    /// The system database, default `postgres`: where databases are created from, and the one that the
+    /// system pool connects to.
+    pub fn system_database(mut self, database: &str) -> Self {
+        database.clone_into(&mut self.system_database);
+        self
+    }
+
+    /// Whether and how to use TLS, default `prefer`.
+    pub fn ssl_mode(mut self, mode: PgSslMode) -> Self {
+        self.options = self.options.ssl_mode(mode);
+        self
+    }
+
+    /// What workspaces' databases start with, default `pool`; see [`PrefixNaming`].
+    pub fn prefix(mut self, prefix: &str) -> Self {
+        prefix.clone_into(&mut self.prefix);
+        self
+    }
+
+    /// The tag of our sessions in `pg_stat_activity`, default `pool-postgres`.
+    pub fn application_name(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.application_name);
+        self
+    }
+
+    /// Prepared statements kept per connection, default 100.
+    pub fn statement_cache_capacity(mut self, statements: usize) -> Self {
+        self.options = self.options.statement_cache_capacity(statements);
+        self
+    }
+
+    /// The host or the socket directory.
+    pub fn host(&self) -> &str {
+        match self.options.get_socket().and_then(|path| path.to_str()) {
+            Some(socket) => socket,
+            None => self.options.get_host(),
+        }
+    }
+
+    /// The port.
+    pub fn get_port(&self) -> u16 {
+        self.options.get_port()
+    }
+
+    /// The user.
+    pub fn get_user(&self) -> &str {
+        self.options.get_username()
+    }
+
+    /// The tag of our sessions.
+    pub fn get_application_name(&self) -> &str {
+        &self.application_name
+    }
+
+    /// The system database.
+    ///
+    /// # Errors
+    /// [`ConfigError::Naming`] when the name cannot be one.
+    pub fn get_system_database(&self) -> Result<DatabaseName, ConfigError> {
+        Ok(DatabaseName::new(&self.system_database)?)
+    }
+
+    /// The default naming scheme, with this configuration's prefix.
+    ///
+    /// # Errors
+    /// [`ConfigError::Naming`] when the prefix cannot be one.
+    pub fn naming(&self) -> Result<PrefixNaming, ConfigError> {
+        Ok(PrefixNaming::new(&self.prefix)?)
+    }
+
+    /// sqlx's options for a session with `database`. They hold the password, and their `Debug` shows it.
+    pub fn connect_options(&self, database: &str) -> PgConnectOptions {
+        self.options.clone().database(database).application_name(&self.application_name)
+    }
+
+    /// `host:port/database`, for errors.
+    pub fn place(&self, database: &str) -> String {
+        format!("{}:{}/{database}", self.host(), self.get_port())
+    }
+}
+
+impl fmt::Debug for PostgresConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresConfig")
+            .field("host", &self.host())
+            .field("port", &self.get_port())
+            .field("user", &self.get_user())
+            .field("password", if self.has_password { &"***" } else { &"none" })
+            .field("system_database", &self.system_database)
+            .field("prefix", &self.prefix)
+            .field("application_name", &self.application_name)
+            .finish_non_exhaustive()
+    }
+}
+
+fn parse<T: std::str::FromStr>(
+    variable: &str,
+    value: String,
+    expected: &'static str,
+) -> Result<T, ConfigError> {
+    value.parse().map_err(|_| ConfigError::Variable { variable: variable.to_owned(), value, expected })
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    fn config(variables: &[(&str, &str)]) -> Result<PostgresConfig, ConfigError> {
+        PostgresConfig::from_variables(|name| {
+            variables.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[rstest]
+    #[case::test_db(&[("TEST_DB_HOST", "a"), ("TEST_DB_PORT", "1"), ("DATABASE_URL", "postgres://b:2/x")], "a:1/postgres")]
+    #[case::url(&[("DATABASE_URL", "postgres://u:p@b:2/x"), ("PGHOST", "c")], "b:2/x")]
+    #[case::pg(&[("PGHOST", "c"), ("PGPORT", "3"), ("PGDATABASE", "y")], "c:3/y")]
+    #[case::socket(&[("PGHOST", "/run/postgresql")], "/run/postgresql:5432/postgres")]
+    fn the_environment_is_read_in_order(#[case] variables: &[(&str, &str)], #[case] place: &str) {
+        let config = config(variables).unwrap();
+        assert_eq!(config.place(&config.system_database), place);
+    }
+
+    #[rstest]
+    #[case::nothing(&[], "TEST_DB_HOST")]
+    #[case::port(&[("TEST_DB_PORT", "seventy")], "TEST_DB_PORT cannot be \"seventy\"")]
+    #[case::sslmode(&[("PGHOST", "h"), ("PGSSLMODE", "maybe")], "verify-full")]
+    #[case::url(&[("DATABASE_URL", "mysql://u:hunter2@h/d")], "postgres://")]
+    #[case::url_port(&[("DATABASE_URL", "postgres://u:hunter2@h:nan/d")], "cannot be read")]
+    fn a_bad_variable_is_named_and_no_password_is_shown(
+        #[case] variables: &[(&str, &str)],
+        #[case] says: &str,
+    ) {
+        let error = config(variables).unwrap_err();
+        assert!(error.to_string().contains(says), "{error}");
+        assert!(!format!("{error} {error:?}").contains("hunter2"));
+    }
+
+    #[rstest]
+    #[case::builder(PostgresConfig::new("h").password("hunter2"))]
+    #[case::url(PostgresConfig::from_url("postgres://u:hunter2@h/d").unwrap())]
+    #[case::encoded(PostgresConfig::from_url("postgres://u:%40hunter2%2F@h/d").unwrap())]
+    fn i3_a_password_is_not_shown(#[case] config: PostgresConfig) {
+        let shown = format!("{config:?}");
+        assert!(!shown.contains("hunter2") && shown.contains("***"), "{shown}");
+    }
+}

@@ -1,0 +1,164 @@
+//! The driver: connect, check, recycle, close, on sqlx's `PgConnection`.
+
+use std::time::Duration;
+
+use pool_core::{Condition, Driver, DriverError, DriverErrorKind, Endpoint, Phase};
+use sqlx::postgres::PgTransactionManager;
+use sqlx::{Connection, Error, Row};
+use sqlx_core::transaction::TransactionManager;
+use tokio::time::timeout;
+
+use crate::classify::{driver_error, is_fatal};
+use crate::config::PostgresConfig;
+use crate::connect::establish;
+use crate::connection::{PgConn, Session};
+use crate::control::Control;
+
+/// How long what is left on the wire may take to arrive before the query behind it is cancelled.
+const DRAIN_PATIENCE: Duration = Duration::from_millis(10);
+/// How long a cancelled query may take to end.
+const CANCEL_LIMIT: Duration = Duration::from_secs(3);
+/// How long saying goodbye may take before the session is ended from outside.
+const GOODBYE_LIMIT: Duration = Duration::from_millis(500);
+/// A late cancel may hit the verification; it is then made again.
+const VERIFY_TRIES: usize = 3;
+const QUERY_CANCELED: &str = "57014";
+
+/// Opens and closes sessions with one `PostgreSQL` server.
+pub struct PgDriver {
+    config: PostgresConfig,
+    control: Control,
+}
+
+/// What it takes to end a session from outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PgHandle(Session);
+
+impl PgDriver {
+    /// Reaches the server: opens the control connection.
+    ///
+    /// # Errors
+    /// A [`DriverError`] that names host, port, database and cause.
+    pub async fn start(config: PostgresConfig, system_database: &str) -> Result<Self, DriverError> {
+        let control = Control::start(config.clone(), system_database.to_owned()).await?;
+        Ok(Self { config, control })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &PostgresConfig {
+        &self.config
+    }
+
+    fn error(&self, error: Error, phase: Phase) -> DriverError {
+        driver_error(error, phase, format!("{}:{}", self.config.host(), self.config.get_port()))
+    }
+
+    /// Reads what is left on the wire; cancels the query behind it if that takes long.
+    async fn drain(&self, conn: &mut PgConn) -> Result<(), Error> {
+        if let Ok(drained) = timeout(DRAIN_PATIENCE, flush(conn)).await {
+            return drained;
+        }
+        self.control.cancel(conn.session().clone()).await;
+        let late = || Error::Protocol("a cancelled query did not end in time".into());
+        timeout(CANCEL_LIMIT, flush(conn)).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    async fn clean(&self, conn: &mut PgConn) -> Result<(), Error> {
+        self.drain(conn).await?;
+        while conn.own().is_in_transaction() {
+            PgTransactionManager::rollback(conn.own()).await?;
+        }
+        if conn.is_marked() {
+            verify(conn).await?;
+            conn.set_marked(false);
+        }
+        Ok(())
+    }
+}
+
+/// Reads to the end of every answer that is still to come; an error among them is an answer, too.
+async fn flush(conn: &mut PgConn) -> Result<(), Error> {
+    loop {
+        match conn.own().flush().await {
+            Err(error) if !is_fatal(&error) => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Asks whether a transaction is open, and rolls it back: outside of one, the transaction begins with the
+/// statement; in a failed one, every statement fails. A ROLLBACK without need would warn in the
+/// server's log.
+async fn verify(conn: &mut PgConn) -> Result<(), Error> {
+    for _ in 0..VERIFY_TRIES {
+        let outside = sqlx::raw_sql("select now() = statement_timestamp()").fetch_one(conn.own()).await;
+        match outside.and_then(|row| row.try_get::<bool, _>(0)) {
+            Ok(true) => return Ok(()),
+            Err(Error::Database(error)) if error.code().as_deref() == Some(QUERY_CANCELED) => {}
+            Ok(false) | Err(Error::Database(_)) => {
+                sqlx::raw_sql("rollback").execute(conn.own()).await?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(Error::Protocol("the connection could not be verified".into()))
+}
+
+impl Driver for PgDriver {
+    type Connection = PgConn;
+    type Handle = PgHandle;
+
+    async fn connect(&self, endpoint: &Endpoint) -> Result<PgConn, DriverError> {
+        let options = self.config.connect_options(endpoint.database.as_str());
+        let opened = async { PgConn::identify(establish(&options).await?).await };
+        opened.await.map_err(|error| driver_error(error, Phase::Connect, self.place(endpoint)))
+    }
+
+    async fn check(&self, conn: &mut PgConn) -> Result<(), DriverError> {
+        conn.own().ping().await.map_err(|error| self.error(error, Phase::Check))
+    }
+
+    fn inspect(&self, conn: &mut PgConn) -> Condition {
+        conn.condition()
+    }
+
+    async fn recycle(&self, conn: &mut PgConn) -> Result<(), DriverError> {
+        self.clean(conn).await.map_err(|error| self.error(error, Phase::Recycle))
+    }
+
+    async fn close(&self, mut conn: PgConn) {
+        let is_clean = conn.condition() == Condition::Clean;
+        let (conn, session) = conn.into_parts();
+        // A backend that is busy does not read a goodbye until it is done; it is ended from outside.
+        let left = is_clean && matches!(timeout(GOODBYE_LIMIT, conn.close()).await, Ok(Ok(())));
+        self.control.gone(session, !left).await;
+    }
+
+    fn place(&self, endpoint: &Endpoint) -> String {
+        self.config.place(endpoint.database.as_str())
+    }
+
+    fn handle(&self, conn: &PgConn) -> PgHandle {
+        PgHandle(conn.session().clone())
+    }
+
+    async fn terminate(&self, handles: Vec<PgHandle>) -> Result<(), DriverError> {
+        let count = handles.len();
+        let gone = handles.into_iter().map(|PgHandle(session)| self.control.gone(session, true));
+        let all = futures_util::future::join_all(gone);
+        if timeout(CANCEL_LIMIT, all).await.is_err() {
+            let place = format!("{}:{}", self.config.host(), self.config.get_port());
+            let error = DriverError::new(Phase::Close, DriverErrorKind::TimedOut, place);
+            return Err(error.caused_by(format!("{count} sessions were told to end")));
+        }
+        Ok(())
+    }
+
+    fn control_connections(&self) -> u32 {
+        1
+    }
+
+    async fn shutdown(&self) {
+        self.control.shutdown().await;
+    }
+}

@@ -1,0 +1,65 @@
+//! One bounded pool over many `PostgreSQL` databases, on sqlx.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! use pool_postgres::{Limits, PgPools, PostgresConfig, WorkspaceId};
+//!
+//! # async fn some_function_of_sqlx(_: &mut sqlx::PgConnection) -> sqlx::Result<()> { Ok(()) }
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let pools = PgPools::builder(PostgresConfig::from_env()?)      // TEST_DB_*, DATABASE_URL or PG*
+//!     .limits(Limits::new(90).per_workspace(10).system(9))       // hard ceilings, in connections
+//!     .acquire_timeout(Duration::from_secs(5))
+//!     .build()
+//!     .await?;
+//!
+//! let acme = WorkspaceId::new("acme")?;                          // validated; hostile ids are data, never SQL
+//! pools.ensure_workspace(&acme).await?;                          // creates the database once, however many callers
+//! let mut lease = pools.acquire(&acme).await?;
+//! sqlx::query("insert into note values ($1)").bind(1).execute(&mut lease).await?;   // tracked, known clean on return
+//! some_function_of_sqlx(&mut *lease).await?;                     // or the raw PgConnection: verified on return
+//! drop(lease);                                                   // back to the pool, clean or closed
+//!
+//! let db = pools.workspace(&acme);                               // cheap, Clone; &db is a sqlx Executor
+//! let n: i64 = sqlx::query_scalar("select count(*) from note").fetch_one(&db).await?;
+//! let mut tx = db.begin().await?;                                // owns its lease; rolled back on drop
+//! sqlx::query("delete from note").execute(&mut tx).await?;
+//! tx.commit().await?;
+//!
+//! let stats = pools.stats();                                     // a consistent snapshot; sums agree
+//! assert!(stats.connections().total() + stats.control <= stats.limit());
+//! pools.close_workspace(&acme).await?;
+//! pools.close().await?;                                          // graceful drain; idempotent
+//! # Ok(())
+//! # }
+//! ```
+
+mod catalog;
+mod classify;
+mod config;
+mod connect;
+mod connection;
+mod control;
+mod driver;
+mod errors;
+mod lease;
+mod pools;
+mod statement;
+mod transaction;
+mod workspace_pool;
+
+pub use catalog::PgCatalog;
+pub use config::{APPLICATION_NAME_DEFAULT, ConfigError, PREFIX_DEFAULT, PostgresConfig};
+pub use connection::PgConn;
+pub use driver::{PgDriver, PgHandle};
+pub use errors::{BuildError, acquire_error};
+pub use lease::PgLease;
+pub use pool_core::{
+    AcquireError, CatalogError, CloseError, Counts, DatabaseName, DatabaseNaming, DriverError,
+    DriverErrorKind, EvictionPolicy, Limits, Observer, Phase, PoolStats, PrefixNaming, ShareStats, Stage,
+    Target, WorkspaceId, WorkspacePools,
+};
+pub use pool_manager::{PolicyFactory, Settings, StartError};
+pub use pools::{PgPools, PgPoolsBuilder};
+pub use transaction::PgTransaction;
+pub use workspace_pool::PgWorkspacePool;

@@ -1,0 +1,261 @@
+//! `PgPools`: the manager, the driver and the catalog, put together.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pool_core::{
+    AcquireError, CatalogError, CloseError, DatabaseName, DatabaseNaming, Limits, Observer, PoolStats,
+    WorkspaceId, WorkspacePools,
+};
+use pool_manager::{PolicyFactory, PoolManager, Settings};
+
+use crate::catalog::PgCatalog;
+use crate::config::PostgresConfig;
+use crate::driver::PgDriver;
+use crate::errors::BuildError;
+use crate::lease::PgLease;
+use crate::workspace_pool::PgWorkspacePool;
+
+/// Every connection to every workspace's database of one `PostgreSQL` server, under one hard budget.
+/// Cloning costs one reference count.
+#[derive(Clone)]
+pub struct PgPools {
+    manager: PoolManager<PgDriver>,
+}
+
+type Adjustment = Box<dyn FnOnce(&mut Settings) + Send>;
+
+/// Builds [`PgPools`]. Every duration has the default that [`Settings`] documents.
+#[must_use = "nothing is built before `build` is awaited"]
+pub struct PgPoolsBuilder {
+    config: PostgresConfig,
+    limits: Option<Limits>,
+    naming: Option<Arc<dyn DatabaseNaming>>,
+    template: Option<DatabaseName>,
+    adjust: Vec<Adjustment>,
+}
+
+impl PgPools {
+    /// Begins to build. `limits` must be given: only the owner of the server knows what it can spare.
+    pub fn builder(config: PostgresConfig) -> PgPoolsBuilder {
+        PgPoolsBuilder { config, limits: None, naming: None, template: None, adjust: Vec::new() }
+    }
+
+    /// A lease on a connection to `workspace`'s database.
+    ///
+    /// # Errors
+    /// [`AcquireError`]: timed out (what was waited for, and how full things were), the database cannot
+    /// be opened, the workspace is being closed, or the pool is closed.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives up the place in the queue. An open it started goes on, and its
+    /// connection serves the next waiter.
+    pub async fn acquire(&self, workspace: &WorkspaceId) -> Result<PgLease, AcquireError> {
+        self.manager.acquire(workspace).await.map(PgLease::new)
+    }
+
+    /// A handle on one workspace: cheap, `Clone`, and `&db` is a sqlx `Executor`.
+    pub fn workspace(&self, workspace: &WorkspaceId) -> PgWorkspacePool {
+        PgWorkspacePool::new(self.manager.workspace(workspace))
+    }
+
+    /// A handle on the system database, with its reserved share.
+    pub fn system(&self) -> PgWorkspacePool {
+        PgWorkspacePool::new(self.manager.system())
+    }
+
+    /// Creates the workspace's database unless it exists: once, however many callers.
+    ///
+    /// # Errors
+    /// As [`PoolManager::ensure_workspace`].
+    ///
+    /// # Cancel safety
+    /// As [`PoolManager::ensure_workspace`].
+    pub async fn ensure_workspace(&self, workspace: &WorkspaceId) -> Result<(), CatalogError> {
+        self.manager.ensure_workspace(workspace).await
+    }
+
+    /// Closes the workspace's connections and drops its database; says whether there was one.
+    ///
+    /// # Errors
+    /// As [`PoolManager::drop_workspace`].
+    ///
+    /// # Cancel safety
+    /// As [`PoolManager::drop_workspace`].
+    pub async fn drop_workspace(&self, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
+        self.manager.drop_workspace(workspace).await
+    }
+
+    /// Whether the workspace has a database.
+    ///
+    /// # Errors
+    /// As [`PoolManager::workspace_exists`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    pub async fn workspace_exists(&self, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
+        self.manager.workspace_exists(workspace).await
+    }
+
+    /// The workspaces that have a database.
+    ///
+    /// # Errors
+    /// As [`PoolManager::list_workspaces`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    pub async fn list_workspaces(&self) -> Result<Vec<WorkspaceId>, CatalogError> {
+        self.manager.list_workspaces().await
+    }
+
+    /// Closes the workspace's connections; afterwards it takes work again.
+    ///
+    /// # Errors
+    /// As [`PoolManager::close_workspace`].
+    ///
+    /// # Cancel safety
+    /// As [`PoolManager::close_workspace`].
+    pub async fn close_workspace(&self, workspace: &WorkspaceId) -> Result<(), CloseError> {
+        self.manager.close_workspace(workspace).await
+    }
+
+    /// Closes everything for good; afterwards the server sees no connection of ours. Idempotent.
+    ///
+    /// # Errors
+    /// As [`PoolManager::close`].
+    ///
+    /// # Cancel safety
+    /// As [`PoolManager::close`].
+    pub async fn close(&self) -> Result<(), CloseError> {
+        self.manager.close().await
+    }
+
+    /// A consistent snapshot; its sums agree.
+    pub fn stats(&self) -> PoolStats {
+        self.manager.stats()
+    }
+
+    /// How the server is reached.
+    pub fn config(&self) -> &PostgresConfig {
+        self.manager.driver().config()
+    }
+}
+
+impl fmt::Debug for PgPools {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let stats = self.stats();
+        f.debug_struct("PgPools")
+            .field("config", self.config())
+            .field("stats", &stats)
+            .finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl WorkspacePools for PgPools {
+    type Lease = PgLease;
+
+    async fn acquire(&self, workspace: &WorkspaceId) -> Result<PgLease, AcquireError> {
+        self.acquire(workspace).await
+    }
+
+    async fn close_workspace(&self, workspace: &WorkspaceId) -> Result<(), CloseError> {
+        self.close_workspace(workspace).await
+    }
+
+    fn stats(&self) -> PoolStats {
+        self.stats()
+    }
+}
+
+impl PgPoolsBuilder {
+    /// The hard ceilings, in connections.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = Some(limits);
+        self
+    }
+
+    /// How long a caller waits for a lease.
+    pub fn acquire_timeout(self, timeout: Duration) -> Self {
+        self.adjust(move |settings| settings.acquire_timeout = timeout)
+    }
+
+    /// How long one open may take.
+    pub fn connect_timeout(self, timeout: Duration) -> Self {
+        self.adjust(move |settings| settings.connect_timeout = timeout)
+    }
+
+    /// How long a connection may be idle; `None` for ever.
+    pub fn idle_timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
+        let timeout = timeout.into();
+        self.adjust(move |settings| settings.idle_timeout = timeout)
+    }
+
+    /// How long a connection may live; `None` for ever.
+    pub fn max_lifetime(self, lifetime: impl Into<Option<Duration>>) -> Self {
+        let lifetime = lifetime.into();
+        self.adjust(move |settings| settings.max_lifetime = lifetime)
+    }
+
+    /// How long closes wait for leases before they cut.
+    pub fn close_timeout(self, timeout: Duration) -> Self {
+        self.adjust(move |settings| settings.close_timeout = timeout)
+    }
+
+    /// Who is told of events.
+    pub fn observer(self, observer: Arc<dyn Observer>) -> Self {
+        self.adjust(move |settings| settings.observer = Some(observer))
+    }
+
+    /// Whom to evict.
+    pub fn eviction(self, policy: PolicyFactory) -> Self {
+        self.adjust(move |settings| settings.eviction = policy)
+    }
+
+    /// Which database a workspace lives in; by default the configuration's prefix decides.
+    pub fn naming(mut self, naming: Arc<dyn DatabaseNaming>) -> Self {
+        self.naming = Some(naming);
+        self
+    }
+
+    /// The database that new workspaces are copied from; by default the server's `template1`. Nobody may
+    /// be connected to it.
+    pub fn template(mut self, template: DatabaseName) -> Self {
+        self.template = Some(template);
+        self
+    }
+
+    /// Any other setting.
+    pub fn adjust(mut self, adjust: impl FnOnce(&mut Settings) + Send + 'static) -> Self {
+        self.adjust.push(Box::new(adjust));
+        self
+    }
+
+    /// Checks the limits, reaches the server, and starts the manager.
+    ///
+    /// # Errors
+    /// [`BuildError`]: the configuration or the limits cannot be used, or the server cannot be reached;
+    /// that one names host, port, database and phase.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes what it has opened.
+    pub async fn build(self) -> Result<PgPools, BuildError> {
+        let Self { config, limits, naming, template, adjust } = self;
+        let system_database = config.get_system_database()?;
+        let naming = match naming {
+            Some(naming) => naming,
+            None => Arc::new(config.naming()?),
+        };
+        let limits = limits.unwrap_or(Limits::new(0));
+        let mut settings = Settings::new(limits, system_database.clone(), Arc::clone(&naming));
+        for change in adjust {
+            change(&mut settings);
+        }
+        settings.limits.ceilings(1).map_err(pool_manager::StartError::from)?;
+        let driver = PgDriver::start(config.clone(), system_database.as_str()).await.map_err(Arc::new)?;
+        let catalog = Arc::new(PgCatalog::new(config, naming, template));
+        Ok(PgPools { manager: PoolManager::start(driver, catalog, settings)? })
+    }
+}

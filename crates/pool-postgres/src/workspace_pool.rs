@@ -1,0 +1,122 @@
+//! A handle on one workspace's database, usable wherever sqlx takes a pool by reference.
+
+use futures_core::future::BoxFuture;
+use futures_core::stream::BoxStream;
+use futures_util::TryStreamExt;
+use pool_core::{AcquireError, Counts, Target};
+use pool_manager::WorkspacePool;
+use sqlx::postgres::{PgRow, PgStatement, PgTypeInfo};
+use sqlx::{Describe, Error, Execute, Executor, Postgres, SqlStr};
+
+use crate::driver::PgDriver;
+use crate::errors::to_sqlx;
+use crate::lease::{PgLease, Step};
+use crate::statement::Taken;
+use crate::transaction::PgTransaction;
+
+/// A cheap handle on one workspace, or on the system database. `&db` is a sqlx `Executor`: each query
+/// leases a connection for as long as it runs.
+///
+/// An acquire that fails inside an executor comes out as a `sqlx::Error`;
+/// [`acquire_error`](crate::acquire_error) finds the [`AcquireError`] in it.
+#[derive(Clone, Debug)]
+pub struct PgWorkspacePool {
+    pool: WorkspacePool<PgDriver>,
+}
+
+impl PgWorkspacePool {
+    pub(crate) fn new(pool: WorkspacePool<PgDriver>) -> Self {
+        Self { pool }
+    }
+
+    /// A lease on a connection to this database.
+    ///
+    /// # Errors
+    /// [`AcquireError`]: timed out, cannot be opened, being closed, or closed.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives up the place in the queue; an open it started goes on.
+    pub async fn acquire(&self) -> Result<PgLease, AcquireError> {
+        self.pool.acquire().await.map(PgLease::new)
+    }
+
+    /// Begins a transaction that owns its lease: rolled back when dropped.
+    ///
+    /// # Errors
+    /// A `sqlx::Error` from the acquire (see [`acquire_error`](crate::acquire_error)) or from BEGIN.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives the connection back, to be verified and rolled back.
+    pub async fn begin(&self) -> Result<PgTransaction, Error> {
+        PgTransaction::begin(self.acquire().await.map_err(to_sqlx)?).await
+    }
+
+    /// Whose pool this is.
+    pub fn target(&self) -> &Target {
+        self.pool.target()
+    }
+
+    /// This target's connections at the moment, by state.
+    pub fn counts(&self) -> Counts {
+        self.pool.counts()
+    }
+}
+
+impl<'p> Executor<'p> for &'p PgWorkspacePool {
+    type Database = Postgres;
+
+    fn fetch_many<'e, 'q, E>(self, query: E) -> BoxStream<'e, Result<Step, Error>>
+    where
+        'p: 'e,
+        E: Execute<'q, Postgres>,
+        'q: 'e,
+        E: 'q,
+    {
+        let query = Taken::new(query);
+        Box::pin(async_stream::try_stream! {
+            let mut lease = self.acquire().await.map_err(to_sqlx)?;
+            let mut steps = (&mut lease).fetch_many(query);
+            while let Some(step) = steps.try_next().await? {
+                yield step;
+            }
+        })
+    }
+
+    fn fetch_optional<'e, 'q, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, Error>>
+    where
+        'p: 'e,
+        E: Execute<'q, Postgres>,
+        'q: 'e,
+        E: 'q,
+    {
+        let query = Taken::new(query);
+        Box::pin(async move {
+            let mut lease = self.acquire().await.map_err(to_sqlx)?;
+            lease.fetch_optional(query).await
+        })
+    }
+
+    fn prepare_with<'e>(
+        self,
+        sql: SqlStr,
+        parameters: &'e [PgTypeInfo],
+    ) -> BoxFuture<'e, Result<PgStatement, Error>>
+    where
+        'p: 'e,
+    {
+        Box::pin(async move {
+            let mut lease = self.acquire().await.map_err(to_sqlx)?;
+            lease.prepare_with(sql, parameters).await
+        })
+    }
+
+    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<Postgres>, Error>>
+    where
+        'p: 'e,
+    {
+        Box::pin(async move {
+            let mut lease = self.acquire().await.map_err(to_sqlx)?;
+            lease.describe(sql).await
+        })
+    }
+}

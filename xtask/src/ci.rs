@@ -1,0 +1,127 @@
+//! `cargo xtask ci`: what CI runs, in its order, so that a green run here is a green run there.
+//!
+//! Cheap steps come first and the first failure ends it. The last step is `test-pools`, whose last line ends this run too.
+
+use std::process::Command;
+use std::time::Instant;
+
+use anstyle::Style;
+
+use crate::display::{complain, say};
+use crate::failure::Failure;
+use crate::process::{Interrupts, cargo};
+use crate::test_pools::{Options, test_pools};
+use crate::tidy::tidy;
+
+const HEAD: Style = Style::new().bold();
+
+/// One thing that CI does.
+struct Step {
+    name: &'static str,
+    work: Work,
+}
+
+/// How a step is done.
+enum Work {
+    /// By cargo, with these arguments and this one variable.
+    Cargo(&'static [&'static str], Option<(&'static str, &'static str)>),
+    /// By `cargo xtask tidy`, in this process.
+    Tidy,
+    /// By `cargo xtask test-pools`, in this process.
+    TestPools,
+}
+
+const STEPS: &[Step] = &[
+    Step { name: "format", work: Work::Cargo(&["fmt", "--all", "--check"], None) },
+    Step {
+        name: "clippy",
+        work: Work::Cargo(
+            &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"],
+            None,
+        ),
+    },
+    Step { name: "tidy", work: Work::Tidy },
+    Step {
+        name: "documentation",
+        work: Work::Cargo(
+            &["doc", "--workspace", "--no-deps", "--locked"],
+            Some(("RUSTDOCFLAGS", "-D warnings")),
+        ),
+    },
+    Step {
+        name: "unit and documentation tests",
+        work: Work::Cargo(&["test", "--workspace", "--locked"], None),
+    },
+    Step { name: "test-pools", work: Work::TestPools },
+];
+
+/// Runs every step until one fails.
+///
+/// # Errors
+/// The failure of that step; 1 when cargo found something.
+pub fn ci(interrupts: &Interrupts) -> Result<(), Failure> {
+    for (number, step) in (1..).zip(STEPS) {
+        let Step { name, work } = step;
+        say(&format!("\n{HEAD}[{number}/{}] {name}{HEAD:#}{}", STEPS.len(), work.repeated_by()));
+        let started = Instant::now();
+        let done = work.perform(interrupts);
+        let seconds = started.elapsed().as_secs_f64();
+        match done {
+            // Its own last line has to stay the last one, and its summary has the time.
+            done if matches!(work, Work::TestPools) => return done,
+            Ok(()) => say(&format!("{name}: done in {seconds:.1} s")),
+            Err(failure) => {
+                complain(&format!("ci stops at step {number}, {name}, after {seconds:.1} s"));
+                return Err(failure);
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Work {
+    /// What a person types to do this step alone.
+    fn repeated_by(&self) -> String {
+        match self {
+            Self::Cargo(arguments, variable) => {
+                let set = variable.map(|(name, value)| format!("{name}=\"{value}\" ")).unwrap_or_default();
+                format!("  {set}cargo {}", arguments.join(" "))
+            }
+            Self::Tidy => "  cargo xtask tidy".into(),
+            Self::TestPools => "  cargo xtask test-pools".into(),
+        }
+    }
+
+    fn perform(&self, interrupts: &Interrupts) -> Result<(), Failure> {
+        match self {
+            Self::Cargo(arguments, variable) => {
+                let mut command: Command = cargo();
+                command.args(*arguments).envs(*variable);
+                let status = interrupts.run(&mut command)?;
+                if status.success() { Ok(()) } else { Err(Failure::FOUND) }
+            }
+            Self::Tidy => tidy(interrupts),
+            Self::TestPools => test_pools(&Options::default(), interrupts),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::STEPS;
+
+    /// The issue fixes the order, and `.ci/run` relies on it.
+    #[test]
+    fn the_steps_are_those_of_the_issue_in_its_order() {
+        let steps: Vec<String> = STEPS.iter().map(|step| step.work.repeated_by().trim().to_owned()).collect();
+        let expected = [
+            "cargo fmt --all --check",
+            "cargo clippy --workspace --all-targets --locked -- -D warnings",
+            "cargo xtask tidy",
+            "RUSTDOCFLAGS=\"-D warnings\" cargo doc --workspace --no-deps --locked",
+            "cargo test --workspace --locked",
+            "cargo xtask test-pools",
+        ];
+        assert_eq!(steps, expected);
+    }
+}

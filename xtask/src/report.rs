@@ -1,0 +1,324 @@
+//! The summary: what happened to each chosen case, per suite, and what the run left behind on the server.
+//!
+//! Pure: results, records and the sampler's answer go in, text and a verdict come out. A leak counts as a failure of its
+//! case, and as one more failure when nobody knows the case, so the numbers of the last line never contradict the verdict.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use anstyle::{AnsiColor, Style};
+use pool_testkit::run::{LeftConnection, Record, Sampled};
+
+use crate::plan::Case;
+
+/// How a chosen case ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// It ran and was content.
+    Passed,
+    /// It ran and was not, or it died before it could tell.
+    Failed,
+    /// It did not run, for this reason.
+    Skipped(String),
+}
+
+/// What is known of one chosen case.
+#[derive(Debug, Clone)]
+pub struct CaseResult {
+    /// Which one.
+    pub case: Case,
+    /// How it ended.
+    pub ending: Ending,
+    /// How long it took, where the runner says so.
+    pub time: Option<Duration>,
+    /// What it wrote.
+    pub output: String,
+}
+
+/// Everything that the summary is made from.
+#[derive(Debug)]
+pub struct Run {
+    /// One result for every chosen case.
+    pub results: Vec<CaseResult>,
+    /// What the pools of the tests counted themselves.
+    pub records: Vec<Record>,
+    /// What the server counted.
+    pub sampled: Sampled,
+    /// How long the whole run took.
+    pub elapsed: Duration,
+    /// What could not be checked, so that the numbers prove less than they seem to.
+    pub unchecked: Option<String>,
+}
+
+/// The numbers of the last line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    /// Cases that passed and left nothing behind.
+    pub passed: usize,
+    /// Cases that failed or leaked, and leaks of no known case.
+    pub failed: usize,
+    /// Cases that did not run.
+    pub skipped: usize,
+}
+
+/// One row of the table.
+#[derive(Debug, Default, Clone)]
+struct Row {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+    time: Duration,
+    opened: u64,
+    peak: Option<u32>,
+    leaked: u32,
+}
+
+const GOOD: Style = AnsiColor::Green.on_default().bold();
+const BAD: Style = AnsiColor::Red.on_default().bold();
+const ODD: Style = AnsiColor::Yellow.on_default();
+const HEAD: Style = Style::new().bold();
+
+const COLUMNS: [&str; 7] = ["passed", "failed", "skipped", "time", "opened", "peak", "leaked"];
+
+impl Run {
+    /// A run with these results of which nothing else is known yet.
+    pub fn new(results: Vec<CaseResult>) -> Self {
+        Self { results, records: Vec::new(), sampled: no_samples(), elapsed: Duration::ZERO, unchecked: None }
+    }
+
+    /// Takes in what one of the checks after the cases says, or notes that it could not be made.
+    pub fn note<T, E: std::fmt::Display>(&mut self, checked: Result<T, E>, take: impl FnOnce(&mut Self, T)) {
+        match checked {
+            Ok(value) => take(self, value),
+            Err(why) => {
+                self.unchecked.get_or_insert_with(|| why.to_string());
+            }
+        }
+    }
+
+    /// Counts what the last line says.
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts { passed: 0, failed: usize::from(self.has_orphans()), skipped: 0 };
+        for result in &self.results {
+            match self.verdict(result) {
+                Ending::Passed => counts.passed += 1,
+                Ending::Failed => counts.failed += 1,
+                Ending::Skipped(_) => counts.skipped += 1,
+            }
+        }
+        counts
+    }
+
+    /// The text that ends a run, all but its last line.
+    pub fn summary(&self) -> String {
+        let mut text = self.table();
+        self.write_skipped(&mut text);
+        self.write_failed(&mut text);
+        self.write_leaked(&mut text);
+        self.write_verdict(&mut text);
+        text
+    }
+
+    /// The ending of a case once its leaks are known.
+    fn verdict(&self, result: &CaseResult) -> Ending {
+        match &result.ending {
+            Ending::Passed if self.leaked(&result.case.suite, &result.case.name) > 0 => Ending::Failed,
+            ending => ending.clone(),
+        }
+    }
+
+    /// Connections that a case leaked, as its pools or the server noticed: the same one is often seen by both.
+    fn leaked(&self, suite: &str, case: &str) -> u32 {
+        let noticed: u32 =
+            self.records.iter().filter(|r| r.suite == suite && r.case == case).map(|r| r.leaked).sum();
+        let left = self.left(|l| l.suite == suite && l.case == case).count();
+        noticed.max(u32::try_from(left).unwrap_or(u32::MAX))
+    }
+
+    fn left(&self, wanted: impl Fn(&LeftConnection) -> bool) -> impl Iterator<Item = &LeftConnection> {
+        self.sampled.left_connections.iter().filter(move |left| wanted(left))
+    }
+
+    /// The suite and case of everything that leaked connections.
+    fn leaking(&self) -> BTreeSet<(&str, &str)> {
+        let noticed =
+            self.records.iter().filter(|r| r.leaked > 0).map(|r| (r.suite.as_str(), r.case.as_str()));
+        let left = self.sampled.left_connections.iter().map(|l| (l.suite.as_str(), l.case.as_str()));
+        noticed.chain(left).collect()
+    }
+
+    /// Whether something was left behind that no case of this run answers for.
+    fn has_orphans(&self) -> bool {
+        let answered = |(suite, name): &(&str, &str)| {
+            self.results.iter().any(|r| {
+                r.case.suite == *suite && r.case.name == *name && !matches!(r.ending, Ending::Skipped(_))
+            })
+        };
+        !self.sampled.left_databases.is_empty() || !self.leaking().iter().all(answered)
+    }
+
+    fn rows(&self) -> BTreeMap<&str, Row> {
+        let mut rows: BTreeMap<&str, Row> = BTreeMap::new();
+        for result in &self.results {
+            let row = rows.entry(&result.case.suite).or_default();
+            match self.verdict(result) {
+                Ending::Passed => row.passed += 1,
+                Ending::Failed => row.failed += 1,
+                Ending::Skipped(_) => row.skipped += 1,
+            }
+            row.time += result.time.unwrap_or_else(|| self.recorded_time(&result.case));
+        }
+        for (suite, row) in &mut rows {
+            row.opened = self.records.iter().filter(|r| r.suite == *suite).map(|r| r.opened).sum();
+            row.peak = self.sampled.peak_by_suite.get(*suite).copied();
+            row.leaked = self
+                .leaking()
+                .iter()
+                .filter(|(of, _)| of == suite)
+                .map(|(of, case)| self.leaked(of, case))
+                .sum();
+        }
+        rows
+    }
+
+    /// Under `cargo test` no case has a time, but its longest-lived pool has one.
+    fn recorded_time(&self, case: &Case) -> Duration {
+        let of_case = self.records.iter().filter(|r| r.suite == case.suite && r.case == case.name);
+        Duration::from_millis(of_case.map(|r| r.duration_ms).max().unwrap_or_default())
+    }
+
+    fn table(&self) -> String {
+        let rows = self.rows();
+        let width = rows.keys().map(|name| name.len()).chain(["suite".len()]).max().unwrap_or_default();
+        let mut text = format!("{HEAD}{:width$}", "suite");
+        for column in COLUMNS {
+            let _ = write!(text, "  {column:>7}");
+        }
+        let _ = writeln!(text, "{HEAD:#}");
+        let mut total = Row { peak: Some(self.sampled.peak), ..Row::default() };
+        for (suite, row) in &rows {
+            write_row(&mut text, suite, width, row);
+            total.add(row);
+        }
+        if rows.len() > 1 {
+            write_row(&mut text, "all", width, &total);
+        }
+        let (samples, seconds) = (self.sampled.samples, self.elapsed.as_secs_f64());
+        let _ = writeln!(
+            text,
+            "{seconds:.1} s in all (cases run side by side); at most {} connections at a time, as the server said in {samples} samples",
+            self.sampled.peak
+        );
+        text
+    }
+
+    fn write_skipped(&self, text: &mut String) {
+        let skipped = self.results.iter().filter_map(|result| match &result.ending {
+            Ending::Skipped(reason) => Some((&result.case.path, reason)),
+            _ => None,
+        });
+        let lines: Vec<String> = skipped.map(|(path, reason)| format!("  {path}: {reason}")).collect();
+        write_section(text, ODD, "skipped", &lines);
+    }
+
+    fn write_failed(&self, text: &mut String) {
+        let failed = self.results.iter().filter(|result| self.verdict(result) == Ending::Failed);
+        let lines: Vec<String> = failed
+            .map(|result| {
+                let path = &result.case.path;
+                let why = if result.ending == Ending::Passed { " (passed, but leaked)" } else { "" };
+                format!("  {path}{why}\n    again: cargo xtask test-pools --case {path} -v")
+            })
+            .collect();
+        write_section(text, BAD, "failed", &lines);
+    }
+
+    fn write_leaked(&self, text: &mut String) {
+        let mut lines = Vec::new();
+        for (suite, case) in self.leaking() {
+            lines.push(format!("  {suite}::{case}: connections not closed: {}", self.leaked(suite, case)));
+            lines.extend(self.left(|l| l.suite == suite && l.case == case).map(describe_left));
+        }
+        lines.extend(
+            self.sampled.left_databases.iter().map(|name| format!("  database `{name}` was not dropped")),
+        );
+        write_section(text, BAD, "left behind on the server", &lines);
+    }
+
+    fn write_verdict(&self, text: &mut String) {
+        let counts = self.counts();
+        text.push('\n');
+        let _ = if counts.failed > 0 {
+            writeln!(text, "{BAD}FAILED{BAD:#}: {} of {}", counts.failed, counts.failed + counts.passed)
+        } else if counts.passed == 0 {
+            let advice = "every chosen case is skipped, and a run that proves nothing does not pass";
+            writeln!(text, "{BAD}FAILED{BAD:#}: no case ran; {advice}")
+        } else if let Some(why) = &self.unchecked {
+            writeln!(text, "{BAD}NOT PROVEN{BAD:#}: {why}")
+        } else {
+            writeln!(text, "{GOOD}PASSED{GOOD:#}: nothing failed, and nothing was left behind on the server")
+        };
+    }
+}
+
+impl Counts {
+    /// Whether the run proves something and found nothing.
+    pub fn are_good(self) -> bool {
+        self.failed == 0 && self.passed > 0
+    }
+
+    /// The last line of a run, which other programs read: keep its form.
+    pub fn last_line(self) -> String {
+        format!("{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
+    }
+}
+
+impl Row {
+    /// Adds up everything but the peak: suites do not have theirs at the same moment.
+    fn add(&mut self, other: &Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+        self.time += other.time;
+        self.opened += other.opened;
+        self.leaked += other.leaked;
+    }
+}
+
+/// What a sampler says that has seen nothing.
+pub fn no_samples() -> Sampled {
+    Sampled {
+        peak: 0,
+        peak_by_suite: BTreeMap::new(),
+        samples: 0,
+        left_connections: Vec::new(),
+        left_databases: Vec::new(),
+    }
+}
+
+fn write_row(text: &mut String, name: &str, width: usize, row: &Row) {
+    let bad = |count: usize| if count > 0 { BAD } else { Style::new() };
+    let (failed, leaked) = (bad(row.failed), bad(row.leaked as usize));
+    let peak = row.peak.map_or_else(|| "-".to_owned(), |peak| peak.to_string());
+    let time = if row.time.is_zero() { "-".to_owned() } else { format!("{:.2}s", row.time.as_secs_f64()) };
+    let _ = writeln!(
+        text,
+        "{name:width$}  {:>7}  {failed}{:>7}{failed:#}  {:>7}  {time:>7}  {:>7}  {peak:>7}  {leaked}{:>7}{leaked:#}",
+        row.passed, row.failed, row.skipped, row.opened, row.leaked
+    );
+}
+
+fn write_section(text: &mut String, style: Style, title: &str, lines: &[String]) {
+    if !lines.is_empty() {
+        let _ = writeln!(text, "\n{style}{title}{style:#}\n{}", lines.join("\n"));
+    }
+}
+
+fn describe_left(left: &LeftConnection) -> String {
+    format!("    pid {}, {}, last query: {}", left.pid, left.state, left.last_query.replace('\n', " "))
+}
+
+#[cfg(test)]
+#[path = "report_tests.rs"]
+mod tests;

@@ -1,0 +1,170 @@
+//! The summary as a person reads it, and the numbers as a program reads them.
+
+use std::time::Duration;
+
+use pool_testkit::run::{LeftConnection, Record};
+use rstest::rstest;
+
+use super::{CaseResult, Counts, Ending, Run};
+use crate::plan::{Case, Catalogue, Selection};
+
+fn case(path: &str) -> Case {
+    let catalogue = Catalogue::from_terse(&format!("{path}: test"), "");
+    catalogue.choose(&Selection::default()).unwrap().remove(0)
+}
+
+fn result(path: &str, ending: Ending, millis: u64) -> CaseResult {
+    let time = (millis > 0).then(|| Duration::from_millis(millis));
+    CaseResult { case: case(path), ending, time, output: String::new() }
+}
+
+fn record(suite: &str, case: &str, opened: u64, leaked: u32) -> Record {
+    let (suite, case) = (suite.to_owned(), case.to_owned());
+    Record { suite, case, opened, closed: opened - u64::from(leaked), peak: 3, leaked, duration_ms: 1500 }
+}
+
+fn left(suite: &str, case: &str) -> LeftConnection {
+    LeftConnection {
+        pid: 4711,
+        suite: suite.to_owned(),
+        case: case.to_owned(),
+        state: "idle in transaction".to_owned(),
+        last_query: "select\n1".to_owned(),
+    }
+}
+
+/// Two suites with a case of each kind, and nothing left behind.
+fn run() -> Run {
+    let mut run = Run::new(vec![
+        result("concurrency::concurrent_workspace_creation", Ending::Passed, 310),
+        result("lifecycle::failover", Ending::Skipped("needs a second server".to_owned()), 0),
+        result("lifecycle::full_cleanup", Ending::Failed, 90),
+        result("lifecycle::pool_initialization", Ending::Passed, 40),
+    ]);
+    run.records = vec![
+        record("concurrency", "concurrent_workspace_creation", 50, 0),
+        record("lifecycle", "full_cleanup", 4, 0),
+        record("lifecycle", "pool_initialization", 2, 0),
+    ];
+    run.sampled.peak = 23;
+    run.sampled.samples = 120;
+    run.sampled.peak_by_suite.insert("concurrency".to_owned(), 20);
+    run.elapsed = Duration::from_millis(2340);
+    run
+}
+
+fn plain(run: &Run) -> String {
+    anstream::adapter::strip_str(&run.summary()).to_string()
+}
+
+#[test]
+fn a_run_with_a_failure_reads_like_this() {
+    insta::assert_snapshot!(plain(&run()), @r"
+    suite         passed   failed  skipped     time   opened     peak   leaked
+    concurrency        1        0        0    0.31s       50       20        0
+    lifecycle          1        1        1    0.13s        6        -        0
+    all                2        1        1    0.44s       56       23        0
+    2.3 s in all (cases run side by side); at most 23 connections at a time, as the server said in 120 samples
+
+    skipped
+      lifecycle::failover: needs a second server
+
+    failed
+      lifecycle::full_cleanup
+        again: cargo xtask test-pools --case lifecycle::full_cleanup -v
+
+    FAILED: 1 of 3
+    ");
+    assert_eq!(run().counts(), Counts { passed: 2, failed: 1, skipped: 1 });
+    assert_eq!(run().counts().last_line(), "2 passed, 1 failed, 1 skipped");
+}
+
+#[test]
+fn a_run_with_leaks_reads_like_this() {
+    let mut run = run();
+    run.results.remove(2);
+    run.sampled.left_connections.push(left("lifecycle", "pool_initialization"));
+    run.sampled.left_databases.push("pk_ab12cd_1".to_owned());
+    insta::assert_snapshot!(plain(&run), @r"
+    suite         passed   failed  skipped     time   opened     peak   leaked
+    concurrency        1        0        0    0.31s       50       20        0
+    lifecycle          0        1        1    0.04s        6        -        1
+    all                1        1        1    0.35s       56       23        1
+    2.3 s in all (cases run side by side); at most 23 connections at a time, as the server said in 120 samples
+
+    skipped
+      lifecycle::failover: needs a second server
+
+    failed
+      lifecycle::pool_initialization (passed, but leaked)
+        again: cargo xtask test-pools --case lifecycle::pool_initialization -v
+
+    left behind on the server
+      lifecycle::pool_initialization: connections not closed: 1
+        pid 4711, idle in transaction, last query: select 1
+      database `pk_ab12cd_1` was not dropped
+
+    FAILED: 2 of 3
+    ");
+    assert_eq!(
+        run.counts(),
+        Counts { passed: 1, failed: 2, skipped: 1 },
+        "the case, and the database of nobody"
+    );
+}
+
+#[test]
+fn a_run_without_failures_passes() {
+    let mut run = run();
+    run.results.remove(2);
+    assert!(plain(&run).ends_with("\nPASSED: nothing failed, and nothing was left behind on the server\n"));
+    assert!(run.counts().are_good());
+}
+
+#[test]
+fn a_run_in_which_nothing_ran_does_not_pass() {
+    for results in [Vec::new(), vec![result("lifecycle::failover", Ending::Skipped(String::new()), 0)]] {
+        let run = Run::new(results);
+        assert!(plain(&run).contains("FAILED: no case ran"), "{}", plain(&run));
+        assert!(!run.counts().are_good());
+    }
+}
+
+#[test]
+fn a_check_that_could_not_be_made_is_not_called_a_pass() {
+    let mut run = run();
+    run.results.remove(2);
+    run.note(Err::<(), _>("the server went away"), |_, ()| ());
+    run.note(Err::<(), _>("and more"), |_, ()| ());
+    assert!(plain(&run).ends_with("\nNOT PROVEN: the server went away\n"), "{}", plain(&run));
+}
+
+/// The pools and the server often notice the same leaked connection; it is one leak of one case.
+#[rstest]
+#[case::noticed_by_the_pool(1, 0, 1)]
+#[case::noticed_by_the_server(0, 1, 1)]
+#[case::noticed_by_both(1, 1, 1)]
+#[case::more_on_the_server(1, 2, 2)]
+fn a_leak_fails_its_case_once(#[case] recorded: u32, #[case] on_server: usize, #[case] leaked: u32) {
+    let mut run = Run::new(vec![result("limits::budget", Ending::Passed, 10)]);
+    run.records.push(record("limits", "budget", 5, recorded));
+    run.sampled.left_connections.extend((0..on_server).map(|_| left("limits", "budget")));
+    assert_eq!(run.leaked("limits", "budget"), leaked);
+    assert_eq!(run.counts(), Counts { passed: 0, failed: 1, skipped: 0 });
+    assert!(plain(&run).contains("limits::budget (passed, but leaked)"), "{}", plain(&run));
+}
+
+#[test]
+fn a_leak_of_an_unknown_case_is_one_more_failure() {
+    let mut run = Run::new(vec![result("limits::budget", Ending::Passed, 10)]);
+    run.sampled.left_connections.push(left("elsewhere", "unknown"));
+    assert_eq!(run.counts(), Counts { passed: 1, failed: 1, skipped: 0 });
+    assert!(plain(&run).contains("pid 4711, idle in transaction, last query: select 1"), "{}", plain(&run));
+}
+
+#[test]
+fn a_case_without_a_time_shows_how_long_its_pools_lived() {
+    let mut run = Run::new(vec![result("limits::budget", Ending::Passed, 0)]);
+    run.records.push(record("limits", "budget", 5, 0));
+    assert!(plain(&run).contains("1.50s"), "{}", plain(&run));
+}

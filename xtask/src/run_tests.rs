@@ -1,0 +1,104 @@
+//! What becomes of a runner's lines, and the command lines that are built; the processes themselves are tried in `process`.
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::ExitStatus;
+
+use pool_testkit::run::RunId;
+
+use super::{Collector, Job, Runner, executable};
+use crate::display::Progress;
+use crate::plan::{Case, Catalogue, Selection};
+use crate::report::{CaseResult, Ending};
+
+const TERSE: &str =
+    "limits::aborts: test\nlimits::full_cleanup: test\nlifecycle::pool_initialization: test\n";
+
+fn cases() -> Vec<Case> {
+    Catalogue::from_terse(TERSE, "").choose(&Selection::default()).unwrap()
+}
+
+fn job<'a>(runner: Runner, cases: &'a [Case], run: &'a RunId) -> Job<'a> {
+    Job { runner, cases: cases.iter().collect(), run, records: Path::new("/tmp/records"), verbose: false }
+}
+
+/// The results of a run that printed these lines.
+fn results(runner: Runner, out: &str, err: &str) -> Vec<CaseResult> {
+    let (cases, run) = (cases(), RunId::fresh());
+    let job = job(runner, &cases, &run);
+    let mut collector = Collector::new(&job, Progress::silent());
+    out.lines().for_each(|line| collector.out(line));
+    err.lines().for_each(|line| collector.err(line.to_owned()));
+    collector.into_results(&job, ExitStatus::from_raw(101 << 8))
+}
+
+#[test]
+fn nextest_results_are_those_of_the_chosen_cases() {
+    let results = results(
+        Runner::Nextest,
+        include_str!("../fixtures/nextest.jsonl"),
+        include_str!("../fixtures/nextest.stderr"),
+    );
+    let told: Vec<(&str, bool)> =
+        results.iter().map(|result| (result.case.path.as_str(), result.ending == Ending::Passed)).collect();
+    let expected = [
+        ("lifecycle::pool_initialization", true),
+        ("limits::aborts", false),
+        ("limits::full_cleanup", false),
+    ];
+    assert_eq!(told, expected);
+    assert_eq!(results[1].output, "ended by SIGABRT\n");
+    assert!(results.iter().all(|result| result.time.is_some()));
+}
+
+#[test]
+fn a_case_that_told_nothing_has_failed_and_says_so() {
+    let results =
+        results(Runner::Cargo, "running 3 tests\ntest limits::full_cleanup ... ok\n", "signal: 6, SIGABRT\n");
+    assert_eq!(results[2].ending, Ending::Passed);
+    for lost in &results[..2] {
+        assert_eq!(lost.ending, Ending::Failed);
+        assert!(
+            lost.output.starts_with("no result: the test process ended (exit status: 101)"),
+            "{}",
+            lost.output
+        );
+    }
+    assert!(results[0].output.contains("signal: 6, SIGABRT"), "{}", results[0].output);
+    assert!(!results[1].output.contains("signal"), "the same words are told once: {}", results[1].output);
+}
+
+#[test]
+fn both_runners_are_told_the_exact_cases_and_where_to_leave_records() {
+    let (cases, run) = (cases(), RunId::fresh());
+    for runner in [Runner::Nextest, Runner::Cargo] {
+        let command = runner.command(&job(runner, &cases, &run));
+        let arguments: Vec<&str> = command.get_args().filter_map(|argument| argument.to_str()).collect();
+        let exact = arguments.iter().position(|argument| *argument == "--exact").unwrap();
+        assert!(arguments[..exact].contains(&"--"), "the names are for the test binary: {arguments:?}");
+        assert_eq!(
+            arguments[exact + 1..],
+            ["lifecycle::pool_initialization", "limits::aborts", "limits::full_cleanup"]
+        );
+        let set: Vec<&str> = command.get_envs().filter_map(|(name, _)| name.to_str()).collect();
+        assert!(set.contains(&"POOL_TEST_RUN") && set.contains(&"POOL_TEST_RECORDS"), "{set:?}");
+    }
+}
+
+#[test]
+fn only_codes_that_mean_the_cases_ran_are_believed() {
+    let code = |code: i32| ExitStatus::from_raw(code << 8);
+    assert!(Runner::Nextest.has_run_them(code(0)) && Runner::Nextest.has_run_them(code(100)));
+    assert!(Runner::Cargo.has_run_them(code(0)) && Runner::Cargo.has_run_them(code(101)));
+    assert!(!Runner::Nextest.has_run_them(code(95)), "nextest without its experimental flag ran nothing");
+    assert!(!Runner::Nextest.has_run_them(ExitStatus::from_raw(9)), "killed");
+    assert!(!Runner::Cargo.has_run_them(code(1)));
+}
+
+#[test]
+fn the_test_binary_is_found_among_cargos_messages() {
+    let artifact = r#"{"reason":"compiler-artifact","package_id":"path+file:///w/tests#pool-suites@0.1.0","manifest_path":"/w/tests/Cargo.toml","target":{"kind":["test"],"crate_types":["bin"],"name":"suites","src_path":"/w/tests/main.rs","edition":"2024","doc":false,"doctest":false,"test":true},"profile":{"opt_level":"0","debuginfo":2,"debug_assertions":true,"overflow_checks":true,"test":true},"features":[],"filenames":["/w/target/debug/deps/suites-4d11"],"executable":"/w/target/debug/deps/suites-4d11","fresh":false}"#;
+    let messages = format!("{artifact}\n{{\"reason\":\"build-finished\",\"success\":true}}\n");
+    assert_eq!(executable(&messages).as_deref(), Some(Path::new("/w/target/debug/deps/suites-4d11")));
+    assert_eq!(executable("{\"reason\":\"build-finished\",\"success\":true}\n"), None);
+}
