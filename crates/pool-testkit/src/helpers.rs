@@ -1,0 +1,72 @@
+//! Waiting for what is to come true, and asking a server from outside.
+
+use std::time::Duration;
+
+use pool_postgres::PostgresConfig;
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Connection};
+use tokio::time::{Instant, sleep};
+
+use crate::error::TestError;
+
+const POLL_FIRST: Duration = Duration::from_millis(1);
+const POLL_MAX: Duration = Duration::from_millis(50);
+
+/// Waits until `condition` holds, asking again and again with growing pauses.
+///
+/// # Errors
+/// [`TestError::Never`] with `what` when it does not come true within the limit.
+///
+/// # Cancel safety
+/// Dropping the future ends the asking.
+pub async fn eventually<F: Future<Output = bool>>(
+    what: &str,
+    within: Duration,
+    mut condition: impl FnMut() -> F,
+) -> Result<(), TestError> {
+    let deadline = Instant::now() + within;
+    let mut pause = POLL_FIRST;
+    while !condition().await {
+        if Instant::now() >= deadline {
+            return Err(TestError::Never { what: what.to_owned(), within });
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(POLL_MAX);
+    }
+    Ok(())
+}
+
+/// Waits until a database takes connections and answers a query.
+///
+/// # Errors
+/// [`TestError::Never`] when it does not within the limit.
+///
+/// # Cancel safety
+/// Dropping the future ends the asking.
+pub async fn wait_for_database_ready(
+    config: &PostgresConfig,
+    database: &str,
+    within: Duration,
+) -> Result<(), TestError> {
+    let what = format!("{} being ready", config.place(database));
+    eventually(&what, within, || async { answers(config, database).await.is_ok() }).await
+}
+
+async fn answers(config: &PostgresConfig, database: &str) -> Result<(), sqlx::Error> {
+    let mut conn = PgConnection::connect_with(&config.connect_options(database)).await?;
+    sqlx::raw_sql("select 1").execute(&mut conn).await?;
+    conn.close().await
+}
+
+/// Runs one statement over a connection of its own, outside of any pool.
+///
+/// # Errors
+/// What sqlx says.
+///
+/// # Cancel safety
+/// Dropping the future leaves open whether the statement took place.
+pub async fn execute_outside(config: &PostgresConfig, database: &str, sql: &str) -> Result<(), sqlx::Error> {
+    let mut conn = PgConnection::connect_with(&config.connect_options(database)).await?;
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut conn).await?;
+    conn.close().await
+}

@@ -1,0 +1,34 @@
+//! Tests of connection pools on a real server, in parallel, with nothing left behind.
+//!
+//! ```
+//! use pool_testkit::{TestError, TestPool};
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), TestError> {
+//! let pool = TestPool::new().await?;                  // its own namespace, tag and ceiling
+//! let ids = pool.create_test_workspaces(3).await?;
+//! let db = pool.workspace(&ids[0]);
+//! let one: i32 = sqlx::query_scalar("select 1").fetch_one(&db).await.expect("a live database");
+//! assert_eq!(one, 1);
+//! pool.cleanup().await?;                              // idempotent; also in Drop, also on panic
+//! pool.verify_no_leaked_connections().await?;         // asks the server, counts only this pool's own
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The server is the one that the environment names, or an ephemeral one from local binaries that all
+//! test processes share (see [`server`]). The pools of all processes together never use more connections
+//! than it allows: each waits for room first.
+
+mod error;
+mod helpers;
+mod keeper;
+mod naming;
+pub mod run;
+pub mod server;
+mod test_pool;
+mod test_pools;
+
+pub use error::{Session, TestError};
+pub use helpers::{eventually, execute_outside, wait_for_database_ready};
+pub use test_pool::{LIMITS_DEFAULT, PoolMetrics, TestPool, TestPoolBuilder};
+pub use test_pools::TestPools;

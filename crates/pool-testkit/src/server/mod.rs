@@ -1,0 +1,34 @@
+//! Finds, starts, shares and takes away a throwaway `PostgreSQL` server.
+//!
+//! Every test process of one user joins the same server. Nobody has to be the last to clean up: a small shell
+//! script, the watchdog, starts the server and counts its users with a FIFO that each of them keeps open for
+//! writing. The kernel closes a dead process's descriptors, so the count is right after SIGKILL, too.
+//!
+//! ```text
+//! <temp>/pool-testkit-<uid>/        the base directory                                  base.rs
+//!     lock                          taken to join, start or reap: one at a time
+//!     current                       names the server to join; mode 0600                 record.rs
+//!     srv-<random>/                 one server                                          start.rs
+//!         fifo, holders             who uses it                                         hold.rs
+//!         data/, log, settings.conf PostgreSQL's own
+//!         watchdog.sh, watchdog.log starts the server, sees the last user go, ends it   watchdog.sh
+//! ```
+//!
+//! A server whose watchdog is dead is an orphan; `reap.rs` removes it on the next occasion.
+
+mod base;
+mod binaries;
+pub mod ephemeral;
+mod error;
+mod hold;
+mod owner;
+mod reap;
+mod record;
+mod start;
+mod test_server;
+
+pub use binaries::{Binaries, Search};
+pub use ephemeral::Ephemeral;
+pub use error::ServerError;
+pub use reap::{Reaped, reap_orphans};
+pub use test_server::TestServer;

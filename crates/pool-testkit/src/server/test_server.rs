@@ -1,0 +1,102 @@
+//! The server that tests run on: the one that the environment names, or the shared ephemeral one.
+
+use pool_postgres::PostgresConfig;
+use sqlx::Connection;
+use sqlx::postgres::PgConnection;
+
+use super::{Ephemeral, ServerError};
+
+/// A hold on a test server. An ephemeral one lives at least as long as anybody holds it, in any process.
+#[derive(Debug)]
+pub struct TestServer {
+    config: PostgresConfig,
+    system_database: String,
+    origin: Origin,
+}
+
+#[derive(Debug)]
+enum Origin {
+    Environment { variable: &'static str },
+    Ephemeral(Box<Ephemeral>),
+}
+
+impl TestServer {
+    /// The server that `TEST_DB_*`, `DATABASE_URL` or `PGHOST` name, or else the shared ephemeral one,
+    /// started if need be. Blocks: up to a few seconds when one is started.
+    ///
+    /// # Errors
+    /// [`ServerError`], which says what to install or to set.
+    pub fn obtain() -> Result<Self, ServerError> {
+        match PostgresConfig::named_by_env() {
+            Some(variable) => Self::of_environment(variable),
+            None => Self::ephemeral(),
+        }
+    }
+
+    fn of_environment(variable: &'static str) -> Result<Self, ServerError> {
+        let config = PostgresConfig::from_env()?;
+        let system_database = config.get_system_database()?.as_str().to_owned();
+        Ok(Self { config, system_database, origin: Origin::Environment { variable } })
+    }
+
+    fn ephemeral() -> Result<Self, ServerError> {
+        let server = Ephemeral::join_or_start()?;
+        let config = PostgresConfig::new(server.host())
+            .port(server.port())
+            .user(server.user())
+            .password(server.password())
+            .system_database(server.database());
+        let system_database = server.database().to_owned();
+        Ok(Self { config, system_database, origin: Origin::Ephemeral(Box::new(server)) })
+    }
+
+    /// How to reach it.
+    pub fn config(&self) -> &PostgresConfig {
+        &self.config
+    }
+
+    /// The database to connect to when none in particular is meant.
+    pub fn system_database(&self) -> &str {
+        &self.system_database
+    }
+
+    /// Whether it was started for tests, and will be taken away.
+    pub fn is_ephemeral(&self) -> bool {
+        matches!(self.origin, Origin::Ephemeral(_))
+    }
+
+    /// What it is and where, for people. Asks a server named by the environment for its version.
+    pub fn describe(&self) -> String {
+        let place = format!("{}:{}", self.config.host(), self.config.get_port());
+        match &self.origin {
+            Origin::Ephemeral(server) => format!("ephemeral PostgreSQL {} at {place}", server.version()),
+            Origin::Environment { variable } => {
+                let version = self.version().unwrap_or_else(|why| format!("(no answer: {why})"));
+                format!("PostgreSQL {version} at {place} (from {variable})")
+            }
+        }
+    }
+
+    fn version(&self) -> Result<String, ServerError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let options = self.config.connect_options(&self.system_database);
+        runtime.block_on(async {
+            let mut conn = PgConnection::connect_with(&options).await?;
+            let version = sqlx::query_scalar("select current_setting('server_version')").fetch_one(&mut conn);
+            let version = version.await?;
+            conn.close().await?;
+            Ok(version)
+        })
+    }
+
+    /// Lets go at once: an ephemeral server that nobody else uses is gone when this returns.
+    ///
+    /// # Errors
+    /// [`ServerError`] when it does not go.
+    pub fn release_now(self) -> Result<(), ServerError> {
+        match self.origin {
+            Origin::Ephemeral(server) => server.release_now(),
+            Origin::Environment { .. } => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! A pool for one test: its own namespace, its own tag, its own ceiling, and nothing left behind.
+
+use std::ops::Deref;
+use std::time::Instant;
+
+use pool_core::DatabaseName;
+use pool_postgres::{Limits, PgPools, PgPoolsBuilder, PostgresConfig, WorkspaceId};
+use tokio::sync::Mutex;
+
+use crate::error::{Session, TestError};
+use crate::keeper::{Keeper, Ready};
+use crate::naming::{PoolName, RunId};
+use crate::run::Record;
+
+/// The ceiling of a test pool unless another is wished.
+pub const LIMITS_DEFAULT: Limits = Limits::new(20).system(5).per_workspace(10);
+/// Connections that a test may make beside its pool, and the keeper's own.
+const BESIDE_THE_POOL: u32 = 2;
+
+/// A pool on a real server for one test. It derefs to its [`PgPools`].
+///
+/// Dropping it, also in a panic, ends its sessions, drops its databases and blocks until that is done.
+/// [`TestPool::cleanup`] does the same gracefully and tells about leaks.
+#[derive(Debug)]
+pub struct TestPool {
+    pools: PgPools,
+    keeper: Keeper,
+    name: PoolName,
+    began: Instant,
+    /// What the cleanup found, once it is done.
+    outcome: Mutex<Option<Outcome>>,
+    leaked: std::sync::atomic::AtomicU32,
+}
+
+#[derive(Clone, Debug)]
+enum Outcome {
+    Clean,
+    Leaked(Vec<Session>),
+}
+
+/// What a test pool has used, for assertions and reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolMetrics {
+    /// Sessions on the server now.
+    pub current: u32,
+    /// The most connections at a time, the driver's own included.
+    pub peak: u32,
+    /// Connections opened so far.
+    pub opened: u64,
+    /// Connections closed so far.
+    pub closed: u64,
+    /// Sessions that outlived the pool; none before its cleanup.
+    pub leaked: u32,
+    /// Since its creation.
+    pub duration: std::time::Duration,
+}
+
+/// Builds a [`TestPool`] with other settings than the default.
+#[must_use = "nothing is built before `build` is awaited"]
+pub struct TestPoolBuilder {
+    limits: Limits,
+    adjust: Vec<Adjustment>,
+}
+
+type Adjustment = Box<dyn FnOnce(PgPoolsBuilder) -> PgPoolsBuilder + Send>;
+
+impl TestPoolBuilder {
+    /// Another ceiling than [`LIMITS_DEFAULT`].
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Any other setting of the pool.
+    pub fn adjust(mut self, adjust: impl FnOnce(PgPoolsBuilder) -> PgPoolsBuilder + Send + 'static) -> Self {
+        self.adjust.push(Box::new(adjust));
+        self
+    }
+
+    /// Waits for room on the server, and builds the pool.
+    ///
+    /// # Errors
+    /// [`TestError`]: no server, no room for a pool of this size, or the pool could not be built.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves nothing behind.
+    pub async fn build(self) -> Result<TestPool, TestError> {
+        let began = Instant::now();
+        let name = PoolName::fresh(RunId::of_process());
+        let ceilings = self.limits.ceilings(1).map_err(|error| {
+            TestError::Build(pool_postgres::BuildError::Start(pool_postgres::StartError::Limits(error)))
+        })?;
+        let (keeper, ready) = Keeper::start(name.clone(), ceilings.total() + BESIDE_THE_POOL).await?;
+        let Ready { config, system_database } = ready;
+        let config =
+            config.application_name(&name.tag()).prefix(&name.prefix()).system_database(&system_database);
+        let mut builder = PgPools::builder(config).limits(self.limits);
+        // Nobody is ever connected to template0, so copies of it never wait for each other.
+        if let Ok(template) = DatabaseName::new("template0") {
+            builder = builder.template(template);
+        }
+        for adjust in self.adjust {
+            builder = adjust(builder);
+        }
+        let pools = builder.build().await?;
+        let outcome = Mutex::new(None);
+        let leaked = std::sync::atomic::AtomicU32::new(0);
+        Ok(TestPool { pools, keeper, name, began, outcome, leaked })
+    }
+}
+
+impl TestPool {
+    /// A pool with the default ceiling, on the server that the environment names or on the shared
+    /// ephemeral one.
+    ///
+    /// # Errors
+    /// As [`TestPoolBuilder::build`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves nothing behind.
+    pub async fn new() -> Result<Self, TestError> {
+        Self::builder().build().await
+    }
+
+    /// Begins to build a pool with other settings.
+    pub fn builder() -> TestPoolBuilder {
+        TestPoolBuilder { limits: LIMITS_DEFAULT, adjust: Vec::new() }
+    }
+
+    /// The pool itself.
+    pub fn pools(&self) -> &PgPools {
+        &self.pools
+    }
+
+    /// How the server is reached, with this pool's tag.
+    pub fn config(&self) -> &PostgresConfig {
+        self.pools.config()
+    }
+
+    /// What the sessions of this pool are called in `pg_stat_activity`.
+    pub fn tag(&self) -> String {
+        self.name.tag()
+    }
+
+    /// What the databases of this pool begin with.
+    pub fn prefix(&self) -> String {
+        self.name.prefix()
+    }
+
+    /// Creates `count` workspaces with databases, `ws_0000` and so on.
+    ///
+    /// # Errors
+    /// [`TestError::Catalog`] with the first failure.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves some of them created.
+    pub async fn create_test_workspaces(&self, count: usize) -> Result<Vec<WorkspaceId>, TestError> {
+        let ids: Vec<WorkspaceId> =
+            (0..count).filter_map(|i| WorkspaceId::new(format!("ws_{i:04}")).ok()).collect();
+        let ensured = ids.iter().map(|id| self.pools.ensure_workspace(id));
+        futures_util::future::try_join_all(ensured).await?;
+        Ok(ids)
+    }
+
+    /// This pool's sessions on the server, the driver's own included.
+    ///
+    /// # Errors
+    /// [`TestError::Keeper`] when the server cannot be asked.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    pub async fn sessions(&self) -> Result<Vec<Session>, TestError> {
+        self.keeper.run("counting sessions", |admin| Box::pin(admin.sessions())).await
+    }
+
+    /// How many sessions of this pool the server counts.
+    ///
+    /// # Errors
+    /// As [`TestPool::sessions`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    pub async fn active_connection_count(&self) -> Result<u32, TestError> {
+        Ok(count(&self.sessions().await?))
+    }
+
+    /// Asks the server whether it counts more sessions of this pool than the pool knows of: none after
+    /// the cleanup. Sessions of others are never counted.
+    ///
+    /// # Errors
+    /// [`TestError::Leaked`] with the sessions.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    pub async fn verify_no_leaked_connections(&self) -> Result<(), TestError> {
+        let sessions = self.sessions().await?;
+        let stats = self.pools.stats();
+        let control = if self.outcome.lock().await.is_some() { 0 } else { stats.control };
+        if count(&sessions) > stats.connections().total() + control {
+            return Err(TestError::Leaked { pool: self.name.to_string(), sessions });
+        }
+        Ok(())
+    }
+
+    /// The databases of this pool on the server.
+    ///
+    /// # Errors
+    /// [`TestError::Keeper`] when the server cannot be asked.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    pub async fn databases(&self) -> Result<Vec<String>, TestError> {
+        self.keeper.run("listing databases", |admin| Box::pin(admin.databases())).await
+    }
+
+    /// Ends all sessions of this pool behind its back. Returns how many there were.
+    ///
+    /// # Errors
+    /// [`TestError::Keeper`] when the server cannot be asked.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves open whether it took place.
+    pub async fn terminate_all_connections(&self) -> Result<u32, TestError> {
+        self.keeper.run("ending sessions", |admin| Box::pin(admin.terminate())).await
+    }
+
+    /// What the pool has used so far.
+    ///
+    /// # Errors
+    /// [`TestError::Keeper`] when the server cannot be asked.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    pub async fn metrics(&self) -> Result<PoolMetrics, TestError> {
+        let current = self.active_connection_count().await?;
+        let Record { opened, closed, peak, leaked, .. } = self.record();
+        Ok(PoolMetrics { current, peak, opened, closed, leaked, duration: self.began.elapsed() })
+    }
+
+    /// Closes the pool gracefully, checks with the server that no session of it is left, and drops its
+    /// databases. Idempotent: a second call tells what the first one found.
+    ///
+    /// # Errors
+    /// [`TestError::Leaked`] when sessions were left; [`TestError::Close`] when leases had to be cut. The
+    /// databases are dropped all the same.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves it to be called again, or to `Drop`.
+    pub async fn cleanup(&self) -> Result<(), TestError> {
+        let mut outcome = self.outcome.lock().await;
+        if let Some(known) = &*outcome {
+            return self.told(known.clone());
+        }
+        let closed = self.pools.close().await;
+        let left = self.sessions().await?;
+        self.leaked.store(count(&left), std::sync::atomic::Ordering::Relaxed);
+        self.keeper
+            .run("dropping databases", |admin| {
+                Box::pin(async {
+                    admin.terminate().await?;
+                    admin.drop_databases().await
+                })
+            })
+            .await?;
+        let found = if left.is_empty() { Outcome::Clean } else { Outcome::Leaked(left) };
+        *outcome = Some(found.clone());
+        closed.map_err(|source| TestError::Close { pool: self.name.to_string(), source })?;
+        self.told(found)
+    }
+
+    fn told(&self, outcome: Outcome) -> Result<(), TestError> {
+        match outcome {
+            Outcome::Clean => Ok(()),
+            Outcome::Leaked(sessions) => Err(TestError::Leaked { pool: self.name.to_string(), sessions }),
+        }
+    }
+
+    fn record(&self) -> Record {
+        let stats = self.pools.stats();
+        let shares = [stats.workspaces, stats.system];
+        Record {
+            suite: self.name.suite.clone(),
+            case: self.name.case.clone(),
+            opened: shares.iter().map(|share| share.opened).sum(),
+            closed: shares.iter().map(|share| share.closed).sum(),
+            peak: shares.iter().map(|share| share.peak).sum::<u32>() + stats.control,
+            leaked: self.leaked.load(std::sync::atomic::Ordering::Relaxed),
+            duration_ms: u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+impl Deref for TestPool {
+    type Target = PgPools;
+
+    fn deref(&self) -> &PgPools {
+        &self.pools
+    }
+}
+
+impl Drop for TestPool {
+    fn drop(&mut self) {
+        let is_clean = matches!(self.outcome.get_mut(), Some(Outcome::Clean));
+        if !is_clean {
+            let ended = self.keeper.run_blocking(|admin| {
+                Box::pin(async {
+                    admin.terminate().await?;
+                    admin.drop_databases().await
+                })
+            });
+            if let Some(Err(error)) = ended {
+                tracing::error!(%error, "a test pool could not be cleaned up");
+            }
+        }
+        self.record().leave();
+    }
+}
+
+fn count(sessions: &[Session]) -> u32 {
+    u32::try_from(sessions.len()).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,1 @@
+//! Nothing: this package exists for its suites, which are one integration binary (`suites.rs`).

@@ -1,0 +1,5 @@
+//! The suites, one module each, in one binary. A case is named by its suite and what it shows; run one
+//! with `cargo xtask test-pools --case NAME`.
+
+mod lifecycle;
+mod support;
