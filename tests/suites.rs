@@ -1,5 +1,6 @@
 //! The suites, one module each, in one binary. A case is named by its suite and what it shows; run one
 //! with `cargo xtask test-pools --case NAME`.
 
+mod concurrency;
 mod lifecycle;
 mod support;
