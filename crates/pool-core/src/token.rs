@@ -41,6 +41,11 @@ impl<C> CloseWork<C> {
         (self.conn, self.debt)
     }
 
+    /// Whose connection it is.
+    pub fn target(&self) -> &Target {
+        &self.debt.target
+    }
+
     /// Why it is closed.
     pub fn reason(&self) -> CloseReason {
         self.debt.reason

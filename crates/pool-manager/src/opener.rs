@@ -30,7 +30,10 @@ pub(crate) async fn dispatch<D: Driver>(
 ) {
     let mut tasks = JoinSet::new();
     loop {
+        // In a fixed order, so that a schedule can be replayed.
         tokio::select! {
+            biased;
+            _ = &mut stop => break,
             job = jobs.recv() => {
                 let Some(job) = job else { break };
                 let Some(engine) = engine.upgrade() else { break };
@@ -41,7 +44,6 @@ pub(crate) async fn dispatch<D: Driver>(
                     tracing::error!(%error, "a task of the pool panicked; what it owed was settled");
                 }
             }
-            _ = &mut stop => break,
         }
     }
     jobs.close();
@@ -120,6 +122,7 @@ async fn open<D: Driver>(engine: Arc<Engine<D>>, share: ShareOf, work: OpenWork)
     let connect = timeout(settings.connect_timeout, engine.driver.connect(&endpoint));
     tokio::pin!(connect);
     let outcome = tokio::select! {
+        biased;
         outcome = &mut connect => outcome,
         () = sleep(settings.slow_open_after) => {
             owed.is_slow();

@@ -3,12 +3,10 @@
 //! panicking or gone. While it lives it holds, as advisory locks of its session, the pool's share of the
 //! server's connections and the sign that the pool is alive; both vanish with its process.
 
-use std::fs::File;
-use std::path::PathBuf;
 use std::sync::mpsc as blocking;
+use std::thread;
 use std::thread::JoinHandle;
 use std::time::Duration;
-use std::{env, io, thread};
 
 use futures_util::future::BoxFuture;
 use pool_core::DatabaseName;
@@ -147,7 +145,7 @@ impl Admin {
         let config = server.config().clone().application_name(&name.keeper_tag());
         let options = config.connect_options(server.system_database());
         // One asker at a time on this machine, so that those who wait for room do not take it up.
-        let gate = gate(&config).map_err(ServerError::from)?;
+        let gate = server.gate().map_err(ServerError::from)?;
         let failed = |doing| move |source| TestError::Keeper { doing, source };
         let mut conn = PgConnection::connect_with(&options).await.map_err(failed("connecting"))?;
         reap(&mut conn).await.map_err(failed("removing what dead runs have left"))?;
@@ -205,17 +203,6 @@ impl Admin {
         }
         Ok(databases.len())
     }
-}
-
-/// Held by the one on this machine who waits for room on this server.
-fn gate(config: &PostgresConfig) -> io::Result<File> {
-    let user = nix::unistd::Uid::effective();
-    let place: String =
-        config.place("").chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
-    let path: PathBuf = env::temp_dir().join(format!("pool-testkit-{user}-gate-{place}.lock"));
-    let file = File::options().create(true).append(true).open(path)?;
-    file.lock()?;
-    Ok(file)
 }
 
 /// Takes `wanted` of the locks that stand for the connections which tests may use, all or none at a time.

@@ -20,6 +20,8 @@
 //! than it allows: each waits for room first.
 
 mod error;
+pub mod explore;
+pub mod fakes;
 mod helpers;
 mod keeper;
 mod naming;

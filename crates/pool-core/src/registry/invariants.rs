@@ -49,6 +49,8 @@ pub struct WorkspaceView {
     pub idle_nanos: Vec<u128>,
     /// How long ago each queued waiter came, in the queue's order.
     pub waiting_nanos: Vec<u128>,
+    /// Waiters that were answered and have not fetched it.
+    pub answered: u32,
     /// Closes under way.
     pub closers: u32,
 }
@@ -155,6 +157,7 @@ impl<C> Registry<C> {
                     .iter(&self.waiter_links)
                     .map(|id| ago(self.waiters[id as usize].since))
                     .collect(),
+                answered: ws.answered,
                 closers: ws.closers,
             })
             .collect();

@@ -1,5 +1,8 @@
 //! The server that tests run on: the one that the environment names, or the shared ephemeral one.
 
+use std::fs::File;
+use std::io;
+
 use pool_postgres::PostgresConfig;
 use sqlx::Connection;
 use sqlx::postgres::PgConnection;
@@ -63,6 +66,24 @@ impl TestServer {
     /// Whether it was started for tests, and will be taken away.
     pub fn is_ephemeral(&self) -> bool {
         matches!(self.origin, Origin::Ephemeral(_))
+    }
+
+    /// Held by the one on this machine who may look for room on this server; waits for it. The file lies
+    /// with the server if that is ephemeral, and goes with it.
+    pub(crate) fn gate(&self) -> io::Result<File> {
+        let path = match &self.origin {
+            Origin::Ephemeral(server) => server.directory().join("gate"),
+            Origin::Environment { .. } => {
+                let user = nix::unistd::Uid::effective();
+                let place = self.config.place(&self.system_database);
+                let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+                let name: String = place.chars().map(plain).collect();
+                std::env::temp_dir().join(format!("pool-testkit-{user}-{name}.gate"))
+            }
+        };
+        let file = File::options().create(true).append(true).open(path)?;
+        file.lock()?;
+        Ok(file)
     }
 
     /// What it is and where, for people. Asks a server named by the environment for its version.

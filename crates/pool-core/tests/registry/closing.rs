@@ -1,0 +1,75 @@
+//! Closing, lifetimes, and sums that agree.
+
+use std::time::Duration;
+
+use pool_core::{AcquireError, Claim, CloseReason};
+
+use crate::world::{World, target};
+
+#[test]
+fn c1_a_closed_registry_refuses_work_fails_waiters_and_closes_what_comes_back() {
+    let mut world = World::new(1, 1);
+    let held = world.lease("a");
+    let ticket = world.ask("b");
+    let effects = world.registry.close_all(world.now);
+    assert!(!effects.drained, "a lease is out");
+    world.take(effects);
+    assert!(matches!(world.claim(ticket), Claim::Failed(AcquireError::Closed)));
+    assert!(matches!(world.refusal("a"), AcquireError::Closed));
+    world.release(held);
+    assert_eq!(world.close_all_owed()[0].1, CloseReason::PoolClosed);
+    assert!(world.registry.is_empty());
+}
+
+#[test]
+fn c3_closing_twice_changes_nothing() {
+    let mut world = World::new(1, 1);
+    world.idle("a");
+    for _ in 0..2 {
+        let effects = world.registry.close_all(world.now);
+        world.take(effects);
+    }
+    assert_eq!(world.close_all_owed().len(), 1);
+}
+
+#[test]
+fn c1_a_workspace_being_closed_refuses_work_until_it_is_done() {
+    let mut world = World::new(2, 2);
+    let held = world.lease("a");
+    let effects = world.registry.begin_close(&target("a"), world.now);
+    world.take(effects);
+    assert!(matches!(world.refusal("a"), AcquireError::WorkspaceClosing { .. }));
+    world.release(held);
+    world.close_all_owed();
+    assert!(world.registry.is_drained(&target("a")));
+    let effects = world.registry.end_close(&target("a"), world.now);
+    world.take(effects);
+    world.lease("a");
+}
+
+#[test]
+fn a_connection_past_its_lifetime_is_closed_on_return() {
+    let mut world = World::new(1, 1);
+    let ticket = world.ask("a");
+    let work = world.opens.remove(0);
+    let retire_at = Some(world.now + Duration::from_mins(1));
+    let (_, effects) = world.registry.opened(work, 7, retire_at, world.now);
+    world.take(effects);
+    let leased = world.served(ticket);
+    world.pass(Duration::from_mins(1));
+    world.release(leased);
+    assert_eq!(world.close_all_owed(), [(7, CloseReason::Lifetime)]);
+}
+
+#[test]
+fn s1_s2_every_snapshot_adds_up() {
+    let mut world = World::new(3, 2);
+    let held = world.lease("a");
+    world.idle("b");
+    let _opening = world.ask("c");
+    let stats = world.registry.stats();
+    let counts = stats.connections;
+    assert_eq!((counts.in_use, counts.idle, counts.opening, counts.closing), (1, 1, 1, 0));
+    assert_eq!(stats.opened, stats.closed + u64::from(counts.in_use + counts.idle + counts.closing));
+    world.release(held);
+}

@@ -1,0 +1,11 @@
+//! The registry's laws, one clause a test, without a runtime.
+// A test may end with debts unpaid.
+#![allow(unused_must_use)]
+// The allowances of clippy.toml hold inside tests; these are their helpers.
+#![allow(clippy::unwrap_used)]
+
+mod budget;
+mod closing;
+mod opening;
+mod waiting;
+mod world;

@@ -1,0 +1,144 @@
+//! Opening and replacing: failures, storms, and connections that break.
+
+use std::time::Duration;
+
+use pool_core::{Acquire, AcquireError, Claim, RegistryConfig, Stage};
+
+use crate::world::{World, refused, target};
+
+#[test]
+fn o1_a_hung_open_neither_blocks_other_opens_nor_keeps_its_permit() {
+    let mut config = RegistryConfig::new(4, 4);
+    config.opens = 1;
+    let mut world = World::with(config);
+    let _hung = world.ask("hung");
+    let mut hung = world.opens.remove(0);
+    let other = world.ask("other");
+    assert!(world.opens.is_empty(), "one open at a time here");
+    let effects = world.registry.open_is_slow(&mut hung);
+    world.take(effects);
+    assert_eq!(world.open_all(), [target("other")]);
+    world.served(other);
+    let effects = world.registry.open_failed(hung, refused(), world.now);
+    world.take(effects);
+}
+
+#[test]
+fn o2_an_open_outlives_the_caller_that_asked_for_it() {
+    let mut world = World::new(1, 1);
+    let ticket = world.ask("a");
+    let gave_up = world.registry.give_up(ticket, world.now);
+    assert_eq!(gave_up.waiting_for, Stage::Opening);
+    world.take(gave_up.effects);
+    world.open_all();
+    let conn = world.hit("a").conn;
+    assert_eq!(conn, 1);
+}
+
+#[test]
+fn o3_a_failed_open_tells_the_waiters_and_gives_the_slot_back() {
+    let mut world = World::new(1, 1);
+    let (first, second) = (world.ask("a"), world.ask("a"));
+    let other = world.ask("b");
+    world.fail_first();
+    for ticket in [first, second] {
+        let Claim::Failed(error) = world.claim(ticket) else { panic!("not told") };
+        assert!(matches!(error, AcquireError::OpenFailed { retryable: true, .. }), "{error}");
+        assert!(error.to_string().contains("connecting to db:5432/x failed"), "{error}");
+    }
+    assert_eq!(world.open_all(), [target("b")]);
+    world.served(other);
+}
+
+#[test]
+fn o3_a_target_that_failed_backs_off_longer_each_time() {
+    let mut world = World::new(1, 1);
+    let mut pauses = Vec::new();
+    for _ in 0..10 {
+        let _told = world.ask("a");
+        world.fail_first();
+        let AcquireError::OpenFailed { retry_in, .. } = world.refusal("a") else { panic!("not refused") };
+        pauses.push(retry_in.as_millis());
+        world.pass(retry_in);
+    }
+    assert_eq!(pauses[..4], [50, 100, 200, 400]);
+    assert_eq!(pauses[9], 5_000);
+}
+
+#[test]
+fn o3_waiters_that_a_live_connection_can_serve_outlast_a_failed_open() {
+    let mut world = World::new(4, 4);
+    let held = world.lease("a");
+    let ticket = world.ask("a");
+    world.fail_first();
+    let ticket = world.waits(ticket);
+    // After the pause another open is tried.
+    world.pass(Duration::from_millis(50));
+    let effects = world.registry.retry(&target("a"), world.now);
+    world.take(effects);
+    assert_eq!(world.opens.len(), 1);
+    world.release(held);
+    world.served(ticket);
+}
+
+#[test]
+fn o4_a_storm_for_a_missing_database_costs_one_open() {
+    let mut world = World::new(8, 8);
+    let tickets: Vec<_> = (0..100).map(|_| world.ask("missing")).collect();
+    assert_eq!(world.opens.len(), 1);
+    world.fail_first();
+    for ticket in tickets {
+        assert!(matches!(world.claim(ticket), Claim::Failed(_)));
+    }
+    for _ in 0..100 {
+        world.refusal("missing");
+    }
+    assert!(world.opens.is_empty());
+    assert_eq!(world.registry.stats().open_failures, 1);
+}
+
+#[test]
+fn o4_a_database_that_was_just_created_is_opened_at_once() {
+    let mut world = World::new(8, 8);
+    let _told = world.ask("new");
+    world.fail_first();
+    let effects = world.registry.forgive(&target("new"), world.now);
+    world.take(effects);
+    world.lease("new");
+}
+
+#[test]
+fn l3_a_broken_connection_is_replaced_at_the_front_of_the_queue() {
+    let mut world = World::new(1, 1);
+    world.idle("a");
+    let broken = world.hit("a");
+    let behind = world.ask("a");
+    let (again, effects) = world.registry.replace(broken.debt, broken.conn, world.now);
+    world.take(effects);
+    let Acquire::Queued(ticket, effects) = again else { panic!("nothing else is idle") };
+    world.take(effects);
+    world.close_all_owed();
+    world.open_all();
+    assert_eq!(world.served(ticket).conn, 2);
+    world.waits(behind);
+}
+
+#[test]
+fn l3_connections_that_were_idle_when_another_broke_are_checked() {
+    let mut world = World::new(4, 4);
+    world.idle("a");
+    assert!(!world.hit("a").check_first, "used a moment ago");
+    let (idle, broken) = (world.lease("b"), world.lease("c"));
+    world.release(idle);
+    let effects = world.registry.discard(broken.debt, broken.conn, world.now);
+    world.take(effects);
+    assert!(world.hit("b").check_first);
+}
+
+#[test]
+fn l3_a_connection_idle_for_long_is_checked() {
+    let mut world = World::new(1, 1);
+    world.idle("a");
+    world.pass(Duration::from_millis(501));
+    assert!(world.hit("a").check_first);
+}

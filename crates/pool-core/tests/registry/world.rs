@@ -1,0 +1,156 @@
+//! Owns what a shell would own: the debts, and the moment that every transition is told.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::task::Wake;
+use std::time::{Duration, Instant};
+
+use pool_core::{
+    Acquire, AcquireError, Claim, CloseReason, CloseWork, DriverError, DriverErrorKind, Effects, Leased, Lru,
+    OpenWork, Phase, Registry, RegistryConfig, Target, Ticket, WorkspaceId,
+};
+
+pub type Conn = u32;
+
+pub struct World {
+    pub registry: Registry<Conn>,
+    pub now: Instant,
+    pub opens: Vec<OpenWork>,
+    pub closes: Vec<CloseWork<Conn>>,
+    pub made: u32,
+    pub belongs: HashMap<Conn, Target>,
+}
+
+pub fn target(name: &str) -> Target {
+    Target::Workspace(WorkspaceId::new(name).unwrap())
+}
+
+pub fn refused() -> Arc<DriverError> {
+    Arc::new(DriverError::new(Phase::Connect, DriverErrorKind::Unreachable, "db:5432/x"))
+}
+
+impl World {
+    pub fn new(limit: u32, per_target: u32) -> Self {
+        Self::with(RegistryConfig::new(limit, per_target))
+    }
+
+    pub fn with(config: RegistryConfig) -> Self {
+        Self {
+            registry: Registry::new(config, Box::new(Lru::default())),
+            now: Instant::now(),
+            opens: Vec::new(),
+            closes: Vec::new(),
+            made: 0,
+            belongs: HashMap::new(),
+        }
+    }
+
+    pub fn pass(&mut self, time: Duration) {
+        self.now += time;
+    }
+
+    pub fn take(&mut self, effects: Effects<Conn>) {
+        self.opens.extend(effects.opens);
+        self.closes.extend(effects.closes);
+        effects.wakes.wake();
+        self.registry.check(self.now).unwrap();
+    }
+
+    pub fn ask(&mut self, name: &str) -> Ticket {
+        match self.registry.acquire(&target(name), self.now) {
+            Acquire::Queued(ticket, effects) => {
+                self.take(effects);
+                ticket
+            }
+            other => panic!("{name} was not queued: {other:?}"),
+        }
+    }
+
+    pub fn hit(&mut self, name: &str) -> Leased<Conn> {
+        match self.registry.acquire(&target(name), self.now) {
+            Acquire::Leased(leased) => leased,
+            other => panic!("{name} was not served at once: {other:?}"),
+        }
+    }
+
+    pub fn refusal(&mut self, name: &str) -> AcquireError {
+        match self.registry.acquire(&target(name), self.now) {
+            Acquire::Refused(error) => error,
+            other => panic!("{name} was not refused: {other:?}"),
+        }
+    }
+
+    pub fn claim(&mut self, ticket: Ticket) -> Claim<Conn> {
+        self.registry.claim(ticket, &mut None)
+    }
+
+    pub fn served(&mut self, ticket: Ticket) -> Leased<Conn> {
+        match self.claim(ticket) {
+            Claim::Leased(leased) => leased,
+            other => panic!("not served: {other:?}"),
+        }
+    }
+
+    pub fn waits(&mut self, ticket: Ticket) -> Ticket {
+        match self.claim(ticket) {
+            Claim::Waiting(ticket) => ticket,
+            other => panic!("not waiting: {other:?}"),
+        }
+    }
+
+    /// Opens what the registry wants opened; returns for whom.
+    pub fn open_all(&mut self) -> Vec<Target> {
+        let mut opened = Vec::new();
+        while !self.opens.is_empty() {
+            opened.push(self.open_first());
+        }
+        opened
+    }
+
+    pub fn open_first(&mut self) -> Target {
+        let work = self.opens.remove(0);
+        let whom = work.target().clone();
+        self.made += 1;
+        self.belongs.insert(self.made, whom.clone());
+        let (_, effects) = self.registry.opened(work, self.made, None, self.now);
+        self.take(effects);
+        whom
+    }
+
+    pub fn fail_first(&mut self) {
+        let work = self.opens.remove(0);
+        let effects = self.registry.open_failed(work, refused(), self.now);
+        self.take(effects);
+    }
+
+    pub fn close_all_owed(&mut self) -> Vec<(Conn, CloseReason)> {
+        let mut closed = Vec::new();
+        while let Some(work) = self.closes.pop() {
+            let reason = work.reason();
+            let (conn, debt) = work.split();
+            closed.push((conn, reason));
+            let effects = self.registry.closed(debt, self.now);
+            self.take(effects);
+        }
+        closed
+    }
+
+    pub fn release(&mut self, leased: Leased<Conn>) {
+        let effects = self.registry.release(leased.debt, leased.conn, self.now);
+        self.take(effects);
+    }
+
+    /// A lease on `name`, opened if need be; there must be room.
+    pub fn lease(&mut self, name: &str) -> Leased<Conn> {
+        let ticket = self.ask(name);
+        self.open_all();
+        self.served(ticket)
+    }
+
+    pub fn idle(&mut self, name: &str) -> Conn {
+        let leased = self.lease(name);
+        let conn = leased.conn;
+        self.release(leased);
+        conn
+    }
+}

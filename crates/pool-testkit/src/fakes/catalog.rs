@@ -1,0 +1,46 @@
+//! The catalog of a server in memory.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use pool_core::{Catalog, DatabaseNaming, DriverError, WorkspaceId};
+
+use super::{FakeConn, FakeServer};
+
+/// Creates, drops and finds databases of a [`FakeServer`].
+pub struct FakeCatalog {
+    server: FakeServer,
+    naming: Arc<dyn DatabaseNaming>,
+}
+
+impl FakeCatalog {
+    pub(super) fn new(server: FakeServer, naming: Arc<dyn DatabaseNaming>) -> Self {
+        Self { server, naming }
+    }
+}
+
+#[async_trait]
+impl Catalog<FakeConn> for FakeCatalog {
+    async fn ensure(&self, _: &mut FakeConn, workspace: &WorkspaceId) -> Result<bool, DriverError> {
+        // A statement is a point at which others may go on.
+        tokio::task::yield_now().await;
+        Ok(self.server.state().create(self.naming.database(workspace).as_str()))
+    }
+
+    async fn drop(&self, _: &mut FakeConn, workspace: &WorkspaceId) -> Result<bool, DriverError> {
+        tokio::task::yield_now().await;
+        Ok(self.server.state().drop_database(self.naming.database(workspace).as_str()))
+    }
+
+    async fn exists(&self, _: &mut FakeConn, workspace: &WorkspaceId) -> Result<bool, DriverError> {
+        tokio::task::yield_now().await;
+        Ok(self.server.state().look_up(self.naming.database(workspace).as_str()))
+    }
+
+    async fn list(&self, _: &mut FakeConn) -> Result<Vec<WorkspaceId>, DriverError> {
+        tokio::task::yield_now().await;
+        let state = self.server.state();
+        let ids = state.databases().filter_map(|name| WorkspaceId::new(name.strip_prefix("fake_ws_")?).ok());
+        Ok(ids.collect())
+    }
+}

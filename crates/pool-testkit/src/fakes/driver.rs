@@ -1,0 +1,129 @@
+//! The driver for a server in memory.
+
+use pool_core::{Condition, Driver, DriverError, DriverErrorKind, Endpoint, Phase};
+use tokio::time::sleep;
+
+use super::{FakeServer, Gate};
+
+/// Opens sessions with a [`FakeServer`].
+#[derive(Clone, Debug)]
+pub struct FakeDriver {
+    server: FakeServer,
+}
+
+/// A session with a [`FakeServer`]. Dropping it ends the session, as a closed socket does.
+#[derive(Debug)]
+pub struct FakeConn {
+    server: FakeServer,
+    session: u64,
+    database: String,
+    is_dirty: bool,
+}
+
+impl FakeDriver {
+    pub(super) fn new(server: FakeServer) -> Self {
+        Self { server }
+    }
+}
+
+impl FakeConn {
+    /// The database it is connected to.
+    pub fn database(&self) -> &str {
+        &self.database
+    }
+
+    /// The session's number, never used again.
+    pub fn session(&self) -> u64 {
+        self.session
+    }
+
+    /// Leaves something behind, so that it must be recycled when it comes back.
+    pub fn make_dirty(&mut self) {
+        self.is_dirty = true;
+    }
+
+    fn lives(&self) -> bool {
+        self.server.state().sessions.contains_key(&self.session)
+    }
+
+    fn lost(&self, phase: Phase) -> DriverError {
+        DriverError::new(phase, DriverErrorKind::ConnectionLost, &self.database)
+    }
+}
+
+impl Drop for FakeConn {
+    fn drop(&mut self) {
+        self.server.state().sessions.remove(&self.session);
+    }
+}
+
+impl Driver for FakeDriver {
+    type Connection = FakeConn;
+    type Handle = u64;
+
+    async fn connect(&self, endpoint: &Endpoint) -> Result<FakeConn, DriverError> {
+        let database = endpoint.database.as_str();
+        let (gate, takes) = {
+            let mut state = self.server.state();
+            (state.next_gate(database), state.connect_takes)
+        };
+        sleep(takes).await;
+        match gate {
+            Gate::Succeed => {}
+            Gate::Hold => self.server.held().await,
+            Gate::Fail(kind) => return Err(DriverError::new(Phase::Connect, kind, database)),
+        }
+        let session = self.server.state().open(database);
+        Ok(FakeConn { server: self.server.clone(), session, database: database.to_owned(), is_dirty: false })
+    }
+
+    async fn check(&self, conn: &mut FakeConn) -> Result<(), DriverError> {
+        tokio::task::yield_now().await;
+        if conn.lives() { Ok(()) } else { Err(conn.lost(Phase::Check)) }
+    }
+
+    fn inspect(&self, conn: &mut FakeConn) -> Condition {
+        match (conn.lives(), conn.is_dirty) {
+            (false, _) => Condition::Broken,
+            (true, true) => Condition::Suspect,
+            (true, false) => Condition::Clean,
+        }
+    }
+
+    async fn recycle(&self, conn: &mut FakeConn) -> Result<(), DriverError> {
+        tokio::task::yield_now().await;
+        if !conn.lives() {
+            return Err(conn.lost(Phase::Recycle));
+        }
+        conn.is_dirty = false;
+        Ok(())
+    }
+
+    async fn close(&self, conn: FakeConn) {
+        let takes = self.server.state().close_takes;
+        sleep(takes).await;
+        drop(conn);
+    }
+
+    fn place(&self, endpoint: &Endpoint) -> String {
+        format!("fake/{}", endpoint.database)
+    }
+
+    fn handle(&self, conn: &FakeConn) -> u64 {
+        conn.session
+    }
+
+    async fn terminate(&self, handles: Vec<u64>) -> Result<(), DriverError> {
+        let mut state = self.server.state();
+        for handle in handles {
+            state.sessions.remove(&handle);
+        }
+        Ok(())
+    }
+
+    fn control_connections(&self) -> u32 {
+        0
+    }
+
+    async fn shutdown(&self) {}
+}

@@ -1,0 +1,172 @@
+//! A server in memory: databases, sessions, and gates that a test opens and shuts.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use pool_core::{DatabaseName, DriverErrorKind, Limits, PrefixNaming};
+use pool_manager::{PoolManager, Settings};
+use tokio::sync::Notify;
+
+use super::{FakeCatalog, FakeDriver};
+use crate::error::TestError;
+
+/// What becomes of the next connect to a database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// It succeeds.
+    Succeed,
+    /// It fails in this way.
+    Fail(DriverErrorKind),
+    /// It waits until [`FakeServer::let_go`].
+    Hold,
+}
+
+/// A server in memory. Cloning gives another handle on the same one.
+#[derive(Clone, Debug, Default)]
+pub struct FakeServer {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    let_go: Notify,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    databases: BTreeSet<String>,
+    pub(super) sessions: BTreeMap<u64, String>,
+    gates: HashMap<String, VecDeque<Gate>>,
+    next_session: u64,
+    peak: usize,
+    connects: u64,
+    look_ups: u64,
+    pub(super) connect_takes: Duration,
+    pub(super) close_takes: Duration,
+}
+
+impl FakeServer {
+    /// A server with one database, `postgres`.
+    pub fn new() -> Self {
+        let server = Self::default();
+        server.state().databases.insert("postgres".to_owned());
+        server
+    }
+
+    /// A manager on this server, with settings as `adjust` makes them. Databases are named `fake_ws_…`.
+    ///
+    /// # Errors
+    /// [`TestError::Build`] when the limits cannot hold, or outside a runtime.
+    pub fn manager(
+        &self,
+        limits: Limits,
+        adjust: impl FnOnce(&mut Settings),
+    ) -> Result<PoolManager<FakeDriver>, TestError> {
+        let build = |error| TestError::Build(pool_postgres::BuildError::Config(error));
+        let naming = Arc::new(PrefixNaming::new("fake").map_err(|error| build(error.into()))?);
+        let system = DatabaseName::new("postgres").map_err(|error| build(error.into()))?;
+        let mut settings = Settings::new(limits, system, naming.clone());
+        adjust(&mut settings);
+        let catalog = Arc::new(FakeCatalog::new(self.clone(), naming));
+        PoolManager::start(FakeDriver::new(self.clone()), catalog, settings)
+            .map_err(|error| TestError::Build(pool_postgres::BuildError::Start(error)))
+    }
+
+    /// Scripts the next connects to `database`; after them, all succeed.
+    pub fn script(&self, database: &str, gates: impl IntoIterator<Item = Gate>) {
+        self.state().gates.entry(database.to_owned()).or_default().extend(gates);
+    }
+
+    /// Lets every held connect go on.
+    pub fn let_go(&self) {
+        self.shared.let_go.notify_waiters();
+    }
+
+    /// How long a connect takes from now on.
+    pub fn connect_takes(&self, time: Duration) {
+        self.state().connect_takes = time;
+    }
+
+    /// How long the server goes on counting a session after its close from now on.
+    pub fn close_takes(&self, time: Duration) {
+        self.state().close_takes = time;
+    }
+
+    /// Ends every session with `database` behind its holder.
+    pub fn kill_sessions_of(&self, database: &str) {
+        self.state().sessions.retain(|_, of| of != database);
+    }
+
+    /// Sessions now.
+    pub fn sessions(&self) -> usize {
+        self.state().sessions.len()
+    }
+
+    /// Sessions with one database now.
+    pub fn sessions_of(&self, database: &str) -> usize {
+        self.state().sessions.values().filter(|of| *of == database).count()
+    }
+
+    /// The most sessions at a time.
+    pub fn peak(&self) -> usize {
+        self.state().peak
+    }
+
+    /// Connects so far, the failed ones included.
+    pub fn connects(&self) -> u64 {
+        self.state().connects
+    }
+
+    /// Catalog look-ups so far.
+    pub fn look_ups(&self) -> u64 {
+        self.state().look_ups
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) async fn held(&self) {
+        self.shared.let_go.notified().await;
+    }
+}
+
+impl State {
+    pub(super) fn next_gate(&mut self, database: &str) -> Gate {
+        self.connects += 1;
+        let scripted = self.gates.get_mut(database).and_then(VecDeque::pop_front);
+        match scripted {
+            Some(gate) => gate,
+            None if self.databases.contains(database) => Gate::Succeed,
+            None => Gate::Fail(DriverErrorKind::DatabaseMissing),
+        }
+    }
+
+    pub(super) fn open(&mut self, database: &str) -> u64 {
+        self.next_session += 1;
+        self.sessions.insert(self.next_session, database.to_owned());
+        self.peak = self.peak.max(self.sessions.len());
+        self.next_session
+    }
+
+    pub(super) fn look_up(&mut self, database: &str) -> bool {
+        self.look_ups += 1;
+        self.databases.contains(database)
+    }
+
+    pub(super) fn create(&mut self, database: &str) -> bool {
+        self.look_ups += 1;
+        self.databases.insert(database.to_owned())
+    }
+
+    pub(super) fn drop_database(&mut self, database: &str) -> bool {
+        self.sessions.retain(|_, of| of != database);
+        self.databases.remove(database)
+    }
+
+    pub(super) fn databases(&self) -> impl Iterator<Item = &str> {
+        self.databases.iter().map(String::as_str)
+    }
+}

@@ -1,0 +1,9 @@
+//! The adapter's promises on a real server, one law a test.
+// The allowances of clippy.toml hold inside tests; these are their helpers.
+#![allow(clippy::unwrap_used)]
+
+mod clean;
+mod hung;
+mod load;
+mod names_and_errors;
+mod support;
