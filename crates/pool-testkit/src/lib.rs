@@ -19,6 +19,11 @@
 //! test processes share (see [`server`]). The pools of all processes together never use more connections
 //! than it allows: each waits for room first.
 
+/// The README's examples, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+mod readme {}
+
 mod error;
 pub mod explore;
 pub mod fakes;

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::task::Wake;
 use std::time::{Duration, Instant};
 
 use pool_core::{

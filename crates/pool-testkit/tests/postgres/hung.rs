@@ -10,7 +10,7 @@ use pool_postgres::{
     PostgresConfig, WorkspaceId,
 };
 use pool_testkit::{TestPool, eventually};
-use sqlx::{Connection, Row};
+use sqlx::Connection;
 use tokio::net::TcpListener;
 
 use crate::support::{SOON, id};

@@ -4,11 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_util::TryStreamExt;
-use pool_core::Driver;
 use pool_postgres::{AcquireError, Limits, PgPools, Stage, acquire_error};
 use pool_testkit::{TestPool, eventually};
-use sqlx::{Connection, Executor, Row};
+use sqlx::Executor;
 use tokio::task::JoinSet;
 
 use crate::support::{SOON, one_connection};

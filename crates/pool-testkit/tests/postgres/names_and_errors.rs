@@ -2,11 +2,9 @@
 
 use std::sync::Arc;
 
-use pool_core::Driver;
 use pool_postgres::{AcquireError, DriverErrorKind, Limits, PgPools, PostgresConfig, Target};
 use pool_testkit::TestPool;
 use rstest::rstest;
-use sqlx::{Executor, Row};
 use tokio::task::JoinSet;
 
 use crate::support::id;
