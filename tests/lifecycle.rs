@@ -128,7 +128,8 @@ async fn cleanup_idempotency() -> Outcome {
 
 #[tokio::test]
 async fn multiple_pools_isolated() -> Outcome {
-    let (one, two) = (TestPool::new().await?, TestPool::new().await?);
+    let pools = TestPools::with_room_for(2);
+    let (one, two) = (pools.get_or_create("one").await?, pools.get_or_create("two").await?);
     let shared = WorkspaceId::new("shared")?;
     one.ensure_workspace(&shared).await?;
     two.ensure_workspace(&shared).await?;

@@ -33,6 +33,11 @@ impl Limits {
         Self { total, per_workspace: None, system: None, opens: OPENS_DEFAULT }
     }
 
+    /// The budget.
+    pub const fn total(&self) -> u32 {
+        self.total
+    }
+
     /// At most this many connections to one workspace (default: 10, or the workspaces' share if smaller).
     pub const fn per_workspace(mut self, connections: u32) -> Self {
         self.per_workspace = Some(connections);

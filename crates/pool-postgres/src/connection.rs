@@ -19,7 +19,7 @@ pub(crate) struct Session {
     pub(crate) started: String,
 }
 
-/// A live connection of the driver. Statements that go through [`PgConn::tracked`] are seen, so that a
+/// A live connection of the driver. Statements that go through a lease as an executor are seen, so that a
 /// connection that saw only plain ones is known to be clean without asking the server.
 #[derive(Debug)]
 pub struct PgConn {

@@ -67,6 +67,25 @@ pub enum TestError {
         /// What there is for all tests together.
         capacity: u32,
     },
+    /// Other tests kept the server's connections for too long.
+    #[error(
+        "the server had no room for {wanted} more connections within {after:?}. A test that needs several pools \
+         asks `TestPools` for them, which keeps room for all at once; several of `TestPool::new` wait for each other"
+    )]
+    NoRoom {
+        /// What was asked for, the keeper's own connection included.
+        wanted: u32,
+        /// How long was waited.
+        after: Duration,
+    },
+    /// More pools than room was kept for.
+    #[error(
+        "these test pools have room for {room}: make them with `TestPools::with_room_for` as many as are needed"
+    )]
+    NotReserved {
+        /// For how many pools there is room.
+        room: u32,
+    },
     /// The keeper's own connection failed.
     #[error("the keeper of the test pool failed while {doing}: {source}")]
     Keeper {

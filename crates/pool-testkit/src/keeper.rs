@@ -26,6 +26,8 @@ const ALIVE_CLASS: i32 = 0x616c_6976;
 const HEADROOM: i64 = 7;
 /// How long to wait between two looks for room. The one who looks is alone on this machine.
 const ROOM_PAUSE: Duration = Duration::from_millis(20);
+/// How long to wait for room in all.
+const ROOM_LIMIT: Duration = Duration::from_mins(3);
 
 /// Work for the keeper's connection.
 type Task = Box<dyn for<'a> FnOnce(&'a mut Admin) -> BoxFuture<'a, ()> + Send>;
@@ -44,7 +46,8 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    /// Finds the server, waits until it has room for `connections` more, and keeps that room.
+    /// Finds the server, waits until it has room for `connections` more, and keeps that room; none where
+    /// somebody else keeps it.
     pub(crate) async fn start(name: PoolName, connections: u32) -> Result<(Self, Ready), TestError> {
         let (tasks, todo) = mpsc::unbounded_channel();
         let (ready, is_ready) = oneshot::channel();
@@ -207,8 +210,12 @@ impl Admin {
 
 /// Takes `wanted` of the locks that stand for the connections which tests may use, all or none at a time.
 async fn wait_for_room(conn: &mut PgConnection, wanted: u32) -> Result<(), TestError> {
+    if wanted == 0 {
+        return Ok(());
+    }
     let failed = |source| TestError::Keeper { doing: "waiting for room on the server", source };
-    loop {
+    let began = std::time::Instant::now();
+    while began.elapsed() < ROOM_LIMIT {
         let (capacity, others) = capacity(conn).await.map_err(failed)?;
         if i64::from(wanted) > capacity {
             let capacity = u32::try_from(capacity).unwrap_or(0);
@@ -232,6 +239,7 @@ async fn wait_for_room(conn: &mut PgConnection, wanted: u32) -> Result<(), TestE
         sqlx::raw_sql("select pg_advisory_unlock_all()").execute(&mut *conn).await.map_err(failed)?;
         tokio::time::sleep(ROOM_PAUSE).await;
     }
+    Err(TestError::NoRoom { wanted, after: ROOM_LIMIT })
 }
 
 /// How many connections tests may use together, and how many sessions of others there are.

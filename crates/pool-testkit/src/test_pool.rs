@@ -1,7 +1,9 @@
 //! A pool for one test: its own namespace, its own tag, its own ceiling, and nothing left behind.
 
 use std::ops::Deref;
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use pool_core::DatabaseName;
 use pool_postgres::{Limits, PgPools, PgPoolsBuilder, PostgresConfig, WorkspaceId};
@@ -15,7 +17,7 @@ use crate::run::Record;
 /// The ceiling of a test pool unless another is wished.
 pub const LIMITS_DEFAULT: Limits = Limits::new(20).system(5).per_workspace(10);
 /// Connections that a test may make beside its pool, and the keeper's own.
-const BESIDE_THE_POOL: u32 = 2;
+pub(crate) const BESIDE_THE_POOL: u32 = 2;
 
 /// A pool on a real server for one test. It derefs to its [`PgPools`].
 ///
@@ -25,11 +27,13 @@ const BESIDE_THE_POOL: u32 = 2;
 pub struct TestPool {
     pools: PgPools,
     keeper: Keeper,
+    /// Keeps the room for this pool and others, if its own keeper does not.
+    _room: Option<Arc<Keeper>>,
     name: PoolName,
     began: Instant,
     /// What the cleanup found, once it is done.
     outcome: Mutex<Option<Outcome>>,
-    leaked: std::sync::atomic::AtomicU32,
+    leaked: AtomicU32,
 }
 
 #[derive(Clone, Debug)]
@@ -52,13 +56,14 @@ pub struct PoolMetrics {
     /// Sessions that outlived the pool; none before its cleanup.
     pub leaked: u32,
     /// Since its creation.
-    pub duration: std::time::Duration,
+    pub duration: Duration,
 }
 
 /// Builds a [`TestPool`] with other settings than the default.
 #[must_use = "nothing is built before `build` is awaited"]
 pub struct TestPoolBuilder {
     limits: Limits,
+    room: Option<Arc<Keeper>>,
     adjust: Vec<Adjustment>,
 }
 
@@ -68,6 +73,12 @@ impl TestPoolBuilder {
     /// Another ceiling than [`LIMITS_DEFAULT`].
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
+        self
+    }
+
+    /// Uses room that somebody keeps already.
+    pub(crate) fn in_room(mut self, room: Arc<Keeper>) -> Self {
+        self.room = Some(room);
         self
     }
 
@@ -90,7 +101,8 @@ impl TestPoolBuilder {
         let ceilings = self.limits.ceilings(1).map_err(|error| {
             TestError::Build(pool_postgres::BuildError::Start(pool_postgres::StartError::Limits(error)))
         })?;
-        let (keeper, ready) = Keeper::start(name.clone(), ceilings.total() + BESIDE_THE_POOL).await?;
+        let connections = if self.room.is_some() { 0 } else { ceilings.total() + BESIDE_THE_POOL };
+        let (keeper, ready) = Keeper::start(name.clone(), connections).await?;
         let Ready { config, system_database } = ready;
         let config =
             config.application_name(&name.tag()).prefix(&name.prefix()).system_database(&system_database);
@@ -104,14 +116,14 @@ impl TestPoolBuilder {
         }
         let pools = builder.build().await?;
         let outcome = Mutex::new(None);
-        let leaked = std::sync::atomic::AtomicU32::new(0);
-        Ok(TestPool { pools, keeper, name, began, outcome, leaked })
+        let leaked = AtomicU32::new(0);
+        Ok(TestPool { pools, keeper, _room: self.room, name, began, outcome, leaked })
     }
 }
 
 impl TestPool {
     /// A pool with the default ceiling, on the server that the environment names or on the shared
-    /// ephemeral one.
+    /// ephemeral one. A test that needs several asks [`TestPools`](crate::TestPools) for them.
     ///
     /// # Errors
     /// As [`TestPoolBuilder::build`].
@@ -124,7 +136,7 @@ impl TestPool {
 
     /// Begins to build a pool with other settings.
     pub fn builder() -> TestPoolBuilder {
-        TestPoolBuilder { limits: LIMITS_DEFAULT, adjust: Vec::new() }
+        TestPoolBuilder { limits: LIMITS_DEFAULT, room: None, adjust: Vec::new() }
     }
 
     /// The pool itself.
@@ -253,7 +265,7 @@ impl TestPool {
         }
         let closed = self.pools.close().await;
         let left = self.sessions().await?;
-        self.leaked.store(count(&left), std::sync::atomic::Ordering::Relaxed);
+        self.leaked.store(count(&left), Ordering::Relaxed);
         self.keeper
             .run("dropping databases", |admin| {
                 Box::pin(async {
@@ -284,7 +296,7 @@ impl TestPool {
             opened: shares.iter().map(|share| share.opened).sum(),
             closed: shares.iter().map(|share| share.closed).sum(),
             peak: shares.iter().map(|share| share.peak).sum::<u32>() + stats.control,
-            leaked: self.leaked.load(std::sync::atomic::Ordering::Relaxed),
+            leaked: self.leaked.load(Ordering::Relaxed),
             duration_ms: u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX),
         }
     }

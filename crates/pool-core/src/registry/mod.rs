@@ -4,12 +4,12 @@
 //! not do I/O if it wanted to.
 //!
 //! The transitions, by file:
-//! - [`acquire`]: `acquire`, `replace`, `claim`, `give_up`;
-//! - [`open`]: `opened`, `open_failed`, `open_is_slow`, `retry`, `forgive`;
-//! - [`release`]: `release`, `discard`, `closed`, `expire`;
-//! - [`closing`]: `begin_close`, `end_close`, `close_all`;
-//! - [`waiters`]: who is served next; called at the end of every transition;
-//! - [`invariants`]: `check`, every law that holds between transitions, and `view`.
+//! - `acquire`: `acquire`, `replace`, `claim`, `give_up`;
+//! - `open`: `opened`, `open_failed`, `open_is_slow`, `retry`, `forgive`;
+//! - `release`: `release`, `discard`, `closed`, `expire`;
+//! - `closing`: `begin_close`, `end_close`, `close_all`;
+//! - `waiters`: who is served next; called at the end of every transition;
+//! - `invariants`: `check`, every law that holds between transitions, and `view`.
 
 mod acquire;
 mod closing;

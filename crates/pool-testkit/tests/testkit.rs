@@ -1,0 +1,149 @@
+//! The testkit's own promises: nothing is left behind, whatever happens, and a leak is found.
+// The allowances of clippy.toml hold inside tests; these are their helpers.
+#![allow(clippy::unwrap_used)]
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use pool_postgres::{Limits, PostgresConfig, WorkspaceId};
+use pool_testkit::server::TestServer;
+use pool_testkit::{TestError, TestPool, TestPools, eventually, wait_for_database_ready};
+use sqlx::{Connection, PgConnection};
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// A hold on the server, so that one test does not start it anew for each of its pools.
+async fn server() -> TestServer {
+    tokio::task::spawn_blocking(TestServer::obtain).await.unwrap().unwrap()
+}
+
+/// What a pool that is gone has left on its server.
+async fn left_of(config: &PostgresConfig, tag: &str, prefix: &str) -> (i64, i64) {
+    let options = config.clone().application_name("pk:test:looker").connect_options("postgres");
+    let mut conn = PgConnection::connect_with(&options).await.unwrap();
+    let left = sqlx::query_as(
+        "select (select count(*) from pg_stat_activity where application_name = $1), \
+                (select count(*) from pg_database where starts_with(datname, $2))",
+    );
+    let left = left.bind(tag).bind(prefix).fetch_one(&mut conn).await.unwrap();
+    conn.close().await.unwrap();
+    left
+}
+
+/// A pool with a workspace, an idle connection and one in use.
+async fn used_pool() -> (TestPool, pool_postgres::PgLease) {
+    let pool = TestPool::new().await.unwrap();
+    let ids = pool.create_test_workspaces(2).await.unwrap();
+    sqlx::query("select 1").execute(&pool.workspace(&ids[0])).await.unwrap();
+    let lease = pool.acquire(&ids[1]).await.unwrap();
+    (pool, lease)
+}
+
+#[tokio::test]
+async fn a_dropped_pool_leaves_nothing() {
+    let keeps_the_server = server().await;
+    let (pool, lease) = used_pool().await;
+    let (config, tag, prefix) = (pool.config().clone(), pool.tag(), pool.prefix());
+    assert_ne!(left_of(&config, &tag, &prefix).await, (0, 0));
+    drop(pool);
+    assert_eq!(left_of(&config, &tag, &prefix).await, (0, 0), "sessions and databases");
+    drop(lease);
+    drop(keeps_the_server);
+}
+
+#[tokio::test]
+async fn a_pool_of_a_test_that_panics_leaves_nothing() {
+    let keeps_the_server = server().await;
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let test = tokio::spawn(async move {
+        let (pool, _lease) = used_pool().await;
+        tell.send((pool.config().clone(), pool.tag(), pool.prefix())).unwrap();
+        panic!("on purpose, with a lease out");
+    });
+    assert!(test.await.unwrap_err().is_panic());
+    let (config, tag, prefix) = told.await.unwrap();
+    assert_eq!(left_of(&config, &tag, &prefix).await, (0, 0));
+    drop(keeps_the_server);
+}
+
+#[tokio::test]
+async fn a_leaked_session_is_found_and_named() {
+    let (pool, lease) = used_pool().await;
+    pool.verify_no_leaked_connections().await.unwrap();
+    let mut leak = PgConnection::connect_with(&pool.config().connect_options("postgres")).await.unwrap();
+    sqlx::query("select 'leaked on purpose'").execute(&mut leak).await.unwrap();
+
+    let error = pool.verify_no_leaked_connections().await.unwrap_err();
+    assert!(matches!(error, TestError::Leaked { .. }), "{error}");
+    drop(lease);
+    let told = pool.cleanup().await.unwrap_err().to_string();
+    assert!(told.contains("leaked 1 sessions") && told.contains("leaked on purpose"), "{told}");
+    assert_eq!(pool.metrics().await.unwrap().leaked, 1);
+    // The cleanup took it away all the same.
+    sqlx::query("select 1").execute(&mut leak).await.unwrap_err();
+    assert_eq!(pool.active_connection_count().await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_pool_sees_only_its_own_sessions() {
+    let pools = TestPools::with_room_for(2);
+    let (one, two) = (pools.get_or_create("one").await.unwrap(), pools.get_or_create("two").await.unwrap());
+    let id = WorkspaceId::new("a").unwrap();
+    two.ensure_workspace(&id).await.unwrap();
+    let leases = [two.acquire(&id).await.unwrap(), two.acquire(&id).await.unwrap()];
+    assert_eq!(one.active_connection_count().await.unwrap(), 1, "its control connection");
+    drop(leases);
+    let third = pools.get_or_create("three").await;
+    assert!(matches!(third, Err(TestError::NotReserved { room: 2 })));
+    pools.cleanup_all().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_pool_that_never_fits_is_refused_with_the_numbers() {
+    let error = TestPool::builder().limits(Limits::new(1_000)).build().await.unwrap_err();
+    assert!(matches!(error, TestError::TooLarge { wanted: 1_002, .. }), "{error}");
+}
+
+#[tokio::test]
+async fn waiting_for_a_database_that_never_comes_ends_with_its_name() {
+    let pool = TestPool::new().await.unwrap();
+    wait_for_database_ready(pool.config(), "postgres", SOON).await.unwrap();
+    let never = wait_for_database_ready(pool.config(), "no_such_database", Duration::from_millis(50)).await;
+    assert!(never.unwrap_err().to_string().contains("no_such_database"));
+    pool.cleanup().await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "not a test: the process that another test kills"]
+async fn a_process_to_be_killed() {
+    let (pool, _lease) = used_pool().await;
+    println!("\nready {}", pool.prefix());
+    std::future::pending::<()>().await;
+}
+
+#[tokio::test]
+async fn what_a_killed_process_left_is_removed_by_the_next() {
+    use std::io::{BufRead, BufReader};
+    let keeps_the_server = server().await;
+    let mut victim = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_process_to_be_killed", "--ignored", "--nocapture"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let said = BufReader::new(victim.stdout.take().unwrap());
+    let prefix =
+        said.lines().find_map(|line| Some(line.unwrap().strip_prefix("ready ")?.to_owned())).unwrap();
+    let config = &keeps_the_server.config().clone();
+    assert_eq!(left_of(config, "", &prefix).await.1, 2, "two databases are there");
+    victim.kill().unwrap();
+    victim.wait().unwrap();
+    // The server notices the death of the process; the next pool then finds its databases ownerless.
+    eventually("the databases being removed", SOON, || async {
+        TestPool::new().await.unwrap().cleanup().await.unwrap();
+        left_of(config, "", &prefix).await.1 == 0
+    })
+    .await
+    .unwrap();
+    drop(keeps_the_server);
+}
