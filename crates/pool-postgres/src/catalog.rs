@@ -54,6 +54,9 @@ impl PgCatalog {
 
     async fn remove(&self, conn: &mut PgConnection, workspace: &WorkspaceId) -> Result<bool, Error> {
         let name = self.naming.database(workspace);
+        if !find(conn, &name).await? {
+            return Ok(false);
+        }
         let drop = format!("drop database {} with (force)", name.quoted());
         match sqlx::raw_sql(AssertSqlSafe(drop)).execute(conn).await {
             Ok(_) => Ok(true),

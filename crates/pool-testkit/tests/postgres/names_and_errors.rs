@@ -11,7 +11,8 @@ use crate::support::id;
 
 #[rstest]
 #[case::unreachable("127.0.0.1", 1, "pool_test", "hunter2", "postgres", DriverErrorKind::Unreachable)]
-#[case::wrong_password("", 0, "", "hunter2", "postgres", DriverErrorKind::Refused)]
+// A user that does not exist is refused also by a server that trusts whoever connects.
+#[case::wrong_user_and_password("", 0, "no_such_user", "hunter2", "postgres", DriverErrorKind::Refused)]
 #[case::missing_database("", 0, "", "", "no_such_database", DriverErrorKind::DatabaseMissing)]
 #[tokio::test]
 async fn i3_a_server_that_cannot_be_used_is_named_without_the_password(
@@ -25,7 +26,10 @@ async fn i3_a_server_that_cannot_be_used_is_named_without_the_password(
     let pool = TestPool::new().await.unwrap();
     let mut config = pool.config().clone().system_database(database);
     if !host.is_empty() {
-        config = PostgresConfig::new(host).port(port).user(user).system_database(database);
+        config = PostgresConfig::new(host).port(port).system_database(database);
+    }
+    if !user.is_empty() {
+        config = config.user(user);
     }
     if !password.is_empty() {
         config = config.password(password);
