@@ -22,6 +22,17 @@ pub const RUN_ENV: &str = "POOL_TEST_RUN";
 /// Names the directory in which each test pool leaves a [`Record`].
 pub const RECORDS_ENV: &str = "POOL_TEST_RECORDS";
 
+/// Gives the tests their seed, as a decimal number.
+pub const SEED_ENV: &str = "POOL_TEST_SEED";
+
+/// The seed of this run, or a random one. Printed, so that a failure can be replayed.
+pub fn seed() -> u64 {
+    let given = std::env::var(SEED_ENV).ok().and_then(|seed| seed.parse().ok());
+    let seed = given.unwrap_or_else(|| fastrand::u64(..));
+    println!("seed {seed}");
+    seed
+}
+
 /// How often the server is asked how many sessions the run has.
 const SAMPLE_EVERY: Duration = Duration::from_millis(10);
 /// How long sessions of processes that have just ended are given to vanish.
