@@ -3,4 +3,5 @@
 
 mod concurrency;
 mod lifecycle;
+mod performance;
 mod support;

@@ -70,3 +70,26 @@ pub async fn execute_outside(config: &PostgresConfig, database: &str, sql: &str)
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut conn).await?;
     conn.close().await
 }
+
+/// Runs an operation, prints how long it took on a line that says `what`, and gives both back.
+///
+/// # Cancel safety
+/// That of the operation.
+pub async fn measure_operation_time<R>(what: &str, operation: impl Future<Output = R>) -> (Duration, R) {
+    let began = std::time::Instant::now();
+    let result = operation.await;
+    let took = began.elapsed();
+    crate::run::figure(what, took.as_secs_f64() * 1e3, "ms");
+    (took, result)
+}
+
+/// The memory of this process that is in use now, in bytes; none where the system does not tell.
+pub fn resident_memory_bytes() -> Option<u64> {
+    if let Ok(status) = std::fs::read_to_string("/proc/self/status") {
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        return Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024);
+    }
+    let pid = std::process::id().to_string();
+    let told = std::process::Command::new("ps").args(["-o", "rss=", "-p", &pid]).output().ok()?;
+    Some(String::from_utf8(told.stdout).ok()?.trim().parse::<u64>().ok()? * 1024)
+}

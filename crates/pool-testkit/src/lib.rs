@@ -36,6 +36,8 @@ mod test_pool;
 mod test_pools;
 
 pub use error::{Session, TestError};
-pub use helpers::{eventually, execute_outside, wait_for_database_ready};
+pub use helpers::{
+    eventually, execute_outside, measure_operation_time, resident_memory_bytes, wait_for_database_ready,
+};
 pub use test_pool::{LIMITS_DEFAULT, PoolMetrics, TestPool, TestPoolBuilder};
 pub use test_pools::TestPools;

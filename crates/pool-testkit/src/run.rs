@@ -205,3 +205,13 @@ async fn databases(conn: &mut PgConnection, run: &RunId) -> Result<Vec<String>, 
         .fetch_all(conn)
         .await
 }
+
+/// Prints a figure on a line of its own.
+pub fn figure(name: &str, value: f64, unit: &str) {
+    println!("{name}: {value:.3} {unit}");
+}
+
+/// Prints a series of figures.
+pub fn figure_series(name: &str, x_unit: &str, y_unit: &str, points: &[(f64, f64)]) {
+    println!("{name} ({x_unit}, {y_unit}): {points:.1?}");
+}
