@@ -18,21 +18,47 @@ const COMMENT: &str = "workspace ";
 const EXISTS_ALREADY: [&str; 2] = ["42P04", "23505"];
 const DATABASE_MISSING: &str = "3D000";
 
+/// Where a new workspace's database comes from.
+#[async_trait]
+pub trait DatabaseSource: Send + Sync {
+    /// Makes the database `name`, which did not exist a moment ago, over a connection to the system
+    /// database. An error with the state of a duplicate (42P04 or 23505) means that somebody else made it
+    /// first, and is not one.
+    async fn make(&self, system: &mut PgConnection, name: &DatabaseName) -> Result<(), Error>;
+}
+
+/// A copy of a template: the one given, or the server's `template1`.
+#[derive(Clone, Debug, Default)]
+pub struct Template(
+    /// The database to copy; nobody may be connected to it.
+    pub Option<DatabaseName>,
+);
+
+#[async_trait]
+impl DatabaseSource for Template {
+    async fn make(&self, system: &mut PgConnection, name: &DatabaseName) -> Result<(), Error> {
+        let template = self.0.as_ref().map(|from| format!(" template {}", from.quoted()));
+        let create = format!("create database {}{}", name.quoted(), template.unwrap_or_default());
+        sqlx::raw_sql(AssertSqlSafe(create)).execute(system).await?;
+        Ok(())
+    }
+}
+
 /// The catalog of one server's workspaces.
 pub struct PgCatalog {
     config: PostgresConfig,
     naming: Arc<dyn DatabaseNaming>,
-    template: Option<DatabaseName>,
+    source: Arc<dyn DatabaseSource>,
 }
 
 impl PgCatalog {
-    /// A catalog that names databases with `naming`, and copies `template` if there is one.
+    /// A catalog that names databases with `naming`, and gets new ones from `source`.
     pub fn new(
         config: PostgresConfig,
         naming: Arc<dyn DatabaseNaming>,
-        template: Option<DatabaseName>,
+        source: Arc<dyn DatabaseSource>,
     ) -> Self {
-        Self { config, naming, template }
+        Self { config, naming, source }
     }
 
     async fn create(&self, conn: &mut PgConnection, workspace: &WorkspaceId) -> Result<bool, Error> {
@@ -40,10 +66,8 @@ impl PgCatalog {
         if find(conn, &name).await? {
             return Ok(false);
         }
-        let template = self.template.as_ref().map(|from| format!(" template {}", from.quoted()));
-        let create = format!("create database {}{}", name.quoted(), template.unwrap_or_default());
-        match sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut *conn).await {
-            Ok(_) => {
+        match self.source.make(&mut *conn, &name).await {
+            Ok(()) => {
                 note(conn, &name, workspace).await?;
                 Ok(true)
             }

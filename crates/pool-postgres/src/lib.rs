@@ -48,7 +48,7 @@ mod statement;
 mod transaction;
 mod workspace_pool;
 
-pub use catalog::PgCatalog;
+pub use catalog::{DatabaseSource, PgCatalog, Template};
 pub use config::{APPLICATION_NAME_DEFAULT, ConfigError, PREFIX_DEFAULT, PostgresConfig};
 pub use connection::PgConn;
 pub use driver::{PgDriver, PgHandle};

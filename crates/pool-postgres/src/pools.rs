@@ -11,7 +11,7 @@ use pool_core::{
 };
 use pool_manager::{PolicyFactory, PoolManager, Settings};
 
-use crate::catalog::PgCatalog;
+use crate::catalog::{DatabaseSource, PgCatalog, Template};
 use crate::config::PostgresConfig;
 use crate::driver::PgDriver;
 use crate::errors::BuildError;
@@ -33,14 +33,14 @@ pub struct PgPoolsBuilder {
     config: PostgresConfig,
     limits: Option<Limits>,
     naming: Option<Arc<dyn DatabaseNaming>>,
-    template: Option<DatabaseName>,
+    source: Option<Arc<dyn DatabaseSource>>,
     adjust: Vec<Adjustment>,
 }
 
 impl PgPools {
     /// Begins to build. `limits` must be given: only the owner of the server knows what it can spare.
     pub fn builder(config: PostgresConfig) -> PgPoolsBuilder {
-        PgPoolsBuilder { config, limits: None, naming: None, template: None, adjust: Vec::new() }
+        PgPoolsBuilder { config, limits: None, naming: None, source: None, adjust: Vec::new() }
     }
 
     /// A lease on a connection to `workspace`'s database.
@@ -222,8 +222,13 @@ impl PgPoolsBuilder {
 
     /// The database that new workspaces are copied from; by default the server's `template1`. Nobody may
     /// be connected to it.
-    pub fn template(mut self, template: DatabaseName) -> Self {
-        self.template = Some(template);
+    pub fn template(self, template: DatabaseName) -> Self {
+        self.databases_from(Arc::new(Template(Some(template))))
+    }
+
+    /// Where new workspaces' databases come from, if not from a template.
+    pub fn databases_from(mut self, source: Arc<dyn DatabaseSource>) -> Self {
+        self.source = Some(source);
         self
     }
 
@@ -242,7 +247,7 @@ impl PgPoolsBuilder {
     /// # Cancel safety
     /// Dropping the future closes what it has opened.
     pub async fn build(self) -> Result<PgPools, BuildError> {
-        let Self { config, limits, naming, template, adjust } = self;
+        let Self { config, limits, naming, source, adjust } = self;
         let system_database = config.get_system_database()?;
         let naming = match naming {
             Some(naming) => naming,
@@ -255,7 +260,8 @@ impl PgPoolsBuilder {
         }
         settings.limits.ceilings(1).map_err(pool_manager::StartError::from)?;
         let driver = PgDriver::start(config.clone(), system_database.as_str()).await.map_err(Arc::new)?;
-        let catalog = Arc::new(PgCatalog::new(config, naming, template));
+        let source = source.unwrap_or_else(|| Arc::new(Template::default()));
+        let catalog = Arc::new(PgCatalog::new(config, naming, source));
         Ok(PgPools { manager: PoolManager::start(driver, catalog, settings)? })
     }
 }

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::error::{Session, TestError};
 use crate::naming::{PoolName, serial_of_database};
 use crate::server::{ServerError, TestServer};
+use crate::stock::{self, Schema};
 
 /// The classes of the advisory locks: one lock a connection that tests may use, one a living pool.
 const SHARE_CLASS: i32 = 0x706f_6f6c;
@@ -79,6 +80,11 @@ impl Keeper {
         outcome.map_err(|source| TestError::Keeper { doing, source })
     }
 
+    /// What hands work to this keeper without keeping it.
+    pub(crate) fn errands(&self) -> Errands {
+        Errands(self.tasks.as_ref().map(mpsc::UnboundedSender::downgrade))
+    }
+
     /// The same from a place that cannot await, such as a `Drop`: blocks until it is done.
     pub(crate) fn run_blocking<R: Send + 'static>(
         &self,
@@ -92,6 +98,29 @@ impl Keeper {
         });
         self.tasks.as_ref()?.send(task).ok()?;
         answered.recv().ok()
+    }
+}
+
+/// Hands work to a keeper that may be gone.
+#[derive(Clone, Debug)]
+pub(crate) struct Errands(Option<mpsc::WeakUnboundedSender<Task>>);
+
+impl Errands {
+    /// Has `task` done some time, without waiting for it; not at all when the keeper is gone.
+    pub(crate) fn hand(
+        &self,
+        task: impl for<'a> FnOnce(&'a mut Admin) -> BoxFuture<'a, Result<(), Error>> + Send + 'static,
+    ) {
+        let task: Task = Box::new(move |admin| {
+            Box::pin(async move {
+                if let Err(error) = task(admin).await {
+                    tracing::warn!(%error, "the keeper of a test pool could not do its work");
+                }
+            })
+        });
+        if let Some(tasks) = self.0.as_ref().and_then(mpsc::WeakUnboundedSender::upgrade) {
+            let _ = tasks.send(task);
+        }
     }
 }
 
@@ -136,6 +165,12 @@ fn keep(
                 while let Some(task) = todo.recv().await {
                     task(&mut admin).await;
                 }
+                // What is stocked on a server that is taken away goes with it.
+                if !server.is_ephemeral()
+                    && let Err(error) = stock::leave(&mut admin.conn).await
+                {
+                    tracing::error!(%error, "stocked databases could not be removed");
+                }
                 let _ = admin.conn.close().await;
             });
         }
@@ -151,6 +186,7 @@ impl Admin {
         let gate = server.gate().map_err(ServerError::from)?;
         let failed = |doing| move |source| TestError::Keeper { doing, source };
         let mut conn = PgConnection::connect_with(&options).await.map_err(failed("connecting"))?;
+        stock::arrive(&mut conn).await.map_err(failed("registering"))?;
         reap(&mut conn).await.map_err(failed("removing what dead runs have left"))?;
         wait_for_room(&mut conn, connections).await?;
         drop(gate);
@@ -188,6 +224,16 @@ impl Admin {
         );
         let ended = pids.bind(&self.tag).fetch_all(&mut self.conn).await?;
         Ok(u32::try_from(ended.len()).unwrap_or(u32::MAX))
+    }
+
+    /// Builds the template of a schema if there is none.
+    pub(crate) async fn build(&mut self, config: &PostgresConfig, schema: &Schema) -> Result<(), Error> {
+        stock::build(&mut self.conn, config, schema).await
+    }
+
+    /// Has copies of a schema at hand.
+    pub(crate) async fn refill(&mut self, schema: &Schema) -> Result<(), Error> {
+        stock::refill(&mut self.conn, schema).await
     }
 
     /// The databases of this pool.
@@ -236,7 +282,14 @@ async fn wait_for_room(conn: &mut PgConnection, wanted: u32) -> Result<(), TestE
             return Ok(());
         }
         // All or none: whoever sits on half of what it needs could wait for another who does the same.
-        sqlx::raw_sql("select pg_advisory_unlock_all()").execute(&mut *conn).await.map_err(failed)?;
+        sqlx::query(
+            "select pg_advisory_unlock($1, objid::int) from pg_locks where pid = pg_backend_pid() \
+                     and locktype = 'advisory' and classid = $1::int::oid",
+        )
+        .bind(SHARE_CLASS)
+        .execute(&mut *conn)
+        .await
+        .map_err(failed)?;
         tokio::time::sleep(ROOM_PAUSE).await;
     }
     Err(TestError::NoRoom { wanted, after: ROOM_LIMIT })
@@ -277,7 +330,7 @@ async fn reap(conn: &mut PgConnection) -> Result<(), Error> {
     Ok(())
 }
 
-async fn drop_database(conn: &mut PgConnection, name: &str) -> Result<(), Error> {
+pub(crate) async fn drop_database(conn: &mut PgConnection, name: &str) -> Result<(), Error> {
     let Ok(name) = DatabaseName::new(name) else { return Ok(()) };
     let drop = format!("drop database if exists {} with (force)", name.quoted());
     sqlx::raw_sql(AssertSqlSafe(drop)).execute(conn).await?;

@@ -32,6 +32,7 @@ mod keeper;
 mod naming;
 pub mod run;
 pub mod server;
+mod stock;
 mod test_pool;
 mod test_pools;
 
@@ -39,5 +40,6 @@ pub use error::{Session, TestError};
 pub use helpers::{
     eventually, execute_outside, measure_operation_time, resident_memory_bytes, wait_for_database_ready,
 };
+pub use stock::Schema;
 pub use test_pool::{LIMITS_DEFAULT, PoolMetrics, TestPool, TestPoolBuilder};
 pub use test_pools::TestPools;

@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use pool_core::DatabaseName;
-use pool_postgres::{Limits, PgPools, PgPoolsBuilder, PostgresConfig, WorkspaceId};
+use pool_postgres::{DatabaseSource, Limits, PgPools, PgPoolsBuilder, PostgresConfig, Template, WorkspaceId};
 use tokio::sync::Mutex;
 
 use crate::error::{Session, TestError};
 use crate::keeper::{Keeper, Ready};
 use crate::naming::{PoolName, RunId};
 use crate::run::Record;
+use crate::stock::{Schema, Stock};
 
 /// The ceiling of a test pool unless another is wished.
 pub const LIMITS_DEFAULT: Limits = Limits::new(20).system(5).per_workspace(10);
@@ -64,6 +65,7 @@ pub struct PoolMetrics {
 pub struct TestPoolBuilder {
     limits: Limits,
     room: Option<Arc<Keeper>>,
+    schema: Option<Schema>,
     adjust: Vec<Adjustment>,
 }
 
@@ -73,6 +75,12 @@ impl TestPoolBuilder {
     /// Another ceiling than [`LIMITS_DEFAULT`].
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
+        self
+    }
+
+    /// Has every workspace begin with `schema`, from databases that are made ahead.
+    pub fn schema(mut self, schema: Schema) -> Self {
+        self.schema = Some(schema);
         self
     }
 
@@ -106,11 +114,8 @@ impl TestPoolBuilder {
         let Ready { config, system_database } = ready;
         let config =
             config.application_name(&name.tag()).prefix(&name.prefix()).system_database(&system_database);
-        let mut builder = PgPools::builder(config).limits(self.limits);
-        // Nobody is ever connected to template0, so copies of it never wait for each other.
-        if let Ok(template) = DatabaseName::new("template0") {
-            builder = builder.template(template);
-        }
+        let source = source(&keeper, &config, self.schema).await?;
+        let mut builder = PgPools::builder(config).limits(self.limits).databases_from(source);
         for adjust in self.adjust {
             builder = adjust(builder);
         }
@@ -131,12 +136,13 @@ impl TestPool {
     /// # Cancel safety
     /// Dropping the future leaves nothing behind.
     pub async fn new() -> Result<Self, TestError> {
-        Self::builder().build().await
+        // Tests put it on their stack; what it takes to build it need not be there.
+        Box::pin(Self::builder().build()).await
     }
 
     /// Begins to build a pool with other settings.
     pub fn builder() -> TestPoolBuilder {
-        TestPoolBuilder { limits: LIMITS_DEFAULT, room: None, adjust: Vec::new() }
+        TestPoolBuilder { limits: LIMITS_DEFAULT, room: None, schema: None, adjust: Vec::new() }
     }
 
     /// The pool itself.
@@ -326,6 +332,27 @@ impl Drop for TestPool {
         }
         self.record().leave();
     }
+}
+
+/// Where the workspaces of a pool come from: the stock of its schema, or copies of `template0`, to which
+/// nobody is ever connected, so that copies never wait for each other.
+async fn source(
+    keeper: &Keeper,
+    config: &PostgresConfig,
+    schema: Option<Schema>,
+) -> Result<Arc<dyn DatabaseSource>, TestError> {
+    let Some(schema) = schema else {
+        return Ok(Arc::new(Template(DatabaseName::new("template0").ok())));
+    };
+    let (config, to_build) = (config.clone(), schema.clone());
+    keeper
+        .run("building a template", move |admin| {
+            Box::pin(async move { admin.build(&config, &to_build).await })
+        })
+        .await?;
+    let stock = Stock { schema, keeper: keeper.errands() };
+    stock.restock();
+    Ok(Arc::new(stock))
 }
 
 fn count(sessions: &[Session]) -> u32 {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pool_postgres::{Limits, PostgresConfig, WorkspaceId};
 use pool_testkit::server::TestServer;
-use pool_testkit::{TestError, TestPool, TestPools, eventually, wait_for_database_ready};
+use pool_testkit::{Schema, TestError, TestPool, TestPools, eventually, wait_for_database_ready};
 use sqlx::{Connection, PgConnection};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -146,4 +146,58 @@ async fn what_a_killed_process_left_is_removed_by_the_next() {
     .await
     .unwrap();
     drop(keeps_the_server);
+}
+
+/// The stocked copies of a schema, by the number that a database keeps when it is renamed.
+async fn stocked(config: &PostgresConfig, schema: &Schema) -> Vec<i64> {
+    let mut conn = PgConnection::connect_with(&config.connect_options("postgres")).await.unwrap();
+    let oids = sqlx::query_scalar("select oid::bigint from pg_database where starts_with(datname, $1)")
+        .bind(format!("tk_{:016x}_s", schema.hash()))
+        .fetch_all(&mut conn)
+        .await
+        .unwrap();
+    conn.close().await.unwrap();
+    oids
+}
+
+#[tokio::test]
+async fn a_workspace_with_a_schema_is_a_stocked_copy_that_was_renamed() {
+    let keeps_the_server = server().await;
+    let schema = Schema::new(format!("create table note (id int); -- {}", fastrand::u64(..)));
+    let pool = TestPool::builder().schema(schema.clone()).build().await.unwrap();
+    eventually("copies being stocked", SOON, || async { stocked(pool.config(), &schema).await.len() >= 4 })
+        .await
+        .unwrap();
+    let ahead = stocked(pool.config(), &schema).await;
+
+    let id = pool.create_test_workspaces(1).await.unwrap().remove(0);
+    let db = pool.workspace(&id);
+    sqlx::query("insert into note values (1)").execute(&db).await.unwrap();
+    let mine: i64 =
+        sqlx::query_scalar("select oid::bigint from pg_database where datname = current_database()")
+            .fetch_one(&db)
+            .await
+            .unwrap();
+    assert!(ahead.contains(&mine), "it was there before it was asked for");
+    eventually("the stock being made up", SOON, || async {
+        stocked(pool.config(), &schema).await.len() >= 4
+    })
+    .await
+    .unwrap();
+    // More at once than there are in stock: the rest are copied.
+    let many = pool.create_test_workspaces(10).await.unwrap();
+    for id in &many[1..] {
+        let notes: i64 =
+            sqlx::query_scalar("select count(*) from note").fetch_one(&pool.workspace(id)).await.unwrap();
+        assert_eq!(notes, 0, "a copy of the template, and of nothing else");
+    }
+    pool.cleanup().await.unwrap();
+    drop(keeps_the_server);
+}
+
+#[tokio::test]
+async fn a_schema_that_does_not_run_is_an_error_and_leaves_no_template() {
+    let schema = Schema::new(format!("create table broken (; -- {}", fastrand::u64(..)));
+    let error = TestPool::builder().schema(schema).build().await.unwrap_err();
+    assert!(error.to_string().contains("syntax error"), "{error}");
 }

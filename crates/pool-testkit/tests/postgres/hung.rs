@@ -7,7 +7,7 @@ use pool_core::{Condition, Driver, DriverError, Endpoint, PrefixNaming};
 use pool_manager::{PoolManager, Settings};
 use pool_postgres::{
     AcquireError, DatabaseName, DriverErrorKind, Limits, PgCatalog, PgConn, PgDriver, PgHandle,
-    PostgresConfig, WorkspaceId,
+    PostgresConfig, Template, WorkspaceId,
 };
 use pool_testkit::{TestPool, eventually};
 use sqlx::Connection;
@@ -98,7 +98,7 @@ async fn o1_a_workspace_whose_connect_hangs_delays_no_other() {
     let mut settings = Settings::new(Limits::new(7).system(3).per_workspace(4), system, naming.clone());
     settings.acquire_timeout = Duration::from_secs(3);
     settings.connect_timeout = Duration::from_secs(2);
-    let catalog = Arc::new(PgCatalog::new(config, naming, None));
+    let catalog = Arc::new(PgCatalog::new(config, naming, Arc::new(Template::default())));
     let manager = PoolManager::start(Detour { real, hangs, silence }, catalog, settings).unwrap();
 
     median_latency(&manager, &ids).await;
