@@ -8,6 +8,7 @@ use sqlx::{AssertSqlSafe, Connection};
 use tokio::time::{Instant, sleep};
 
 use crate::error::TestError;
+use crate::server::{ServerError, TestServer};
 
 const POLL_FIRST: Duration = Duration::from_millis(1);
 const POLL_MAX: Duration = Duration::from_millis(50);
@@ -34,6 +35,36 @@ pub async fn eventually<F: Future<Output = bool>>(
         pause = (pause * 2).min(POLL_MAX);
     }
     Ok(())
+}
+
+/// The same for a condition that can be looked at without waiting.
+///
+/// # Errors
+/// As [`eventually`].
+///
+/// # Cancel safety
+/// Dropping the future ends the asking.
+pub async fn wait_for_condition(
+    what: &str,
+    within: Duration,
+    mut condition: impl FnMut() -> bool,
+) -> Result<(), TestError> {
+    eventually(what, within, || std::future::ready(condition())).await
+}
+
+/// How the server is reached that tests use: named by the environment, or the shared ephemeral one, which
+/// lives as long as the returned hold.
+///
+/// # Errors
+/// [`ServerError`], which says what to install or to set.
+///
+/// # Cancel safety
+/// Dropping the future leaves a server that was started to its watchdog.
+pub async fn test_database_config() -> Result<(TestServer, PostgresConfig), ServerError> {
+    let obtained = tokio::task::spawn_blocking(TestServer::obtain).await;
+    let server = obtained.map_err(|error| ServerError::from(std::io::Error::other(error)))??;
+    let config = server.config().clone();
+    Ok((server, config))
 }
 
 /// Waits until a database takes connections and answers a query.

@@ -27,6 +27,7 @@ mod readme {}
 mod error;
 pub mod explore;
 pub mod fakes;
+pub mod fixtures;
 mod helpers;
 mod keeper;
 mod naming;
@@ -38,7 +39,8 @@ mod test_pools;
 
 pub use error::{Session, TestError};
 pub use helpers::{
-    eventually, execute_outside, measure_operation_time, resident_memory_bytes, wait_for_database_ready,
+    eventually, execute_outside, measure_operation_time, resident_memory_bytes, test_database_config,
+    wait_for_condition, wait_for_database_ready,
 };
 pub use stock::Schema;
 pub use test_pool::{LIMITS_DEFAULT, PoolMetrics, TestPool, TestPoolBuilder};

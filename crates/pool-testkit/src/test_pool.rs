@@ -1,15 +1,17 @@
 //! A pool for one test: its own namespace, its own tag, its own ceiling, and nothing left behind.
 
+use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use pool_core::DatabaseName;
+use pool_core::{DatabaseName, DatabaseNaming};
 use pool_postgres::{DatabaseSource, Limits, PgPools, PgPoolsBuilder, PostgresConfig, Template, WorkspaceId};
 use tokio::sync::Mutex;
 
 use crate::error::{Session, TestError};
+use crate::helpers::eventually;
 use crate::keeper::{Keeper, Ready};
 use crate::naming::{PoolName, RunId};
 use crate::run::Record;
@@ -46,7 +48,9 @@ enum Outcome {
 /// What a test pool has used, for assertions and reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolMetrics {
-    /// Sessions on the server now.
+    /// Sessions on the server when the pool was new: the driver's own.
+    pub initial: u32,
+    /// Sessions on the server now; after the cleanup, the final count.
     pub current: u32,
     /// The most connections at a time, the driver's own included.
     pub peak: u32,
@@ -180,6 +184,64 @@ impl TestPool {
         Ok(ids)
     }
 
+    /// Drops these workspaces, all at once.
+    ///
+    /// # Errors
+    /// [`TestError::Catalog`] with the first failure; the others are dropped all the same.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves some of them to the cleanup.
+    pub async fn cleanup_test_workspaces(&self, ids: &[WorkspaceId]) -> Result<(), TestError> {
+        let dropped = ids.iter().map(|id| self.pools.drop_workspace(id));
+        let outcomes = futures_util::future::join_all(dropped).await;
+        outcomes.into_iter().try_for_each(|outcome| outcome.map(drop))?;
+        Ok(())
+    }
+
+    /// Waits until the server counts no session of this pool with the database of `workspace`.
+    ///
+    /// # Errors
+    /// [`TestError::Never`] when it does not come to that within the limit.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the asking.
+    pub async fn wait_for_connection_close(
+        &self,
+        workspace: &WorkspaceId,
+        within: Duration,
+    ) -> Result<(), TestError> {
+        let database = self.database_of(workspace);
+        let what = format!("no session being left with {database}");
+        let is_gone = || async {
+            let stats = self.database_connection_stats().await;
+            stats.is_ok_and(|stats| !stats.contains_key(&database))
+        };
+        eventually(&what, within, is_gone).await
+    }
+
+    /// The database that `workspace` lives in.
+    pub fn database_of(&self, workspace: &WorkspaceId) -> String {
+        let naming = self.config().naming();
+        naming.map_or_else(|_| String::new(), |naming| naming.database(workspace).as_str().to_owned())
+    }
+
+    /// This pool's sessions on the server by database, and by state within each.
+    ///
+    /// # Errors
+    /// [`TestError::Keeper`] when the server cannot be asked.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    pub async fn database_connection_stats(
+        &self,
+    ) -> Result<BTreeMap<String, BTreeMap<String, u32>>, TestError> {
+        let mut stats: BTreeMap<String, BTreeMap<String, u32>> = BTreeMap::new();
+        for session in self.sessions().await? {
+            *stats.entry(session.database).or_default().entry(session.state).or_default() += 1;
+        }
+        Ok(stats)
+    }
+
     /// This pool's sessions on the server, the driver's own included.
     ///
     /// # Errors
@@ -252,7 +314,8 @@ impl TestPool {
     pub async fn metrics(&self) -> Result<PoolMetrics, TestError> {
         let current = self.active_connection_count().await?;
         let Record { opened, closed, peak, leaked, .. } = self.record();
-        Ok(PoolMetrics { current, peak, opened, closed, leaked, duration: self.began.elapsed() })
+        let initial = self.pools.stats().control;
+        Ok(PoolMetrics { initial, current, peak, opened, closed, leaked, duration: self.began.elapsed() })
     }
 
     /// Closes the pool gracefully, checks with the server that no session of it is left, and drops its

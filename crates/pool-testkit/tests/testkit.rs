@@ -6,15 +6,20 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use pool_postgres::{Limits, PostgresConfig, WorkspaceId};
+use pool_testkit::fixtures::test_pool;
 use pool_testkit::server::TestServer;
-use pool_testkit::{Schema, TestError, TestPool, TestPools, eventually, wait_for_database_ready};
+use pool_testkit::{
+    Schema, TestError, TestPool, TestPools, eventually, test_database_config, wait_for_condition,
+    wait_for_database_ready,
+};
+use rstest::rstest;
 use sqlx::{Connection, PgConnection};
 
 const SOON: Duration = Duration::from_secs(20);
 
 /// A hold on the server, so that one test does not start it anew for each of its pools.
 async fn server() -> TestServer {
-    tokio::task::spawn_blocking(TestServer::obtain).await.unwrap().unwrap()
+    test_database_config().await.unwrap().0
 }
 
 /// What a pool that is gone has left on its server.
@@ -200,4 +205,29 @@ async fn a_schema_that_does_not_run_is_an_error_and_leaves_no_template() {
     let schema = Schema::new(format!("create table broken (; -- {}", fastrand::u64(..)));
     let error = TestPool::builder().schema(schema).build().await.unwrap_err();
     assert!(error.to_string().contains("syntax error"), "{error}");
+}
+
+#[rstest]
+#[tokio::test]
+async fn helpers_see_sessions_by_database_and_wait_for_their_end(#[future(awt)] test_pool: TestPool) {
+    let pool = test_pool;
+    let ids = pool.create_test_workspaces(2).await.unwrap();
+    let lease = pool.acquire(&ids[0]).await.unwrap();
+    let stats = pool.database_connection_stats().await.unwrap();
+    assert_eq!(stats[&pool.database_of(&ids[0])].values().sum::<u32>(), 1, "{stats:?}");
+    assert!(!stats.contains_key(&pool.database_of(&ids[1])), "{stats:?}");
+
+    let soon = Duration::from_millis(50);
+    let never = pool.wait_for_connection_close(&ids[0], soon).await.unwrap_err();
+    assert!(never.to_string().contains(&pool.database_of(&ids[0])), "{never}");
+    drop(lease);
+    pool.close_workspace(&ids[0]).await.unwrap();
+    pool.wait_for_connection_close(&ids[0], SOON).await.unwrap();
+    wait_for_condition("the stats agreeing", SOON, || pool.workspace(&ids[0]).counts().total() == 0)
+        .await
+        .unwrap();
+
+    pool.cleanup_test_workspaces(&ids).await.unwrap();
+    assert_eq!(pool.databases().await.unwrap(), Vec::<String>::new());
+    pool.cleanup().await.unwrap();
 }
