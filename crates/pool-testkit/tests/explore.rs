@@ -14,6 +14,28 @@ fn no_schedule_breaks_a_law(#[values(1, 2)] budget: u32) {
     }
 }
 
+/// Larger worlds, at the size that `POOL_EXPLORE_CALLERS` says; `cargo xtask test-pools --race` makes it 5.
+#[rstest]
+fn no_schedule_of_a_larger_world_breaks_a_law(#[values(2, 3)] workspaces: u32, #[values(1, 2)] budget: u32) {
+    let callers = std::env::var("POOL_EXPLORE_CALLERS").ok().and_then(|n| n.parse().ok()).unwrap_or(4);
+    let scenario = Scenario { workspaces, budget, callers, bug: bug_of_environment(), ..Scenario::default() };
+    match explore(&scenario) {
+        Ok(report) => {
+            println!("race: {report} of {workspaces} workspaces, budget {budget}, {callers} callers");
+        }
+        Err(violation) => panic!("{violation}"),
+    }
+}
+
+/// The bug that `POOL_PLANTED` names, to prove that the search bites.
+fn bug_of_environment() -> Option<Bug> {
+    match std::env::var("POOL_PLANTED").ok()?.as_str() {
+        "lost-wake-up" => Some(Bug::LostWakeUp),
+        "lost-grant" => Some(Bug::GrantLostOnCancel),
+        _ => None,
+    }
+}
+
 #[rstest]
 #[case::w4_grant_lost_on_cancel(Bug::GrantLostOnCancel, "W4")]
 #[case::s1_slot_leaked_on_failed_open(Bug::SlotLeakedOnFailedOpen, "S1")]
