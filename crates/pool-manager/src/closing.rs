@@ -59,7 +59,7 @@ async fn finish<D: Driver>(
     drained: impl Fn() -> bool,
 ) -> Result<(), CloseError> {
     let began = Engine::<D>::now();
-    if wait_until(engine, began + engine.settings.close_timeout, &drained).await {
+    if wait_until(engine, Engine::<D>::after(began, engine.settings.close_timeout), &drained).await {
         return Ok(());
     }
     let leases = cut(engine, shares, target).await;

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use moka::future::Cache;
@@ -32,6 +32,8 @@ impl From<&Target> for ShareOf {
         }
     }
 }
+
+const CENTURY: Duration = Duration::from_hours(24 * 365 * 100);
 
 pub(crate) const SHARES: [ShareOf; 2] = [ShareOf::Workspaces, ShareOf::System];
 
@@ -76,6 +78,11 @@ impl<D: Driver> Engine<D> {
 
     pub(crate) fn now() -> Instant {
         tokio::time::Instant::now().into_std()
+    }
+
+    /// The moment `wait` from `moment`; a wait beyond a century is one of a century, which a clock can hold.
+    pub(crate) fn after(moment: Instant, wait: Duration) -> Instant {
+        moment + wait.min(CENTURY)
     }
 
     /// Looks at a registry, or runs a transition that has no effects.

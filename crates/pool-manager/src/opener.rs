@@ -87,7 +87,10 @@ impl<D: Driver> OpenGuard<D> {
         let target = work.target().clone();
         let handle = engine.driver.handle(&conn);
         let effects = engine.with(self.share, |registry, now| {
-            let retire_at = retire_at(engine.settings.max_lifetime, now);
+            let retire_at = engine.settings.max_lifetime.map(|lifetime| {
+                let jitter = (lifetime / 10).mul_f64(fastrand::f64());
+                Engine::<D>::after(now, lifetime - jitter)
+            });
             let (id, effects) = registry.opened(work, conn, retire_at, now);
             engine.handles.insert((self.share, id), handle);
             effects
@@ -149,10 +152,6 @@ async fn forget_fact<D: Driver>(engine: &Engine<D>, target: &Target, error: &Dri
     if let (Target::Workspace(id), DriverErrorKind::DatabaseMissing) = (target, error.kind) {
         engine.facts.invalidate(id).await;
     }
-}
-
-fn retire_at(max_lifetime: Option<Duration>, now: Instant) -> Option<Instant> {
-    max_lifetime.map(|lifetime| now + lifetime.mul_f64(1.0 - 0.1 * fastrand::f64()))
 }
 
 /// Owes the report of a close.

@@ -23,7 +23,7 @@ pub(crate) async fn wait<D: Driver>(
     started: Instant,
 ) -> Result<Lease<D>, AcquireError> {
     let share = ShareOf::from(target);
-    let deadline = started + engine.settings.acquire_timeout;
+    let deadline = Engine::<D>::after(started, engine.settings.acquire_timeout);
     loop {
         let leased = match answer {
             Acquire::Leased(leased) => leased,
@@ -62,7 +62,7 @@ async fn check<D: Driver>(
     deadline: Instant,
 ) -> Result<Checked<D>, AcquireError> {
     let (engine, target) = (Arc::clone(lease.engine()), lease.target().clone());
-    let limit = deadline.min(Engine::<D>::now() + engine.settings.check_timeout);
+    let limit = deadline.min(Engine::<D>::after(Engine::<D>::now(), engine.settings.check_timeout));
     let outcome = timeout_at(limit.into(), engine.driver.check(&mut lease)).await;
     if let Ok(Ok(())) = outcome {
         return Ok(Checked::Alive(lease));

@@ -354,6 +354,24 @@ async fn b3_the_system_share_is_not_to_be_had_by_workspaces() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn durations_without_end_are_taken_for_what_they_mean() {
+    let (_server, manager) = start(1, &["a", "b"], |s| {
+        s.acquire_timeout = Duration::MAX;
+        s.connect_timeout = Duration::MAX;
+        s.check_timeout = Duration::MAX;
+        s.idle_timeout = Some(Duration::MAX);
+        s.max_lifetime = Some(Duration::MAX);
+        s.close_timeout = Duration::MAX;
+    })
+    .await;
+    drop(manager.acquire(&id("a")).await.unwrap());
+    sleep(Duration::from_mins(1)).await;
+    drop(manager.acquire(&id("b")).await.unwrap());
+    drop(manager.acquire(&id("a")).await.unwrap());
+    manager.close().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn drop_workspace_closes_its_connections_first_and_forgets_that_it_existed() {
     let (server, manager) = start(2, &["a"], |_| ()).await;
     drop(manager.acquire(&id("a")).await.unwrap());
