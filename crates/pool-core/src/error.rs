@@ -329,13 +329,13 @@ pub enum CatalogError {
     /// No system connection could be had.
     #[error("no system connection for the catalog: {0}")]
     Acquire(#[from] AcquireError),
-    /// The workspace's connections could not be closed gracefully.
-    #[error("{target}: {source}")]
-    Close {
-        /// Whose.
+    /// The statement, or its turn, took too long.
+    #[error("{target}: its database could not be managed within {after:?}")]
+    TimedOut {
+        /// Whose database it is about.
         target: Target,
-        /// What was not graceful.
-        source: CloseError,
+        /// How long was waited.
+        after: Duration,
     },
     /// The statement failed.
     #[error("{target}: {source}")]

@@ -62,6 +62,7 @@ pub struct CloseDebt {
     pub(crate) workspace: u32,
     pub(crate) slot: Slot,
     pub(crate) reason: CloseReason,
+    pub(crate) is_slow: bool,
 }
 
 impl CloseDebt {
@@ -150,7 +151,7 @@ pub struct Effects<C> {
     pub closes: Vec<CloseWork<C>>,
     /// Callers to wake.
     pub wakes: Wakes,
-    /// Something that was being closed has no connection left.
+    /// Something that is being closed has no connection left but those in use, if any.
     pub drained: bool,
     /// When [`Registry::retry`](crate::Registry::retry) is due, and for whom.
     pub retry_at: Option<(Target, Instant)>,
@@ -165,5 +166,18 @@ impl<C> Default for Effects<C> {
             drained: false,
             retry_at: None,
         }
+    }
+}
+
+impl<C> Effects<C> {
+    /// These effects and `others`, to be performed together.
+    pub fn append(&mut self, others: Self) {
+        let Self { opens, closes, wakes, drained, retry_at } = others;
+        self.opens.extend(opens);
+        self.closes.extend(closes);
+        self.wakes.0.extend(wakes.0);
+        self.drained |= drained;
+        // Both come from one target's transition, which owes one retry.
+        self.retry_at = self.retry_at.take().or(retry_at);
     }
 }

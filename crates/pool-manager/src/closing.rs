@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pool_core::{CloseError, Driver, Target};
-use tokio::time::timeout_at;
+use tokio::time::{timeout, timeout_at};
 
 use crate::engine::{Engine, SHARES, ShareOf};
 
 /// How long the server is given to confirm that cut sessions are gone.
-const CONFIRM_LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const CONFIRM_LIMIT: Duration = Duration::from_secs(5);
 
 /// Keeps a target closed to new work while it lives.
 pub(crate) struct Closing<'a, D: Driver> {
@@ -22,6 +22,7 @@ impl<'a, D: Driver> Closing<'a, D> {
     pub(crate) fn begin(engine: &'a Engine<D>, target: Target) -> Self {
         let closing = Self { engine, target };
         engine.step(closing.share(), |registry, now| registry.begin_close(&closing.target, now));
+        engine.closing.notify_waiters();
         closing
     }
 
@@ -48,6 +49,7 @@ pub(crate) async fn close_all<D: Driver>(engine: &Arc<Engine<D>>) -> Result<(), 
     for share in SHARES {
         engine.step(share, pool_core::Registry::close_all);
     }
+    engine.closing.notify_waiters();
     let drained = || SHARES.iter().all(|share| engine.with(*share, |registry, _| registry.is_empty()));
     finish(engine, &SHARES, None, drained).await
 }
@@ -118,10 +120,14 @@ async fn cut<D: Driver>(engine: &Engine<D>, shares: &[ShareOf], target: Option<&
         handles.extend(known.map(|handle| handle.clone()));
     }
     let leases = handles.len();
-    if leases > 0
-        && let Err(error) = engine.driver.terminate(handles).await
-    {
-        tracing::warn!(%error, leases, "leases that were held past the deadline could not be cut");
+    if leases > 0 {
+        match timeout(CONFIRM_LIMIT, engine.driver.terminate(handles)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(%error, leases, "leases that were held past the deadline could not be cut");
+            }
+            Err(_) => tracing::warn!(leases, "the driver did not cut leases in time"),
+        }
     }
     leases
 }

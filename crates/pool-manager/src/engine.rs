@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use dashmap::DashMap;
 use moka::future::Cache;
 use pool_core::{
-    Ceilings, CloseWork, ConnectionId, Driver, DriverError, DriverErrorKind, Effects, Endpoint, Event,
-    LeaseDebt, OpenWork, Phase, PoolStats, Registry, Target, WorkspaceId,
+    Ceilings, CloseDebt, CloseWork, ConnectionId, Driver, DriverError, DriverErrorKind, Effects, Endpoint,
+    Event, LeaseDebt, OpenWork, Phase, PoolStats, Registry, Target, WorkspaceId,
 };
 use tokio::sync::{Notify, mpsc};
 
@@ -33,6 +33,8 @@ impl From<&Target> for ShareOf {
     }
 }
 
+/// What moka can take.
+const FACTS_TTL_MAX: Duration = Duration::from_hours(24 * 365);
 const CENTURY: Duration = Duration::from_hours(24 * 365 * 100);
 
 pub(crate) const SHARES: [ShareOf; 2] = [ShareOf::Workspaces, ShareOf::System];
@@ -48,8 +50,10 @@ pub(crate) struct Engine<D: Driver> {
     /// Workspaces that are known to have a database.
     pub(crate) facts: Cache<WorkspaceId, ()>,
     jobs: mpsc::UnboundedSender<Job<D>>,
-    /// Told whenever something that is being closed has no connection left.
+    /// Told whenever something that is being closed has no connection left but those in use.
     pub(crate) drained: Notify,
+    /// Told whenever something begins to be closed.
+    pub(crate) closing: Notify,
 }
 
 impl<D: Driver> Engine<D> {
@@ -59,7 +63,10 @@ impl<D: Driver> Engine<D> {
         ceilings: Ceilings,
         jobs: mpsc::UnboundedSender<Job<D>>,
     ) -> Self {
-        let facts = Cache::builder().max_capacity(100_000).time_to_live(settings.facts_ttl).build();
+        let facts = Cache::builder()
+            .max_capacity(100_000)
+            .time_to_live(settings.facts_ttl.min(FACTS_TTL_MAX))
+            .build();
         Self {
             workspaces: Mutex::new(Registry::new(
                 settings.workspaces_config(&ceilings),
@@ -73,6 +80,7 @@ impl<D: Driver> Engine<D> {
             facts,
             jobs,
             drained: Notify::new(),
+            closing: Notify::new(),
         }
     }
 
@@ -96,7 +104,8 @@ impl<D: Driver> Engine<D> {
             ShareOf::Workspaces => &self.workspaces,
             ShareOf::System => &self.system,
         };
-        // Transitions check before they change anything, so a panic inside one leaves a whole state.
+        // Only an eviction policy is plugged-in code in here; one that panics leaves a state that is not
+        // whole, and everything after it may be wrong but not unsound.
         step(&mut registry.lock().unwrap_or_else(PoisonError::into_inner), now)
     }
 
@@ -141,7 +150,7 @@ impl<D: Driver> Engine<D> {
     fn settle_orphan(&self, job: Job<D>) -> (ShareOf, Effects<D::Connection>) {
         match job {
             Job::Open { share, work } => {
-                let error = self.stopped(&work);
+                let error = Self::stopped(&work);
                 (share, self.with(share, |registry, now| registry.open_failed(work, Arc::new(error), now)))
             }
             Job::Close { share, work } => (share, self.abandon(share, work)),
@@ -164,13 +173,36 @@ impl<D: Driver> Engine<D> {
         let (conn, debt) = work.split();
         self.handles.remove(&(share, debt.connection()));
         drop(conn);
-        self.with(share, |registry, now| registry.closed(debt, now))
+        let (target, reason) = (debt.target().clone(), debt.reason());
+        let effects = self.with(share, |registry, now| registry.closed(debt, now));
+        self.tell(&Event::Closed { target: &target, reason });
+        effects
     }
 
-    fn stopped(&self, work: &OpenWork) -> DriverError {
-        let place = self.driver.place(&self.endpoint(work.target()));
-        DriverError::new(Phase::Connect, DriverErrorKind::Other, place)
-            .caused_by("the runtime that the pool was built on has stopped")
+    /// Plugged-in code is not asked for anything here: it may be what has just panicked.
+    fn stopped(work: &OpenWork) -> DriverError {
+        DriverError::new(Phase::Connect, DriverErrorKind::Other, work.target().to_string())
+            .caused_by("the pool's background task, or the runtime it was built on, has stopped")
+    }
+
+    /// Returns when `target`, or everything, is being closed.
+    pub(crate) async fn is_being_closed(&self, share: ShareOf, target: &Target) {
+        loop {
+            let mut told = std::pin::pin!(self.closing.notified());
+            told.as_mut().enable();
+            if self.with(share, |registry, _| registry.is_closing(target)) {
+                return;
+            }
+            told.await;
+        }
+    }
+
+    /// Reports that the server no longer counts a connection.
+    pub(crate) fn report_closed(&self, share: ShareOf, debt: CloseDebt) {
+        self.handles.remove(&(share, debt.connection()));
+        let (target, reason) = (debt.target().clone(), debt.reason());
+        self.step(share, |registry, now| registry.closed(debt, now));
+        self.tell(&Event::Closed { target: &target, reason });
     }
 
     /// Hands a lease that is not known to be clean to the task that makes it so.

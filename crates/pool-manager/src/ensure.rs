@@ -1,39 +1,70 @@
 //! Databases that come and go: `ensure` once however many callers, `drop` after a close, and the facts
 //! that make the second `ensure` free. Facts may be forgotten at any time; they are never the truth.
 
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::time::Instant;
 
+use dashmap::DashMap;
 use pool_core::{CatalogError, Driver, Target, WorkspaceId};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore};
+use tokio::time::timeout;
 
 use crate::closing::Closing;
+use crate::engine::Engine;
 use crate::manager::PoolManager;
 
 /// Statements that create or drop databases, at a time: more of them are slower together (measured with
 /// `PostgreSQL`: 66 to 122 a second at 4, 12 a second at 16).
 const SIMULTANEOUS_CHANGES: usize = 4;
-const STRIPES: usize = 64;
 
-/// Serialises what is done to one workspace's database.
+/// Serialises what is done to one workspace's database, and only to that one.
 pub(crate) struct Changes {
-    stripes: Vec<Mutex<()>>,
-    hasher: RandomState,
+    locks: DashMap<WorkspaceId, Arc<Mutex<LastFailure>>>,
     at_a_time: Semaphore,
+}
+
+/// The last change that failed, for those who were waiting behind it.
+type LastFailure = Option<(Instant, CatalogError)>;
+
+/// The right to change one workspace's database.
+struct Alone<'a> {
+    changes: &'a Changes,
+    workspace: &'a WorkspaceId,
+    state: Option<OwnedMutexGuard<LastFailure>>,
 }
 
 impl Changes {
     pub(crate) fn new() -> Self {
-        Self {
-            stripes: (0..STRIPES).map(|_| Mutex::new(())).collect(),
-            hasher: RandomState::new(),
-            at_a_time: Semaphore::new(SIMULTANEOUS_CHANGES),
-        }
+        Self { locks: DashMap::new(), at_a_time: Semaphore::new(SIMULTANEOUS_CHANGES) }
     }
 
-    fn stripe(&self, workspace: &WorkspaceId) -> &Mutex<()> {
-        let at = self.hasher.hash_one(workspace) % STRIPES as u64;
-        &self.stripes[usize::try_from(at).unwrap_or_default()]
+    async fn alone<'a>(&'a self, workspace: &'a WorkspaceId) -> Alone<'a> {
+        let lock = Arc::clone(&self.locks.entry(workspace.clone()).or_default());
+        let mut alone = Alone { changes: self, workspace, state: None };
+        alone.state = Some(lock.lock_owned().await);
+        alone
+    }
+}
+
+impl Alone<'_> {
+    /// The failure of a change that began after `moment`, which so speaks for whoever came then.
+    fn failure_since(&self, moment: Instant) -> Option<CatalogError> {
+        let (began, error) = self.state.as_ref()?.as_ref()?;
+        (*began >= moment).then(|| error.clone())
+    }
+
+    fn failed(&mut self, began: Instant, error: &CatalogError) {
+        if let Some(state) = self.state.as_mut() {
+            **state = Some((began, error.clone()));
+        }
+    }
+}
+
+impl Drop for Alone<'_> {
+    /// Forgets the lock when nobody else waits for it.
+    fn drop(&mut self) {
+        self.state = None;
+        self.changes.locks.remove_if(self.workspace, |_, lock| Arc::strong_count(lock) == 1);
     }
 }
 
@@ -52,11 +83,19 @@ impl<D: Driver> PoolManager<D> {
         if facts.get(workspace).await.is_some() {
             return Ok(());
         }
-        let _alone = self.inner.changes.stripe(workspace).lock().await;
+        let came = Engine::<D>::now();
+        let mut alone = self.inner.changes.alone(workspace).await;
         if facts.get(workspace).await.is_some() {
             return Ok(());
         }
-        self.ask(Question::Ensure, workspace).await?;
+        if let Some(error) = alone.failure_since(came) {
+            return Err(error);
+        }
+        let began = Engine::<D>::now();
+        if let Err(error) = self.ask(Question::Ensure, workspace).await {
+            alone.failed(began, &error);
+            return Err(error);
+        }
         facts.insert(workspace.clone(), ()).await;
         let target = Target::from(workspace);
         self.inner.engine.step((&target).into(), |registry, now| registry.forgive(&target, now));
@@ -72,7 +111,7 @@ impl<D: Driver> PoolManager<D> {
     /// # Cancel safety
     /// Dropping the future leaves the database dropped or not; the workspace takes work again.
     pub async fn drop_workspace(&self, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
-        let _alone = self.inner.changes.stripe(workspace).lock().await;
+        let _alone = self.inner.changes.alone(workspace).await;
         let target = Target::from(workspace);
         let closing = Closing::begin(&self.inner.engine, target.clone());
         if let Err(error) = closing.finish().await {
@@ -107,6 +146,16 @@ impl<D: Driver> PoolManager<D> {
     }
 
     async fn ask(&self, question: Question, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
+        let limit = self.inner.engine.settings.change_timeout;
+        let late = |_| CatalogError::TimedOut { target: workspace.into(), after: limit };
+        timeout(limit, self.ask_without_limit(question, workspace)).await.map_err(late)?
+    }
+
+    async fn ask_without_limit(
+        &self,
+        question: Question,
+        workspace: &WorkspaceId,
+    ) -> Result<bool, CatalogError> {
         let _turn = match question {
             Question::Exists => None,
             Question::Ensure | Question::Drop => self.inner.changes.at_a_time.acquire().await.ok(),

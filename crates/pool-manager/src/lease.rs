@@ -82,8 +82,12 @@ impl<D: Driver> Lease<D> {
 
 impl<D: Driver> Drop for Lease<D> {
     fn drop(&mut self) {
-        let Some((mut conn, debt)) = self.take() else { return };
-        match self.engine.driver.inspect(&mut conn) {
+        // Inspected in place: a driver that panics here loses the connection, not the count of it.
+        let Some(held) = self.held.as_mut() else { return };
+        let inspected = std::panic::AssertUnwindSafe(|| self.engine.driver.inspect(&mut held.conn));
+        let condition = std::panic::catch_unwind(inspected).unwrap_or(Condition::Broken);
+        let Some((conn, debt)) = self.take() else { return };
+        match condition {
             Condition::Clean => self.engine.release(self.share(), debt, conn),
             Condition::Suspect => self.engine.recycle(self.reclaim(conn, debt)),
             Condition::Broken => self.reclaim(conn, debt).discard(),

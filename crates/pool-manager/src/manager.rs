@@ -12,8 +12,9 @@ use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
-use crate::closing::{Closing, close_all};
+use crate::closing::{CONFIRM_LIMIT, Closing, close_all};
 use crate::engine::{Engine, ShareOf};
 use crate::ensure::Changes;
 use crate::lease::Lease;
@@ -43,7 +44,8 @@ struct Tasks {
     stop: Option<oneshot::Sender<()>>,
     dispatcher: Option<JoinHandle<()>>,
     maintenance: Option<JoinHandle<()>>,
-    driver_is_up: bool,
+    /// What the first close to come to its end has found.
+    outcome: Option<Result<(), CloseError>>,
 }
 
 /// Why a manager could not be started.
@@ -80,7 +82,7 @@ impl<D: Driver> PoolManager<D> {
             stop: Some(stop),
             dispatcher: Some(dispatcher),
             maintenance: Some(maintenance),
-            driver_is_up: true,
+            outcome: None,
         });
         let changes = Changes::new();
         Ok(Self { inner: Arc::new(Inner { engine, catalog, changes, tasks }) })
@@ -157,29 +159,33 @@ impl<D: Driver> PoolManager<D> {
     }
 
     /// Closes everything for good: refuses new work, fails waiters, waits for leases until the close
-    /// timeout, then cuts. When it returns, the server sees no connection of ours. Idempotent and safe
-    /// to race: everybody who calls it returns when it is done.
+    /// timeout, then cuts. When it returns, and not with `Unconfirmed`, the server sees no connection of
+    /// ours. Idempotent and safe to race: everybody who calls it is told the same when it is done.
     ///
     /// # Errors
-    /// [`CloseError`] tells what was not graceful.
+    /// [`CloseError::Cut`] when leases had to be cut; [`CloseError::Unconfirmed`] when the server did not
+    /// say that connections are gone.
     ///
     /// # Cancel safety
     /// Dropping the future leaves the pool closed to new work; call it again to finish.
     pub async fn close(&self) -> Result<(), CloseError> {
         let mut tasks = self.inner.tasks.lock().await;
+        if let Some(outcome) = &tasks.outcome {
+            return outcome.clone();
+        }
         let outcome = close_all(&self.inner.engine).await;
         tasks.stop = None;
         if let Some(maintenance) = &tasks.maintenance {
             maintenance.abort();
         }
-        let Tasks { dispatcher, maintenance, driver_is_up, .. } = &mut *tasks;
+        let Tasks { dispatcher, maintenance, .. } = &mut *tasks;
         for task in [dispatcher, maintenance] {
             join(task).await;
         }
-        if *driver_is_up {
-            self.driver().shutdown().await;
-            *driver_is_up = false;
+        if timeout(CONFIRM_LIMIT, self.driver().shutdown()).await.is_err() {
+            tracing::warn!("the driver did not end its own connections in time");
         }
+        tasks.outcome = Some(outcome.clone());
         outcome
     }
 

@@ -1,17 +1,24 @@
 //! Performs what the registry asks for: opens, closes, recycles and retries, each in a task of its own,
 //! all owned by one dispatcher that joins them. An open outlives the caller that asked for it (law O2).
-//! Everything a task owes sits in a guard before the first await.
+//! Everything a job owes sits in a guard from the moment it leaves the registry, so that a panic in a
+//! driver, a cancel, or the end of the runtime settles it.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use pool_core::{CloseDebt, CloseWork, Driver, DriverError, DriverErrorKind, Event, OpenWork, Phase, Target};
+use pool_core::{
+    CloseDebt, CloseWork, Driver, DriverError, DriverErrorKind, Endpoint, Event, OpenWork, Phase, Target,
+};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Sleep, sleep, timeout};
 
 use crate::engine::{Engine, ShareOf};
 use crate::lease::Lease;
+
+/// How many connect timeouts an open that was given up may go on for, keeping its slot. A server that has
+/// not answered by then is taken not to count it either.
+const ABANDON_AFTER: u32 = 30;
 
 /// A piece of work that needs to await.
 pub(crate) enum Job<D: Driver> {
@@ -21,23 +28,55 @@ pub(crate) enum Job<D: Driver> {
     Retry { share: ShareOf, target: Target, at: Instant },
 }
 
+/// The jobs that nobody has begun; dropped, they are settled as if there were no runtime.
+struct Inbox<D: Driver> {
+    engine: Weak<Engine<D>>,
+    jobs: mpsc::UnboundedReceiver<Job<D>>,
+}
+
+impl<D: Driver> Drop for Inbox<D> {
+    fn drop(&mut self) {
+        self.jobs.close();
+        while let Ok(job) = self.jobs.try_recv() {
+            if let Some(engine) = self.engine.upgrade() {
+                engine.perform_orphan(job);
+            }
+        }
+    }
+}
+
+/// A job that a task was made for; dropped before the task has begun, it is settled, too.
+struct Owed<D: Driver> {
+    engine: Arc<Engine<D>>,
+    job: Option<Job<D>>,
+}
+
+impl<D: Driver> Drop for Owed<D> {
+    fn drop(&mut self) {
+        if let Some(job) = self.job.take() {
+            self.engine.perform_orphan(job);
+        }
+    }
+}
+
 /// Runs until the engine is gone, or until it is told to stop: then tasks still under way are dropped,
 /// and their guards settle what they owe.
 pub(crate) async fn dispatch<D: Driver>(
     engine: Weak<Engine<D>>,
-    mut jobs: mpsc::UnboundedReceiver<Job<D>>,
+    jobs: mpsc::UnboundedReceiver<Job<D>>,
     mut stop: tokio::sync::oneshot::Receiver<()>,
 ) {
+    let mut inbox = Inbox { engine, jobs };
     let mut tasks = JoinSet::new();
     loop {
         // In a fixed order, so that a schedule can be replayed.
         tokio::select! {
             biased;
             _ = &mut stop => break,
-            job = jobs.recv() => {
+            job = inbox.jobs.recv() => {
                 let Some(job) = job else { break };
-                let Some(engine) = engine.upgrade() else { break };
-                tasks.spawn(perform(engine, job));
+                let Some(engine) = inbox.engine.upgrade() else { break };
+                tasks.spawn(perform(Owed { engine, job: Some(job) }));
             }
             Some(ended) = tasks.join_next() => {
                 if let Err(error) = ended {
@@ -46,103 +85,130 @@ pub(crate) async fn dispatch<D: Driver>(
             }
         }
     }
-    jobs.close();
+    // The door closes first: what the guards of the tasks ask for is then settled at once.
+    inbox.jobs.close();
     tasks.shutdown().await;
-    // What was sent before the door closed is settled as if there were no runtime.
-    while let Some(job) = jobs.recv().await {
-        if let Some(engine) = engine.upgrade() {
-            engine.perform_orphan(job);
-        }
-    }
 }
 
-async fn perform<D: Driver>(engine: Arc<Engine<D>>, job: Job<D>) {
-    match job {
-        Job::Open { share, work } => open(engine, share, work).await,
-        Job::Close { share, work } => close(engine, share, work).await,
-        Job::Recycle(lease) => recycle(engine, lease).await,
-        Job::Retry { share, target, at } => {
+async fn perform<D: Driver>(mut owed: Owed<D>) {
+    let engine = Arc::clone(&owed.engine);
+    match owed.job.take() {
+        Some(Job::Open { share, work }) => OpenGuard::new(&engine, share, work).open().await,
+        Some(Job::Close { share, work }) => close(&engine, share, work).await,
+        Some(Job::Recycle(lease)) => recycle(&engine, lease).await,
+        Some(Job::Retry { share, target, at }) => {
             sleep(at.saturating_duration_since(Engine::<D>::now())).await;
             engine.step(share, |registry, now| registry.retry(&target, now));
         }
+        None => {}
     }
 }
 
 /// Owes the report of an open; dropped early, it reports a failure.
-struct OpenGuard<D: Driver> {
-    engine: Arc<Engine<D>>,
+struct OpenGuard<'a, D: Driver> {
+    engine: &'a Arc<Engine<D>>,
     share: ShareOf,
+    place: String,
     work: Option<OpenWork>,
 }
 
-impl<D: Driver> OpenGuard<D> {
+impl<'a, D: Driver> OpenGuard<'a, D> {
+    fn new(engine: &'a Arc<Engine<D>>, share: ShareOf, work: OpenWork) -> Self {
+        Self { engine, share, place: work.target().to_string(), work: Some(work) }
+    }
+
+    async fn open(mut self) {
+        let Some(target) = self.work.as_ref().map(|work| work.target().clone()) else { return };
+        let engine = self.engine;
+        let endpoint = engine.endpoint(&target);
+        self.place = engine.driver.place(&endpoint);
+        let started = Engine::<D>::now();
+        let outcome = self.connect(&endpoint).await;
+        let took = Engine::<D>::now().saturating_duration_since(started);
+        match outcome {
+            Ok(conn) => self.opened(conn, took),
+            Err(error) => {
+                forget_fact(engine, &target, &error).await;
+                self.failed(error);
+            }
+        }
+    }
+
+    /// Connects. What takes long gives up its permit; what takes too long is told to those who wait, and
+    /// goes on for the sake of the count: the server may have a backend for it already.
+    async fn connect(&mut self, endpoint: &Endpoint) -> Result<D::Connection, DriverError> {
+        let engine = self.engine;
+        let limit = engine.settings.connect_timeout;
+        let mut connect = std::pin::pin!(engine.driver.connect(endpoint));
+        tokio::select! {
+            biased;
+            outcome = &mut connect => return outcome,
+            () = sleep(engine.settings.slow_open_after.min(limit)) => self.is_slow(),
+        }
+        tokio::select! {
+            biased;
+            outcome = &mut connect => return outcome,
+            () = sleep(limit.saturating_sub(engine.settings.slow_open_after)) => {}
+        }
+        self.given_up(limit);
+        let abandoned: Sleep = sleep(limit.saturating_mul(ABANDON_AFTER));
+        tokio::select! {
+            biased;
+            outcome = &mut connect => outcome,
+            () = engine.is_being_closed(self.share, &endpoint.target) => Err(self.timed_out(limit)),
+            () = abandoned => Err(self.timed_out(limit)),
+        }
+    }
+
+    fn timed_out(&self, limit: Duration) -> DriverError {
+        let error = DriverError::new(Phase::Connect, DriverErrorKind::TimedOut, self.place.as_str());
+        error.caused_by(format!("gave up after {limit:?}"))
+    }
+
     fn is_slow(&mut self) {
         let Some(work) = self.work.as_mut() else { return };
         self.engine.step(self.share, |registry, _| registry.open_is_slow(work));
     }
 
+    fn given_up(&self, limit: Duration) {
+        let Some(work) = self.work.as_ref() else { return };
+        let error = Arc::new(self.timed_out(limit));
+        self.engine.step(self.share, |registry, now| registry.open_given_up(work, Arc::clone(&error), now));
+        self.engine.tell(&Event::OpenFailed { target: work.target(), error: &error });
+    }
+
     fn opened(mut self, conn: D::Connection, took: Duration) {
+        let handle = self.engine.driver.handle(&conn);
         let Some(work) = self.work.take() else { return };
-        let engine = &self.engine;
+        let (engine, share) = (self.engine, self.share);
         let target = work.target().clone();
-        let handle = engine.driver.handle(&conn);
-        let effects = engine.with(self.share, |registry, now| {
+        let effects = engine.with(share, |registry, now| {
             let retire_at = engine.settings.max_lifetime.map(|lifetime| {
                 let jitter = (lifetime / 10).mul_f64(fastrand::f64());
-                Engine::<D>::after(now, lifetime - jitter)
+                Engine::<D>::after(now, lifetime.saturating_sub(jitter))
             });
             let (id, effects) = registry.opened(work, conn, retire_at, now);
-            engine.handles.insert((self.share, id), handle);
+            engine.handles.insert((share, id), handle);
             effects
         });
+        engine.perform(share, effects);
         engine.tell(&Event::Opened { target: &target, took });
-        engine.perform(self.share, effects);
     }
 
     fn failed(&mut self, error: DriverError) {
         let Some(work) = self.work.take() else { return };
-        let error = Arc::new(error);
-        self.engine.tell(&Event::OpenFailed { target: work.target(), error: &error });
-        self.engine.step(self.share, |registry, now| registry.open_failed(work, error, now));
+        let (error, target) = (Arc::new(error), work.target().clone());
+        let told = Arc::clone(&error);
+        self.engine.step(self.share, |registry, now| registry.open_failed(work, told, now));
+        self.engine.tell(&Event::OpenFailed { target: &target, error: &error });
     }
 }
 
-impl<D: Driver> Drop for OpenGuard<D> {
+impl<D: Driver> Drop for OpenGuard<'_, D> {
     fn drop(&mut self) {
-        if let Some(work) = &self.work {
-            let place = self.engine.driver.place(&self.engine.endpoint(work.target()));
-            let error = DriverError::new(Phase::Connect, DriverErrorKind::Other, place);
+        if self.work.is_some() {
+            let error = DriverError::new(Phase::Connect, DriverErrorKind::Other, self.place.as_str());
             self.failed(error.caused_by("the open was abandoned"));
-        }
-    }
-}
-
-async fn open<D: Driver>(engine: Arc<Engine<D>>, share: ShareOf, work: OpenWork) {
-    let endpoint = engine.endpoint(work.target());
-    let settings = engine.settings.clone();
-    let started = Engine::<D>::now();
-    let mut owed = OpenGuard { engine: Arc::clone(&engine), share, work: Some(work) };
-    let connect = timeout(settings.connect_timeout, engine.driver.connect(&endpoint));
-    tokio::pin!(connect);
-    let outcome = tokio::select! {
-        biased;
-        outcome = &mut connect => outcome,
-        () = sleep(settings.slow_open_after) => {
-            owed.is_slow();
-            connect.await
-        }
-    };
-    let took = Engine::<D>::now().saturating_duration_since(started);
-    match outcome {
-        Ok(Ok(conn)) => owed.opened(conn, took),
-        Ok(Err(error)) => {
-            forget_fact(&engine, &endpoint.target, &error).await;
-            owed.failed(error);
-        }
-        Err(_) => {
-            let place = engine.driver.place(&endpoint);
-            let error = DriverError::new(Phase::Connect, DriverErrorKind::TimedOut, place);
-            owed.failed(error.caused_by(format!("gave up after {:?}", settings.connect_timeout)));
         }
     }
 }
@@ -155,35 +221,62 @@ async fn forget_fact<D: Driver>(engine: &Engine<D>, target: &Target, error: &Dri
 }
 
 /// Owes the report of a close.
-struct CloseGuard<D: Driver> {
-    engine: Arc<Engine<D>>,
+struct CloseGuard<'a, D: Driver> {
+    engine: &'a Arc<Engine<D>>,
     share: ShareOf,
     debt: Option<CloseDebt>,
 }
 
-impl<D: Driver> Drop for CloseGuard<D> {
-    fn drop(&mut self) {
-        let Some(debt) = self.debt.take() else { return };
-        self.engine.handles.remove(&(self.share, debt.connection()));
-        self.engine.tell(&Event::Closed { target: debt.target(), reason: debt.reason() });
-        self.engine.step(self.share, |registry, now| registry.closed(debt, now));
+impl<D: Driver> CloseGuard<'_, D> {
+    fn is_slow(&mut self) {
+        let Some(debt) = self.debt.as_mut() else { return };
+        self.engine.step(self.share, |registry, _| registry.close_is_slow(debt));
     }
 }
 
-async fn close<D: Driver>(engine: Arc<Engine<D>>, share: ShareOf, work: CloseWork<D::Connection>) {
-    let (conn, debt) = work.split();
-    let _owed = CloseGuard { engine: Arc::clone(&engine), share, debt: Some(debt) };
-    engine.driver.close(conn).await;
+impl<D: Driver> Drop for CloseGuard<'_, D> {
+    fn drop(&mut self) {
+        if let Some(debt) = self.debt.take() {
+            self.engine.report_closed(self.share, debt);
+        }
+    }
 }
 
-async fn recycle<D: Driver>(engine: Arc<Engine<D>>, mut lease: Lease<D>) {
-    let limit = engine.settings.recycle_timeout;
-    match timeout(limit, engine.driver.recycle(&mut lease)).await {
-        Ok(Ok(())) => lease.release_clean(),
-        Ok(Err(error)) => {
-            tracing::debug!(%error, "a returned connection could not be made clean and is closed");
+async fn close<D: Driver>(engine: &Arc<Engine<D>>, share: ShareOf, work: CloseWork<D::Connection>) {
+    let (conn, debt) = work.split();
+    let mut owed = CloseGuard { engine, share, debt: Some(debt) };
+    let mut closing = std::pin::pin!(engine.driver.close(conn));
+    tokio::select! {
+        biased;
+        () = &mut closing => return,
+        () = sleep(engine.settings.slow_open_after) => owed.is_slow(),
+    }
+    closing.await;
+}
+
+/// Owes a lease that is being made clean; dropped early, or in a panic, it is closed instead.
+struct Recycling<D: Driver>(Option<Lease<D>>);
+
+impl<D: Driver> Drop for Recycling<D> {
+    fn drop(&mut self) {
+        if let Some(lease) = self.0.take() {
             lease.discard();
         }
-        Err(_) => lease.discard(),
+    }
+}
+
+async fn recycle<D: Driver>(engine: &Arc<Engine<D>>, lease: Lease<D>) {
+    let mut owed = Recycling(Some(lease));
+    let Some(lease) = owed.0.as_mut() else { return };
+    match timeout(engine.settings.recycle_timeout, engine.driver.recycle(lease)).await {
+        Ok(Ok(())) => {
+            if let Some(lease) = owed.0.take() {
+                lease.release_clean();
+            }
+        }
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a returned connection could not be made clean and is closed");
+        }
+        Err(_) => tracing::debug!("a returned connection was not clean in time and is closed"),
     }
 }

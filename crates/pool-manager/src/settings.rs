@@ -24,7 +24,8 @@ pub struct Settings {
     pub acquire_timeout: Duration,
     /// How long one open may take. Default 10 s.
     pub connect_timeout: Duration,
-    /// When an open stops counting against the limit on simultaneous opens. Default 250 ms.
+    /// When an open stops counting against the limit on simultaneous opens, and a close against the slots
+    /// that will be free in a moment. Default 250 ms.
     pub slow_open_after: Duration,
     /// How long the check of an idle connection may take before it counts as broken. Default 1 s.
     pub check_timeout: Duration,
@@ -39,7 +40,9 @@ pub struct Settings {
     pub max_lifetime: Option<Duration>,
     /// How long `close` and `close_workspace` wait for leases before they cut. Default 10 s.
     pub close_timeout: Duration,
-    /// How long another workspace's eldest waiter waits before a warm connection is closed for it.
+    /// How long creating or dropping a database may take, its turn included. Default 60 s.
+    pub change_timeout: Duration,
+    /// How long another workspace stands in the ring of turns before a warm connection is closed for it.
     /// About one connect; default 3 ms.
     pub turn: Duration,
     /// How long the catalog's facts are believed. Default 10 min.
@@ -66,6 +69,7 @@ impl Settings {
             idle_timeout: Some(Duration::from_mins(5)),
             max_lifetime: Some(Duration::from_mins(30)),
             close_timeout: Duration::from_secs(10),
+            change_timeout: Duration::from_mins(1),
             turn: Duration::from_millis(3),
             facts_ttl: Duration::from_mins(10),
             eviction: Arc::new(|| Box::new(Lru::default())),

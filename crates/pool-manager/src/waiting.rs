@@ -42,9 +42,15 @@ pub(crate) async fn wait<D: Driver>(
         match check(lease, started, deadline).await? {
             Checked::Alive(lease) => return Ok(lease),
             Checked::Broken(conn, debt) => {
-                let (again, effects) = engine.with(share, |registry, now| registry.replace(debt, conn, now));
-                engine.perform(share, effects);
-                answer = again;
+                let (again, mut effects) =
+                    engine.with(share, |registry, now| registry.replace(debt, conn, now));
+                if let Acquire::Queued(ticket, more) = again {
+                    effects.append(more);
+                    answer = Acquire::Queued(ticket, effects);
+                } else {
+                    engine.perform(share, effects);
+                    answer = again;
+                }
             }
         }
     }

@@ -64,6 +64,7 @@ impl PgCatalog {
     async fn create(&self, conn: &mut PgConnection, workspace: &WorkspaceId) -> Result<bool, Error> {
         let name = self.naming.database(workspace);
         if find(conn, &name).await? {
+            renote(conn, &name, workspace).await?;
             return Ok(false);
         }
         match self.source.make(&mut *conn, &name).await {
@@ -125,6 +126,16 @@ async fn note(conn: &mut PgConnection, name: &DatabaseName, workspace: &Workspac
     Ok(())
 }
 
+/// Notes the id on a database that bears none: whoever created it was cut short. Somebody else's database
+/// cannot be noted on, and is listed only if its name is readable.
+async fn renote(conn: &mut PgConnection, name: &DatabaseName, workspace: &WorkspaceId) -> Result<(), Error> {
+    let bare = "select shobj_description(oid, 'pg_database') is null and pg_has_role(datdba, 'USAGE') \
+                from pg_database where datname = $1";
+    let is_bare: Option<bool> =
+        sqlx::query_scalar(bare).bind(name.as_str()).fetch_optional(&mut *conn).await?;
+    if is_bare == Some(true) { note(conn, name, workspace).await } else { Ok(()) }
+}
+
 fn has_state(error: &Error, states: &[&str]) -> bool {
     let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
     code.is_some_and(|code| states.contains(&code.as_ref()))
@@ -133,12 +144,12 @@ fn has_state(error: &Error, states: &[&str]) -> bool {
 #[async_trait]
 impl Catalog<PgConn> for PgCatalog {
     async fn ensure(&self, system: &mut PgConn, workspace: &WorkspaceId) -> Result<bool, DriverError> {
-        let created = self.create(system.own(), workspace).await;
+        let created = self.create(system.raw_mut(), workspace).await;
         created.map_err(|error| self.error(error, self.naming.database(workspace).as_str()))
     }
 
     async fn drop(&self, system: &mut PgConn, workspace: &WorkspaceId) -> Result<bool, DriverError> {
-        let dropped = self.remove(system.own(), workspace).await;
+        let dropped = self.remove(system.raw_mut(), workspace).await;
         dropped.map_err(|error| self.error(error, self.naming.database(workspace).as_str()))
     }
 

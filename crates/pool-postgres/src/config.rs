@@ -56,16 +56,24 @@ pub enum ConfigError {
 #[derive(Clone)]
 pub struct PostgresConfig {
     options: PgConnectOptions,
-    has_password: bool,
     system_database: String,
     prefix: String,
     application_name: String,
 }
 
 impl PostgresConfig {
-    /// A server at `host`, port 5432, as user `postgres`, with `postgres` as the system database.
+    /// A server at `host`, port 5432, as user `postgres` without a password, with `postgres` as the system
+    /// database. Nothing of that is taken from the environment; `PGOPTIONS` and the files that `PGSSL*`
+    /// variables name are, if they are set.
     pub fn new(host: &str) -> Self {
-        let options = PgConnectOptions::new_without_pgpass().port(5432).username("postgres");
+        // sqlx begins with what the environment says; everything that can be overridden is.
+        let options = PgConnectOptions::new_without_pgpass()
+            .port(5432)
+            .username("postgres")
+            .password("")
+            .database("postgres")
+            .ssl_mode(PgSslMode::Prefer)
+            .application_name(APPLICATION_NAME_DEFAULT);
         Self::from_options(if host.starts_with('/') { options.socket(host) } else { options.host(host) })
     }
 
@@ -74,7 +82,6 @@ impl PostgresConfig {
         Self {
             system_database: options.get_database().unwrap_or("postgres").to_owned(),
             options,
-            has_password: false,
             prefix: PREFIX_DEFAULT.to_owned(),
             application_name,
         }
@@ -135,7 +142,8 @@ impl PostgresConfig {
     }
 
     /// A `postgres://user:password@host:port/database?sslmode=…` URL; special characters are
-    /// percent-encoded.
+    /// percent-encoded. What it leaves open is taken from the `PG*` variables and the password file, as
+    /// libpq does.
     ///
     /// # Errors
     /// [`ConfigError::Url`], which does not show the URL.
@@ -144,11 +152,13 @@ impl PostgresConfig {
             let wrong = sqlx::Error::Configuration("it does not begin with postgres://".into());
             return Err(ConfigError::Url(wrong));
         }
-        let options: PgConnectOptions = url.parse().map_err(ConfigError::Url)?;
-        let authority = url.split("://").nth(1).and_then(|rest| rest.split('/').next()).unwrap_or_default();
-        let mut config = Self::from_options(options);
-        config.has_password = authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':'));
-        Ok(config)
+        let after_host = url.split("://").nth(1).and_then(|rest| rest.split_once('/'));
+        let database = after_host.map_or("", |(_, rest)| rest.split('?').next().unwrap_or_default());
+        if database.contains('@') {
+            let wrong = "a password with special characters must be percent-encoded (/ as %2F, @ as %40)";
+            return Err(ConfigError::Url(sqlx::Error::Configuration(wrong.into())));
+        }
+        url.parse().map(Self::from_options).map_err(ConfigError::Url)
     }
 
     /// The port, default 5432.
@@ -166,7 +176,6 @@ impl PostgresConfig {
     /// The password.
     pub fn password(mut self, password: &str) -> Self {
         self.options = self.options.password(password);
-        self.has_password = true;
         self
     }
 
@@ -257,7 +266,7 @@ impl fmt::Debug for PostgresConfig {
             .field("host", &self.host())
             .field("port", &self.get_port())
             .field("user", &self.get_user())
-            .field("password", if self.has_password { &"***" } else { &"none" })
+            .field("password", &"***")
             .field("system_database", &self.system_database)
             .field("prefix", &self.prefix)
             .field("application_name", &self.application_name)
@@ -300,6 +309,7 @@ mod tests {
     #[case::port(&[("TEST_DB_PORT", "seventy")], "TEST_DB_PORT cannot be \"seventy\"")]
     #[case::sslmode(&[("PGHOST", "h"), ("PGSSLMODE", "maybe")], "verify-full")]
     #[case::url(&[("DATABASE_URL", "mysql://u:hunter2@h/d")], "postgres://")]
+    #[case::password_not_encoded(&[("DATABASE_URL", "postgres://u:12/hunter2@h/d")], "percent-encoded")]
     #[case::url_port(&[("DATABASE_URL", "postgres://u:hunter2@h:nan/d")], "cannot be read")]
     fn a_bad_variable_is_named_and_no_password_is_shown(
         #[case] variables: &[(&str, &str)],

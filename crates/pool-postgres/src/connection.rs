@@ -1,14 +1,9 @@
 //! One session: sqlx's connection, who it is on the server, and whether it is known to be clean.
 
-use std::future::Future;
-use std::pin::pin;
-use std::task::{Context, Poll, Waker};
-
 use pool_core::Condition;
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Error, Row};
 
-use crate::classify::is_fatal;
 use crate::statement::is_plain;
 
 /// A session as the server knows it. A pid alone is used again after a while; with the time the backend
@@ -25,15 +20,19 @@ pub(crate) struct Session {
 pub struct PgConn {
     conn: PgConnection,
     session: Session,
-    /// Something went over the connection that may have left a transaction or a session state behind.
+    /// Something went over the connection that may have left a transaction behind.
     marked: bool,
+    /// A statement was sent whose end has not been seen.
+    in_flight: bool,
+    /// A statement has failed since the connection was last known clean.
+    erred: bool,
 }
 
 impl PgConn {
     /// Asks the server who we are there.
     pub(crate) async fn identify(mut conn: PgConnection) -> Result<Self, Error> {
         let session = session_of(&mut conn).await?;
-        Ok(Self { conn, session, marked: false })
+        Ok(Self { conn, session, marked: false, in_flight: false, erred: false })
     }
 
     pub(crate) fn session(&self) -> &Session {
@@ -55,10 +54,17 @@ impl PgConn {
         &mut self.conn
     }
 
-    /// Access for one statement, which marks the connection unless the statement is plain.
-    pub(crate) fn tracked(&mut self, sql: &str, has_arguments: bool) -> &mut PgConnection {
+    /// The connection for one statement, which marks it unless the statement is plain, and what is to be
+    /// told of the statement's end.
+    pub(crate) fn track(&mut self, sql: &str, has_arguments: bool) -> (&mut PgConnection, Flight<'_>) {
         self.marked |= !is_plain(sql, has_arguments);
-        &mut self.conn
+        self.fly()
+    }
+
+    /// The same for what opens no transaction whatever it says, such as preparing a statement.
+    pub(crate) fn fly(&mut self) -> (&mut PgConnection, Flight<'_>) {
+        self.in_flight = true;
+        (&mut self.conn, Flight { in_flight: &mut self.in_flight, erred: &mut self.erred })
     }
 
     /// Access for the adapter itself, which knows what it does.
@@ -74,22 +80,43 @@ impl PgConn {
         self.marked = marked;
     }
 
-    /// What is known without a round trip. sqlx's `flush`, polled once, says whether an answer is still
-    /// on the wire.
-    pub(crate) fn condition(&mut self) -> Condition {
-        if self.marked || self.conn.is_in_transaction() || self.conn.should_flush() {
-            return Condition::Suspect;
-        }
-        let mut context = Context::from_waker(Waker::noop());
-        match pin!(self.conn.flush()).poll(&mut context) {
-            Poll::Ready(Ok(())) => Condition::Clean,
-            Poll::Ready(Err(error)) if is_fatal(&error) => Condition::Broken,
-            Poll::Ready(Err(_)) | Poll::Pending => Condition::Suspect,
-        }
+    /// Whether a statement has failed, or nobody knows.
+    pub(crate) fn may_have_failed(&self) -> bool {
+        self.erred || self.marked
+    }
+
+    /// To be called when the connection has been made clean.
+    pub(crate) fn is_clean_now(&mut self) {
+        (self.marked, self.in_flight, self.erred) = (false, false, false);
+    }
+
+    /// What is known without a round trip, and without touching the socket: reading what is left there
+    /// could take as long as the server goes on sending.
+    pub(crate) fn condition(&self) -> Condition {
+        let suspect =
+            self.marked || self.in_flight || self.conn.is_in_transaction() || self.conn.should_flush();
+        if suspect { Condition::Suspect } else { Condition::Clean }
     }
 
     pub(crate) fn into_parts(self) -> (PgConnection, Session) {
         (self.conn, self.session)
+    }
+}
+
+/// A statement on its way; dropped without a word, it has not been seen to end.
+pub(crate) struct Flight<'c> {
+    in_flight: &'c mut bool,
+    erred: &'c mut bool,
+}
+
+impl Flight<'_> {
+    /// The statement has come to this end. After an error, more may be on the wire.
+    pub(crate) fn ended<T>(self, outcome: Result<T, Error>) -> Result<T, Error> {
+        match &outcome {
+            Ok(_) => *self.in_flight = false,
+            Err(_) => *self.erred = true,
+        }
+        outcome
     }
 }
 

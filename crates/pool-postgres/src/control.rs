@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use pool_core::{DriverError, Phase};
+use pool_core::{DriverError, DriverErrorKind, Phase};
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Connection, Error, Row};
 use tokio::sync::{Mutex, mpsc, oneshot};
@@ -24,10 +24,11 @@ const INSIST_AFTER: Duration = Duration::from_secs(1);
 /// Without a control connection for this long, backends are believed to have exited.
 const BELIEVE_AFTER: Duration = Duration::from_secs(30);
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
-const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(4);
+const FAREWELL_LIMIT: Duration = Duration::from_secs(2);
 
 /// How long the server may take to answer before the control connection counts as lost.
-const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
 /// What is asked about a set of sessions; all have the same form and two arguments.
 #[derive(Clone, Copy)]
@@ -73,8 +74,12 @@ pub(crate) struct Control {
 
 impl Control {
     /// Connects, and starts the task.
-    pub(crate) async fn start(config: PostgresConfig, database: String) -> Result<Self, DriverError> {
-        let conn = connect(&config, &database).await?;
+    pub(crate) async fn start(
+        config: PostgresConfig,
+        database: String,
+        limit: Duration,
+    ) -> Result<Self, DriverError> {
+        let conn = connect(&config, &database, limit).await?;
         let (asks, questions) = mpsc::unbounded_channel();
         let worker = Worker { config, database, conn: Some(conn), watched: Vec::new(), lost_at: None };
         let task = tokio::spawn(worker.run(questions));
@@ -103,17 +108,29 @@ impl Control {
         let mut task = self.task.lock().await;
         let _ = self.asks.send(Ask::Shutdown);
         if let Some(running) = task.as_mut() {
-            if let Err(error) = running.await {
-                tracing::error!(%error, "the control task panicked");
+            match timeout(SHUTDOWN_LIMIT, &mut *running).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(%error, "the control task panicked"),
+                // It waits for a server that does not answer, which will not see it leave either.
+                Err(_) => running.abort(),
             }
             *task = None;
         }
     }
 }
 
-async fn connect(config: &PostgresConfig, database: &str) -> Result<PgConnection, DriverError> {
+async fn connect(
+    config: &PostgresConfig,
+    database: &str,
+    limit: Duration,
+) -> Result<PgConnection, DriverError> {
     let options = config.connect_options(database);
-    establish(&options).await.map_err(|error| driver_error(error, Phase::Connect, config.place(database)))
+    let place = || config.place(database);
+    match timeout(limit, establish(&options)).await {
+        Ok(outcome) => outcome.map_err(|error| driver_error(error, Phase::Connect, place())),
+        Err(_) => Err(DriverError::new(Phase::Connect, DriverErrorKind::TimedOut, place())
+            .caused_by(format!("gave up after {limit:?}"))),
+    }
 }
 
 struct Watched {
@@ -165,7 +182,7 @@ impl Worker {
             }
         }
         if let Some(conn) = self.conn {
-            let _ = timeout(SHUTDOWN_LIMIT, leave(conn)).await;
+            let _ = timeout(FAREWELL_LIMIT, leave(conn)).await;
         }
     }
 
@@ -191,39 +208,44 @@ impl Worker {
     async fn insist(&mut self) {
         let now = Instant::now();
         let mut due = Vec::new();
-        for watched in &mut self.watched {
+        for watched in &self.watched {
             if watched.end_it || now.duration_since(watched.since) > INSIST_AFTER {
-                watched.end_it = false;
-                watched.since = now;
                 due.push(watched.session.clone());
             }
         }
-        if !due.is_empty() {
-            self.ask(About::Terminate, due).await;
+        if due.is_empty() || self.ask(About::Terminate, due.clone()).await.is_none() {
+            return;
+        }
+        for watched in self.watched.iter_mut().filter(|watched| due.contains(&watched.session)) {
+            watched.end_it = false;
+            watched.since = now;
         }
     }
 
-    /// The server's answer about `sessions`, or none if it gives none; then the connection is forgotten.
+    /// The server's answer about `sessions`, or none if it gives none. A connection that has failed may
+    /// have been dead for long, so one more is tried.
     async fn ask(&mut self, about: About, sessions: Vec<Session>) -> Option<Vec<PgRow>> {
         let (pids, started): (Vec<i32>, Vec<String>) =
             sessions.into_iter().map(|Session { pid, started }| (pid, started)).unzip();
-        let conn = self.conn().await?;
-        let query = sqlx::query(about.sql()).bind(pids).bind(started).fetch_all(conn);
-        let why = match timeout(ANSWER_LIMIT, query).await {
-            Ok(Ok(rows)) => return Some(rows),
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("no answer within {ANSWER_LIMIT:?}"),
-        };
-        tracing::debug!(why, "the control connection failed");
-        self.conn = None;
-        self.lost_at.get_or_insert_with(Instant::now);
+        for _ in 0..2 {
+            let conn = self.conn().await?;
+            let query = sqlx::query(about.sql()).bind(&pids).bind(&started).fetch_all(conn);
+            let why = match timeout(ANSWER_LIMIT, query).await {
+                Ok(Ok(rows)) => return Some(rows),
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("no answer within {ANSWER_LIMIT:?}"),
+            };
+            tracing::debug!(why, "the control connection failed");
+            self.conn = None;
+            self.lost_at.get_or_insert_with(Instant::now);
+        }
         None
     }
 
     /// The connection, made again if it was lost.
     async fn conn(&mut self) -> Option<&mut PgConnection> {
         if self.conn.is_none() {
-            match connect(&self.config, &self.database).await {
+            match connect(&self.config, &self.database, ANSWER_LIMIT).await {
                 Ok(conn) => {
                     self.conn = Some(conn);
                     self.lost_at = None;

@@ -17,7 +17,9 @@ use crate::control::Control;
 /// How long what is left on the wire may take to arrive before the query behind it is cancelled.
 const DRAIN_PATIENCE: Duration = Duration::from_millis(10);
 /// How long a cancelled query may take to end.
-const CANCEL_LIMIT: Duration = Duration::from_secs(3);
+const CANCEL_LIMIT: Duration = Duration::from_secs(1);
+/// How long the server may take to confirm that sessions were ended.
+const TERMINATE_LIMIT: Duration = Duration::from_secs(3);
 /// How long saying goodbye may take before the session is ended from outside.
 const GOODBYE_LIMIT: Duration = Duration::from_millis(500);
 /// A late cancel may hit the verification; it is then made again.
@@ -35,12 +37,16 @@ pub struct PgDriver {
 pub struct PgHandle(Session);
 
 impl PgDriver {
-    /// Reaches the server: opens the control connection.
+    /// Reaches the server: opens the control connection, within `connect_timeout`.
     ///
     /// # Errors
     /// A [`DriverError`] that names host, port, database and cause.
-    pub async fn start(config: PostgresConfig, system_database: &str) -> Result<Self, DriverError> {
-        let control = Control::start(config.clone(), system_database.to_owned()).await?;
+    pub async fn start(
+        config: PostgresConfig,
+        system_database: &str,
+        connect_timeout: Duration,
+    ) -> Result<Self, DriverError> {
+        let control = Control::start(config.clone(), system_database.to_owned(), connect_timeout).await?;
         Ok(Self { config, control })
     }
 
@@ -58,6 +64,8 @@ impl PgDriver {
         if let Ok(drained) = timeout(DRAIN_PATIENCE, flush(conn)).await {
             return drained;
         }
+        // The cancel may hit a ROLLBACK that waits behind the query, so that nothing is known any more.
+        conn.set_marked(true);
         self.control.cancel(conn.session().clone()).await;
         let late = || Error::Protocol("a cancelled query did not end in time".into());
         timeout(CANCEL_LIMIT, flush(conn)).await.unwrap_or_else(|_| Err(late()))
@@ -70,32 +78,39 @@ impl PgDriver {
         }
         if conn.is_marked() {
             verify(conn).await?;
-            conn.set_marked(false);
         }
+        conn.is_clean_now();
         Ok(())
     }
 }
 
-/// Reads to the end of every answer that is still to come; an error among them is an answer, too.
+/// Reads to the end of every answer that is still to come. An error among them is an answer, too, but it may
+/// be that of a ROLLBACK.
 async fn flush(conn: &mut PgConn) -> Result<(), Error> {
     loop {
         match conn.own().flush().await {
-            Err(error) if !is_fatal(&error) => {}
+            Err(error) if !is_fatal(&error) => conn.set_marked(true),
             outcome => return outcome,
         }
     }
 }
 
-/// Asks whether a transaction is open, and rolls it back: outside of one, the transaction begins with the
+/// Asks whether this is still the session that it was (raw access can swap two), and whether a transaction
+/// is open, which it rolls back: outside of one, the transaction begins with the
 /// statement; in a failed one, every statement fails. A ROLLBACK without need would warn in the
 /// server's log.
 async fn verify(conn: &mut PgConn) -> Result<(), Error> {
     for _ in 0..VERIFY_TRIES {
-        let outside = sqlx::raw_sql("select now() = statement_timestamp()").fetch_one(conn.own()).await;
-        match outside.and_then(|row| row.try_get::<bool, _>(0)) {
-            Ok(true) => return Ok(()),
+        let state = "select now() = statement_timestamp(), pg_backend_pid()";
+        let row = sqlx::raw_sql(state).fetch_one(conn.own()).await;
+        let state = row.and_then(|row| Ok((row.try_get::<bool, _>(0)?, row.try_get::<i32, _>(1)?)));
+        match state {
+            Ok((_, pid)) if pid != conn.backend_pid() => {
+                return Err(Error::Protocol("the connection was swapped for another one".into()));
+            }
+            Ok((true, _)) => return Ok(()),
             Err(Error::Database(error)) if error.code().as_deref() == Some(QUERY_CANCELED) => {}
-            Ok(false) | Err(Error::Database(_)) => {
+            Ok((false, _)) | Err(Error::Database(_)) => {
                 sqlx::raw_sql("rollback").execute(conn.own()).await?;
             }
             Err(error) => return Err(error),
@@ -115,7 +130,8 @@ impl Driver for PgDriver {
     }
 
     async fn check(&self, conn: &mut PgConn) -> Result<(), DriverError> {
-        conn.own().ping().await.map_err(|error| self.error(error, Phase::Check))
+        let (raw, flight) = conn.fly();
+        flight.ended(raw.ping().await).map_err(|error| self.error(error, Phase::Check))
     }
 
     fn inspect(&self, conn: &mut PgConn) -> Condition {
@@ -126,11 +142,17 @@ impl Driver for PgDriver {
         self.clean(conn).await.map_err(|error| self.error(error, Phase::Recycle))
     }
 
-    async fn close(&self, mut conn: PgConn) {
+    async fn close(&self, conn: PgConn) {
         let is_clean = conn.condition() == Condition::Clean;
         let (conn, session) = conn.into_parts();
-        // A backend that is busy does not read a goodbye until it is done; it is ended from outside.
-        let left = is_clean && matches!(timeout(GOODBYE_LIMIT, conn.close()).await, Ok(Ok(())));
+        // A backend that is busy does not read a goodbye until it is done; it is ended from outside, and
+        // sees its socket closed at once, in case that the outside cannot be reached.
+        let left = if is_clean {
+            matches!(timeout(GOODBYE_LIMIT, conn.close()).await, Ok(Ok(())))
+        } else {
+            drop(conn);
+            false
+        };
         self.control.gone(session, !left).await;
     }
 
@@ -146,7 +168,7 @@ impl Driver for PgDriver {
         let count = handles.len();
         let gone = handles.into_iter().map(|PgHandle(session)| self.control.gone(session, true));
         let all = futures_util::future::join_all(gone);
-        if timeout(CANCEL_LIMIT, all).await.is_err() {
+        if timeout(TERMINATE_LIMIT, all).await.is_err() {
             let place = format!("{}:{}", self.config.host(), self.config.get_port());
             let error = DriverError::new(Phase::Close, DriverErrorKind::TimedOut, place);
             return Err(error.caused_by(format!("{count} sessions were told to end")));

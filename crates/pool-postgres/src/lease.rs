@@ -5,12 +5,13 @@ use std::ops::{Deref, DerefMut};
 
 use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
+use futures_util::TryStreamExt;
 use pool_core::Target;
 use pool_manager::Lease;
 use sqlx::postgres::{PgConnection, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{Acquire, Describe, Either, Error, Execute, Executor, Postgres, SqlStr, Transaction};
 
-use crate::connection::PgConn;
+use crate::connection::{Flight, PgConn};
 use crate::driver::PgDriver;
 use crate::statement::Taken;
 
@@ -49,8 +50,8 @@ impl PgLease {
         &mut self.lease
     }
 
-    fn tracked(&mut self, query: &Taken) -> &mut PgConnection {
-        self.lease.tracked(query.text(), query.has_arguments())
+    fn track(&mut self, query: &Taken) -> (&mut PgConnection, Flight<'_>) {
+        self.lease.track(query.text(), query.has_arguments())
     }
 }
 
@@ -97,7 +98,19 @@ impl<'c> Executor<'c> for &'c mut PgLease {
         E: 'q,
     {
         let query = Taken::new(query);
-        self.tracked(&query).fetch_many(query)
+        let (conn, flight) = self.track(&query);
+        Box::pin(async_stream::try_stream! {
+            let mut steps = conn.fetch_many(query);
+            loop {
+                match steps.try_next().await {
+                    Ok(Some(step)) => yield step,
+                    last => {
+                        flight.ended(last)?;
+                        break;
+                    }
+                }
+            }
+        })
     }
 
     fn fetch_optional<'e, 'q, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, Error>>
@@ -108,7 +121,8 @@ impl<'c> Executor<'c> for &'c mut PgLease {
         E: 'q,
     {
         let query = Taken::new(query);
-        self.tracked(&query).fetch_optional(query)
+        let (conn, flight) = self.track(&query);
+        Box::pin(async move { flight.ended(conn.fetch_optional(query).await) })
     }
 
     fn prepare_with<'e>(
@@ -119,15 +133,16 @@ impl<'c> Executor<'c> for &'c mut PgLease {
     where
         'c: 'e,
     {
-        // Preparing opens no transaction, whatever the statement is.
-        self.conn().own().prepare_with(sql, parameters)
+        let (conn, flight) = self.conn().fly();
+        Box::pin(async move { flight.ended(conn.prepare_with(sql, parameters).await) })
     }
 
     fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<Postgres>, Error>>
     where
         'c: 'e,
     {
-        self.conn().own().describe(sql)
+        let (conn, flight) = self.conn().fly();
+        Box::pin(async move { flight.ended(conn.describe(sql).await) })
     }
 }
 

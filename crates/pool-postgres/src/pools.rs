@@ -259,7 +259,9 @@ impl PgPoolsBuilder {
             change(&mut settings);
         }
         settings.limits.ceilings(1).map_err(pool_manager::StartError::from)?;
-        let driver = PgDriver::start(config.clone(), system_database.as_str()).await.map_err(Arc::new)?;
+        let limit = settings.connect_timeout;
+        let driver =
+            PgDriver::start(config.clone(), system_database.as_str(), limit).await.map_err(Arc::new)?;
         let source = source.unwrap_or_else(|| Arc::new(Template::default()));
         let catalog = Arc::new(PgCatalog::new(config, naming, source));
         Ok(PgPools { manager: PoolManager::start(driver, catalog, settings)? })

@@ -29,14 +29,18 @@ impl PgTransaction {
         Ok(tx)
     }
 
-    /// Commits.
+    /// Commits. A transaction in which a statement has failed is asked first whether it can be: the server
+    /// would answer COMMIT with a rollback, and no error.
     ///
     /// # Errors
-    /// What the server says; the connection is then verified in the background.
+    /// What the server says; the transaction is then rolled back in the background.
     ///
     /// # Cancel safety
     /// Dropping the future leaves open whether the commit took place.
     pub async fn commit(mut self) -> Result<(), Error> {
+        if self.lease.conn().may_have_failed() {
+            sqlx::raw_sql("select 1").execute(&mut self.lease).await?;
+        }
         self.step(Boundary::Commit).await?;
         self.is_open = false;
         Ok(())

@@ -72,14 +72,82 @@ async fn o3_a_failed_open_reaches_the_caller_with_phase_and_cause() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn o3_an_open_that_hangs_is_given_up_and_its_slot_comes_back() {
-    let (server, manager) = start(1, &["a", "b"], |s| s.connect_timeout = Duration::from_secs(2)).await;
+async fn o3_an_open_that_hangs_is_given_up_and_told() {
+    let (server, manager) = start(2, &["a", "b"], |s| s.connect_timeout = Duration::from_secs(2)).await;
     server.script("fake_ws_a", [Gate::Hold]);
     let began = Instant::now();
     let error = manager.acquire(&id("a")).await.unwrap_err();
     assert_eq!(began.elapsed(), Duration::from_secs(2));
     assert!(error.to_string().contains("gave up after 2s"), "{error}");
     drop(manager.acquire(&id("b")).await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn w3_a_waiter_that_queues_during_a_back_off_is_served_after_it() {
+    let (server, manager) = start(4, &["a"], |_| ()).await;
+    server.script("fake_ws_a", [Gate::Succeed, Gate::Fail(DriverErrorKind::Unreachable)]);
+    let _held = manager.acquire(&id("a")).await.unwrap();
+    server.connect_takes(Duration::from_millis(10));
+    timeout(Duration::from_millis(1), manager.acquire(&id("a"))).await.unwrap_err();
+    sleep(Duration::from_millis(15)).await;
+    let began = Instant::now();
+    drop(manager.acquire(&id("a")).await.unwrap());
+    assert!(began.elapsed() < Duration::from_secs(1), "waited {:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn o1_a_hung_close_delays_no_other_workspace() {
+    let (server, manager) = start(3, &["a", "b", "c", "d"], |_| ()).await;
+    for name in ["a", "b", "c"] {
+        drop(manager.acquire(&id(name)).await.unwrap());
+        settle().await;
+    }
+    server.close_takes(Duration::from_hours(1));
+    timeout(Duration::from_millis(5), manager.acquire(&id("d"))).await.unwrap_err();
+    server.close_takes(Duration::ZERO);
+    drop(manager.acquire(&id("d")).await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn b1_an_open_that_was_given_up_keeps_its_slot_until_it_ends() {
+    let (server, manager) = start(1, &["hung", "b"], |s| {
+        s.connect_timeout = Duration::from_secs(1);
+        s.acquire_timeout = Duration::from_secs(5);
+    })
+    .await;
+    server.script("fake_ws_hung", [Gate::Hold]);
+    manager.acquire(&id("hung")).await.unwrap_err();
+    assert_eq!(manager.stats().workspaces.connections.opening, 1);
+    manager.acquire(&id("b")).await.unwrap_err();
+    server.let_go();
+    drop(manager.acquire(&id("b")).await.unwrap());
+}
+
+#[test]
+fn l2_jobs_that_never_ran_are_settled_with_the_runtime() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (_server, manager) = runtime.block_on(start(8, &["a", "b", "c"], |_| ()));
+    runtime.block_on(async {
+        let ids = [id("a"), id("b"), id("c")];
+        let mut asking: Vec<_> = ids.iter().map(|id| Box::pin(manager.acquire(id))).collect();
+        for future in &mut asking {
+            assert!(futures_util::poll!(future).is_pending());
+        }
+    });
+    drop(runtime);
+    assert_eq!(manager.stats().workspaces.connections.total(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn c3_a_repeated_close_is_told_the_same_at_once() {
+    let (_server, manager) = start(2, &["a"], |s| s.close_timeout = Duration::from_secs(3)).await;
+    let _held = manager.acquire(&id("a")).await.unwrap();
+    let first = manager.close().await;
+    assert!(matches!(first, Err(CloseError::Cut { leases: 1, .. })), "{first:?}");
+    let began = Instant::now();
+    let again = manager.close().await;
+    assert!(matches!(again, Err(CloseError::Cut { leases: 1, .. })), "{again:?}");
+    assert_eq!(began.elapsed(), Duration::ZERO);
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::Instant;
 
+use super::open::open_error;
 use super::planted::Bug;
-use super::{ConnState, Registry, Waiter, WaiterState, Workspace, u32_of};
+use super::{ConnState, Opening, Registry, Waiter, WaiterState, Workspace, u32_of};
 use crate::budget::SlotState;
 use crate::error::{AcquireError, DriverError, Pressure, Stage};
 use crate::ids::Target;
@@ -190,17 +191,23 @@ impl<C> Registry<C> {
         Acquire::Queued(Ticket { waiter: id }, effects)
     }
 
-    /// While a target backs off, only its connections in use could serve a waiter; with none of them,
-    /// the caller is told at once (laws O3 and O4).
+    /// While a target backs off, or its open has been given up, only its connections in use could serve a
+    /// waiter; with none of them, the caller is told at once (laws O3 and O4).
     fn refusal(&self, target: &Target, now: Instant) -> Option<AcquireError> {
+        let workspace = self.by_target.get(target).map(|ws| self.workspace(*ws));
+        if workspace.is_some_and(|ws| ws.in_use > 0) {
+            return None;
+        }
+        if let Some(Opening::GivenUp(error)) = workspace.map(|ws| &ws.opening) {
+            return Some(open_error(target, error, self.config.backoff_first));
+        }
         let failure = self.failures.get(target).filter(|failure| failure.retry_at > now)?;
-        let in_use = self.by_target.get(target).is_some_and(|ws| self.workspace(*ws).in_use > 0);
-        (!in_use).then(|| failure.to_error(target, now))
+        Some(open_error(target, &failure.error, failure.retry_at.saturating_duration_since(now)))
     }
 
     fn stage(&self, ws: u32) -> Stage {
         let ws = self.workspace(ws);
-        if ws.opening {
+        if ws.opening.is_some() {
             Stage::Opening
         } else if ws.counted() >= self.config.per_target {
             Stage::WorkspaceCeiling

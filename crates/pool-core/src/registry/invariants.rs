@@ -83,7 +83,12 @@ impl<C> Registry<C> {
     fn check_sums(&self) -> Result<(), Broken> {
         let counts = self.counts();
         let recounted = self.workspaces.iter().fold([0; 4], |sum, (_, ws)| {
-            [sum[0] + ws.in_use, sum[1] + ws.idle.len(), sum[2] + u32::from(ws.opening), sum[3] + ws.closing]
+            [
+                sum[0] + ws.in_use,
+                sum[1] + ws.idle.len(),
+                sum[2] + u32::from(ws.opening.is_some()),
+                sum[3] + ws.closing,
+            ]
         });
         let claimed = [counts.in_use, counts.idle, counts.opening, counts.closing];
         hold("S1", claimed == recounted, || {
@@ -112,12 +117,14 @@ impl<C> Registry<C> {
             hold("W3", !eligible || self.turn_links.is_linked(u32_of(id)), || {
                 format!("{} is eligible for a slot but stands in no turn", ws.target)
             })?;
+            let owed = self.failures.get(&ws.target).is_none_or(|f| f.retry_at <= now || f.retry_is_owed);
+            hold("W3", !waiting || owed, || format!("{} waits for a pause that nobody watches", ws.target))?;
             hold("W3", !(eligible && permits > 0 && !self.budget.is_full()), || {
                 format!("a free slot, and {} waits", ws.target)
             })?;
         }
         let wanted = self.turns.len().min(permits);
-        let coming = self.counts().closing;
+        let coming = self.slots_coming();
         hold("W3", coming >= wanted || self.policy.victim().is_none(), || {
             format!("{wanted} wait, {coming} slots are coming, and something is idle")
         })
@@ -144,7 +151,7 @@ impl<C> Registry<C> {
             .map(|(_, ws)| WorkspaceView {
                 target: ws.target.clone(),
                 in_use: ws.in_use,
-                opening: ws.opening,
+                opening: ws.opening.is_some(),
                 closing: ws.closing,
                 idle_nanos: ws
                     .idle

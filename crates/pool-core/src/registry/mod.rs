@@ -5,8 +5,8 @@
 //!
 //! The transitions, by file:
 //! - `acquire`: `acquire`, `replace`, `claim`, `give_up`;
-//! - `open`: `opened`, `open_failed`, `open_is_slow`, `retry`, `forgive`;
-//! - `release`: `release`, `discard`, `closed`, `expire`;
+//! - `open`: `opened`, `open_failed`, `open_is_slow`, `open_given_up`, `retry`, `forgive`;
+//! - `release`: `release`, `discard`, `closed`, `close_is_slow`, `expire`, `condemn`;
 //! - `closing`: `begin_close`, `end_close`, `close_all`;
 //! - `waiters`: who is served next; called at the end of every transition;
 //! - `invariants`: `check`, every law that holds between transitions, and `view`.
@@ -48,7 +48,7 @@ pub struct RegistryConfig {
     pub per_target: u32,
     /// Opens under way at a time; one that is known to be slow does not count.
     pub opens: u32,
-    /// How long the eldest waiter of another target may wait before a connection that comes back is
+    /// How long another target may stand in the ring of turns before a connection that comes back is
     /// closed for it, although its own target has callers waiting. About one connect.
     pub turn: Duration,
     /// A connection idle longer than this is to be checked before use.
@@ -93,6 +93,10 @@ pub struct Registry<C> {
     turn_links: Links,
     /// Opens that count against the limit on simultaneous ones.
     permits_taken: u32,
+    /// Opens that do not any more, because they are slow.
+    slow_opens: u32,
+    /// Closes that take so long that their slots cannot be counted on.
+    slow_closes: u32,
     policy: Box<dyn EvictionPolicy>,
     failures: HashMap<Target, Failure>,
     broken_at: Option<Instant>,
@@ -106,7 +110,7 @@ pub struct Registry<C> {
 struct Workspace {
     target: Target,
     in_use: u32,
-    opening: bool,
+    opening: Opening,
     closing: u32,
     /// Most recently used at the back.
     idle: Chain,
@@ -116,6 +120,26 @@ struct Workspace {
     answered: u32,
     /// How many closes of this target are under way; it takes no new work until they end.
     closers: u32,
+    /// Since when this target has stood in the ring of turns.
+    turn_since: Option<Instant>,
+}
+
+/// The one open that a target may have under way.
+#[derive(Default)]
+enum Opening {
+    #[default]
+    None,
+    UnderWay,
+    /// The database was created after this open began, so that its failure means nothing.
+    Outdated,
+    /// It takes so long that its callers were told; it keeps its slot, since the server may count it.
+    GivenUp(Arc<DriverError>),
+}
+
+impl Opening {
+    fn is_some(&self) -> bool {
+        !matches!(self, Self::None)
+    }
 }
 
 struct Conn<C> {
@@ -150,6 +174,8 @@ struct Failure {
     error: Arc<DriverError>,
     pause: Duration,
     retry_at: Instant,
+    /// Whether somebody has been asked to call `retry` when the pause is over.
+    retry_is_owed: bool,
 }
 
 #[derive(Default)]
@@ -179,6 +205,8 @@ impl<C> Registry<C> {
             turns: Chain::default(),
             turn_links: Links::default(),
             permits_taken: 0,
+            slow_opens: 0,
+            slow_closes: 0,
             policy,
             failures: HashMap::new(),
             broken_at: None,
@@ -211,7 +239,12 @@ impl<C> Registry<C> {
     pub fn target_counts(&self, target: &Target) -> Counts {
         let Some(ws) = self.by_target.get(target) else { return Counts::default() };
         let ws = self.workspace(*ws);
-        Counts { in_use: ws.in_use, idle: ws.idle.len(), opening: u32::from(ws.opening), closing: ws.closing }
+        Counts {
+            in_use: ws.in_use,
+            idle: ws.idle.len(),
+            opening: u32::from(ws.opening.is_some()),
+            closing: ws.closing,
+        }
     }
 
     /// Whether no connection of `target` is left in any state.
@@ -222,6 +255,12 @@ impl<C> Registry<C> {
     /// Whether no connection at all is left in any state.
     pub fn is_empty(&self) -> bool {
         self.budget.counted() == 0
+    }
+
+    /// Whether `target`, or everything, is being closed.
+    pub fn is_closing(&self, target: &Target) -> bool {
+        let ws = self.by_target.get(target).map(|ws| self.workspace(*ws));
+        self.closed || ws.is_some_and(|ws| ws.closers > 0)
     }
 
     /// Whether `close_all` has been called.
@@ -258,12 +297,13 @@ impl<C> Registry<C> {
         let ws = u32_of(self.workspaces.insert(Workspace {
             target: target.clone(),
             in_use: 0,
-            opening: false,
+            opening: Opening::None,
             closing: 0,
             idle: Chain::default(),
             waiters: Chain::default(),
             answered: 0,
             closers: 0,
+            turn_since: None,
         }));
         self.by_target.insert(target.clone(), ws);
         ws
@@ -273,7 +313,7 @@ impl<C> Registry<C> {
 impl Workspace {
     /// What counts against the ceiling of one target.
     fn counted(&self) -> u32 {
-        self.in_use + self.idle.len() + u32::from(self.opening) + self.closing
+        self.in_use + self.idle.len() + u32::from(self.opening.is_some()) + self.closing
     }
 
     fn is_spent(&self) -> bool {

@@ -1,10 +1,10 @@
 //! Opens: single flight per target, outliving the caller that asked, failing to those who wait.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::planted::Bug;
-use super::{Conn, ConnState, Failure, Registry, u32_of};
+use super::{Conn, ConnState, Failure, Opening, Registry, u32_of};
 use crate::budget::SlotState;
 use crate::error::{AcquireError, DriverError};
 use crate::ids::{ConnectionId, Target};
@@ -40,30 +40,43 @@ impl<C> Registry<C> {
     /// next open for this target waits for the pause to pass (law O3).
     pub fn open_failed(&mut self, work: OpenWork, error: Arc<DriverError>, now: Instant) -> Effects<C> {
         let OpenWork { target, workspace: ws, slot, holds_permit } = work;
-        self.end_open(ws, holds_permit);
+        let was = self.end_open(ws, holds_permit);
         if !self.has_bug(Bug::SlotLeakedOnFailedOpen) {
             self.budget.free(slot);
         }
         self.totals.open_failures += 1;
         let mut effects = Effects::default();
-        let failure = self.back_off(&target, error, now);
-        if self.workspace(ws).in_use == 0 {
-            self.fail_waiters(ws, &failure, &mut effects);
-        } else if !self.workspace(ws).waiters.is_empty() {
-            effects.retry_at = self.failures.get(&target).map(|failure| (target.clone(), failure.retry_at));
+        if !matches!(was, Opening::Outdated) {
+            self.back_off(&target, Arc::clone(&error), now);
+            self.tell_waiters(ws, &error, now, &mut effects);
         }
         self.settle(ws, now, &mut effects);
         effects
     }
 
     /// An open takes so long that it stops counting against the limit on simultaneous opens, so that a
-    /// few hung databases cannot hold up the others (law O1). It keeps its slot.
+    /// few hung databases cannot hold up the others (law O1). It keeps its slot. At most half of the
+    /// budget goes to such opens.
     pub fn open_is_slow(&mut self, work: &mut OpenWork) -> Effects<C> {
         let mut effects = Effects::default();
-        if std::mem::take(&mut work.holds_permit) {
+        if work.holds_permit && self.slow_opens < (self.config.limit / 2).max(1) {
+            work.holds_permit = false;
             self.permits_taken -= 1;
+            self.slow_opens += 1;
             self.feed(&mut effects);
         }
+        effects
+    }
+
+    /// An open has taken longer than anybody should wait: its waiters are told, and so is everybody who
+    /// asks until it ends. It keeps its slot, since the server may count it, and is still to be reported.
+    pub fn open_given_up(&mut self, work: &OpenWork, error: Arc<DriverError>, now: Instant) -> Effects<C> {
+        let ws = work.workspace;
+        let mut effects = Effects::default();
+        self.workspace_mut(ws).opening = Opening::GivenUp(Arc::clone(&error));
+        self.back_off(&work.target, Arc::clone(&error), now);
+        self.tell_waiters(ws, &error, now, &mut effects);
+        self.settle(ws, now, &mut effects);
         effects
     }
 
@@ -79,6 +92,11 @@ impl<C> Registry<C> {
     /// Forgets that opens for `target` failed: its database has just been created.
     pub fn forgive(&mut self, target: &Target, now: Instant) -> Effects<C> {
         self.failures.remove(target);
+        if let Some(ws) = self.by_target.get(target).copied()
+            && let opening @ Opening::UnderWay = &mut self.workspace_mut(ws).opening
+        {
+            *opening = Opening::Outdated;
+        }
         self.retry(target, now)
     }
 
@@ -97,28 +115,54 @@ impl<C> Registry<C> {
         self.failures.retain(|_, failure| failure.retry_at + keep > now);
     }
 
-    fn end_open(&mut self, ws: u32, holds_permit: bool) {
-        self.workspace_mut(ws).opening = false;
-        self.permits_taken -= u32::from(holds_permit);
+    fn end_open(&mut self, ws: u32, holds_permit: bool) -> Opening {
+        if holds_permit {
+            self.permits_taken -= 1;
+        } else {
+            self.slow_opens -= 1;
+        }
+        std::mem::take(&mut self.workspace_mut(ws).opening)
     }
 
-    fn back_off(&mut self, target: &Target, error: Arc<DriverError>, now: Instant) -> AcquireError {
+    fn back_off(&mut self, target: &Target, error: Arc<DriverError>, now: Instant) {
         let (first, max) = (self.config.backoff_first, self.config.backoff_max);
         let pause = self.failures.get(target).map_or(first, |before| (before.pause * 2).min(max));
-        let failure = Failure { error, pause, retry_at: now + pause };
-        let told = failure.to_error(target, now);
+        let failure = Failure { error, pause, retry_at: now + pause, retry_is_owed: false };
         self.failures.insert(target.clone(), failure);
-        told
+    }
+
+    /// Tells the waiters why there is no connection, unless one in use may come back to them.
+    fn tell_waiters(&mut self, ws: u32, error: &Arc<DriverError>, now: Instant, effects: &mut Effects<C>) {
+        let workspace = self.workspace(ws);
+        if workspace.in_use > 0 {
+            return;
+        }
+        let failure = self.failures.get(&workspace.target);
+        let pause = failure.map(|failure| failure.retry_at.saturating_duration_since(now));
+        let told = open_error(&workspace.target, error, pause.unwrap_or_default());
+        self.fail_waiters(ws, &told, effects);
+    }
+
+    /// Asks to be called when the pause of a target is over, if somebody waits for that.
+    pub(super) fn owe_retry(&mut self, ws: u32, now: Instant, effects: &mut Effects<C>) {
+        let workspace = &self.workspaces[ws as usize];
+        if workspace.waiters.is_empty() || self.failures.is_empty() {
+            return;
+        }
+        if let Some(failure) = self.failures.get_mut(&workspace.target)
+            && failure.retry_at > now
+            && !std::mem::replace(&mut failure.retry_is_owed, true)
+        {
+            effects.retry_at = Some((workspace.target.clone(), failure.retry_at));
+        }
     }
 }
 
-impl Failure {
-    pub(super) fn to_error(&self, target: &Target, now: Instant) -> AcquireError {
-        AcquireError::OpenFailed {
-            target: target.clone(),
-            retryable: self.error.kind.is_retryable(),
-            retry_in: self.retry_at.saturating_duration_since(now),
-            source: Arc::clone(&self.error),
-        }
+pub(super) fn open_error(target: &Target, error: &Arc<DriverError>, retry_in: Duration) -> AcquireError {
+    AcquireError::OpenFailed {
+        target: target.clone(),
+        retryable: error.kind.is_retryable(),
+        retry_in,
+        source: Arc::clone(error),
     }
 }

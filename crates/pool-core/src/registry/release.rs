@@ -31,12 +31,23 @@ impl<C> Registry<C> {
 
     /// The server no longer counts a connection: its slot is free.
     pub fn closed(&mut self, debt: CloseDebt, now: Instant) -> Effects<C> {
-        let CloseDebt { workspace: ws, slot, .. } = debt;
+        let CloseDebt { workspace: ws, slot, is_slow, .. } = debt;
+        self.slow_closes -= u32::from(is_slow);
         self.budget.free(slot);
         self.totals.closed += 1;
         self.workspace_mut(ws).closing -= 1;
         let mut effects = Effects::default();
         self.settle(ws, now, &mut effects);
+        effects
+    }
+
+    /// A close takes so long that nobody should count on its slot: room is made elsewhere.
+    pub fn close_is_slow(&mut self, debt: &mut CloseDebt) -> Effects<C> {
+        let mut effects = Effects::default();
+        if !std::mem::replace(&mut debt.is_slow, true) {
+            self.slow_closes += 1;
+            self.feed(&mut effects);
+        }
         effects
     }
 
@@ -135,7 +146,7 @@ impl<C> Registry<C> {
         let workspace = self.workspace_mut(ws);
         workspace.closing += 1;
         let target = workspace.target.clone();
-        CloseWork { conn, debt: CloseDebt { target, id, workspace: ws, slot, reason } }
+        CloseWork { conn, debt: CloseDebt { target, id, workspace: ws, slot, reason, is_slow: false } }
     }
 
     fn make_idle(&mut self, debt: LeaseDebt, conn: C, now: Instant) {

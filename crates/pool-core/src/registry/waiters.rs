@@ -5,7 +5,8 @@
 use std::time::Instant;
 
 use super::planted::Bug;
-use super::{Registry, WaiterState};
+use super::{Opening, Registry, WaiterState};
+use crate::budget::SlotState;
 use crate::error::AcquireError;
 use crate::stats::CloseReason;
 use crate::token::{Effects, LeaseDebt, Leased, OpenWork};
@@ -15,9 +16,10 @@ impl<C> Registry<C> {
     pub(super) fn settle(&mut self, ws: u32, now: Instant, effects: &mut Effects<C>) {
         self.review_turn(ws, now);
         self.feed(effects);
+        self.owe_retry(ws, now, effects);
         let workspace = self.workspace(ws);
-        effects.drained |= workspace.closers > 0 && workspace.counted() == 0;
-        effects.drained |= self.closed && self.is_empty();
+        effects.drained |= workspace.closers > 0 && workspace.counted() == workspace.in_use;
+        effects.drained |= self.closed && self.budget.counted() == self.budget.count(SlotState::InUse);
         self.forget_if_spent(ws);
     }
 
@@ -27,6 +29,7 @@ impl<C> Registry<C> {
         let (wants, stands) = (self.may_open(ws, now), self.turn_links.is_linked(ws));
         if wants && !stands {
             self.turns.push_back(&mut self.turn_links, ws);
+            self.workspace_mut(ws).turn_since = Some(now);
         } else if !wants && stands {
             self.turns.remove(&mut self.turn_links, ws);
         }
@@ -37,7 +40,7 @@ impl<C> Registry<C> {
     pub(super) fn may_open(&self, ws: u32, now: Instant) -> bool {
         let workspace = self.workspace(ws);
         !workspace.waiters.is_empty()
-            && !workspace.opening
+            && !workspace.opening.is_some()
             && workspace.counted() < self.config.per_target
             && workspace.closers == 0
             && !self.closed
@@ -56,7 +59,7 @@ impl<C> Registry<C> {
             self.permits_taken += 1;
             self.totals.peak = self.totals.peak.max(self.budget.counted());
             let workspace = self.workspace_mut(ws);
-            workspace.opening = true;
+            workspace.opening = Opening::UnderWay;
             let target = workspace.target.clone();
             effects.opens.push(OpenWork { target, workspace: ws, slot, holds_permit: true });
         }
@@ -76,15 +79,16 @@ impl<C> Registry<C> {
         self.turns.len().min(self.config.opens - self.permits_taken.min(self.config.opens))
     }
 
-    fn slots_coming(&self) -> u32 {
-        self.budget.count(crate::budget::SlotState::Closing)
+    /// Slots that will be free in a moment.
+    pub(super) fn slots_coming(&self) -> u32 {
+        self.budget.count(SlotState::Closing) - self.slow_closes
     }
 
     /// Whether a connection of `ws` that came back must be closed for another target although callers of
     /// `ws` wait for it (law W2). The slots already on their way serve the first targets of the ring; the
-    /// first one they do not reach decides, by how long its eldest waiter has waited.
+    /// first one they do not reach decides, by how long it has stood there.
     pub(super) fn must_yield(&self, ws: u32, now: Instant) -> bool {
-        if self.workspace(ws).waiters.is_empty() {
+        if self.workspace(ws).waiters.is_empty() || self.has_bug(Bug::NeverYields) {
             return false;
         }
         let coming = self.slots_coming();
@@ -92,15 +96,9 @@ impl<C> Registry<C> {
             return false;
         }
         let mut unreached = self.turns.iter(&self.turn_links).skip(coming as usize);
-        let Some(next) = unreached.find(|other| *other != ws) else { return false };
-        self.eldest_since(next).is_some_and(|since| {
-            now.saturating_duration_since(since) >= self.config.turn && !self.has_bug(Bug::NeverYields)
-        })
-    }
-
-    fn eldest_since(&self, ws: u32) -> Option<Instant> {
-        let eldest = self.workspace(ws).waiters.front()?;
-        Some(self.waiters[eldest as usize].since)
+        let next = unreached.find(|other| *other != ws);
+        let since = next.and_then(|next| self.workspace(next).turn_since);
+        since.is_some_and(|since| now.saturating_duration_since(since) >= self.config.turn)
     }
 
     /// Hands a connection to the eldest waiter of its target.

@@ -12,7 +12,7 @@ fn c1_a_closed_registry_refuses_work_fails_waiters_and_closes_what_comes_back() 
     let held = world.lease("a");
     let ticket = world.ask("b");
     let effects = world.registry.close_all(world.now);
-    assert!(!effects.drained, "a lease is out");
+    assert!(effects.drained, "only the lease is left to wait for");
     world.take(effects);
     assert!(matches!(world.claim(ticket), Claim::Failed(AcquireError::Closed)));
     assert!(matches!(world.refusal("a"), AcquireError::Closed));

@@ -7,5 +7,6 @@
 mod budget;
 mod closing;
 mod opening;
+mod random;
 mod waiting;
 mod world;

@@ -142,3 +142,70 @@ fn l3_a_connection_idle_for_long_is_checked() {
     world.pass(Duration::from_millis(501));
     assert!(world.hit("a").check_first);
 }
+
+#[test]
+fn w3_a_waiter_that_queues_during_a_back_off_is_retried_after_it() {
+    let mut world = World::new(4, 4);
+    let _held = world.lease("a");
+    let gone = world.ask("a");
+    let gave_up = world.registry.give_up(gone, world.now);
+    world.take(gave_up.effects);
+    world.fail_first();
+    // Nobody waited when the open failed; this one comes during the pause.
+    let Acquire::Queued(_ticket, effects) = world.registry.acquire(&target("a"), world.now) else {
+        panic!("a connection in use may come back")
+    };
+    let (whom, at) = effects.retry_at.clone().expect("somebody is asked to watch the pause");
+    world.take(effects);
+    world.now = at;
+    let effects = world.registry.retry(&whom, world.now);
+    world.take(effects);
+    assert_eq!(world.opens.len(), 1);
+}
+
+#[test]
+fn o4_a_failure_from_before_the_creation_is_not_told() {
+    let mut world = World::new(8, 8);
+    let _first = world.ask("new");
+    // The database is created while an open is under way that did not see it.
+    let effects = world.registry.forgive(&target("new"), world.now);
+    world.take(effects);
+    let second = world.ask("new");
+    world.fail_first();
+    let second = world.waits(second);
+    world.open_all();
+    world.served(second);
+}
+
+#[test]
+fn o1_an_open_that_was_given_up_tells_everybody_and_takes_one_slot() {
+    let mut world = World::new(4, 4);
+    let ticket = world.ask("hung");
+    let work = world.opens.remove(0);
+    let effects = world.registry.open_given_up(&work, refused(), world.now);
+    world.take(effects);
+    assert!(matches!(world.claim(ticket), Claim::Failed(AcquireError::OpenFailed { .. })));
+    world.pass(Duration::from_hours(1));
+    world.refusal("hung");
+    assert!(world.opens.is_empty(), "one open at a time, also a hung one");
+    assert_eq!(world.registry.stats().connections.opening, 1, "the server may count it");
+    // It ends well after all: the connection serves whoever comes.
+    let (_, effects) = world.registry.opened(work, 7, None, world.now);
+    world.take(effects);
+    assert_eq!(world.hit("hung").conn, 7);
+}
+
+#[test]
+fn o1_a_hung_close_delays_no_other() {
+    let mut world = World::new(3, 3);
+    for name in ["a", "b", "c"] {
+        world.idle(name);
+    }
+    let _d = world.ask("d");
+    let (_, mut hung) = world.closes.remove(0).split();
+    let effects = world.registry.close_is_slow(&mut hung);
+    world.take(effects);
+    assert_eq!(world.closes.len(), 1, "room is made elsewhere");
+    let effects = world.registry.closed(hung, world.now);
+    world.take(effects);
+}

@@ -100,3 +100,41 @@ fn w4_a_grant_that_meets_a_cancelled_waiter_goes_to_the_next() {
     world.take(gave_up.effects);
     world.served(second);
 }
+
+#[test]
+fn w2_a_hung_close_does_not_end_the_turns() {
+    let mut world = World::new(2, 2);
+    let (held, broken) = (world.lease("loud"), world.lease("loud"));
+    let effects = world.registry.discard(broken.debt, broken.conn, world.now);
+    world.take(effects);
+    let (_, mut hung) = world.closes.remove(0).split();
+    let _quiet = world.ask("quiet");
+    let _flood = world.ask("loud");
+    let effects = world.registry.close_is_slow(&mut hung);
+    world.take(effects);
+    world.pass(Duration::from_millis(3));
+    world.release(held);
+    assert_eq!(world.closes[0].reason(), CloseReason::Yielded);
+}
+
+#[test]
+fn w2_impatient_callers_do_not_stop_the_turns() {
+    let mut world = World::new(1, 1);
+    let mut held = world.lease("loud");
+    let mut hasty = world.ask("hasty");
+    let _quiet = world.ask("quiet");
+    for round in 0.. {
+        let next = world.ask("loud");
+        world.pass(Duration::from_millis(2));
+        let newer = world.ask("hasty");
+        let gave_up = world.registry.give_up(hasty, world.now);
+        world.take(gave_up.effects);
+        hasty = newer;
+        world.release(held);
+        held = match world.claim(next) {
+            Claim::Leased(leased) => leased,
+            _ => return,
+        };
+        assert!(round < 3, "the ring does not move");
+    }
+}

@@ -92,7 +92,7 @@ async fn o1_a_workspace_whose_connect_hangs_delays_no_other() {
     let naming = Arc::new(PrefixNaming::new(pool.prefix()).unwrap());
     let config = pool.config().clone();
     let system = config.get_system_database().unwrap();
-    let real = PgDriver::start(config.clone(), system.as_str()).await.unwrap();
+    let real = PgDriver::start(config.clone(), system.as_str(), SOON).await.unwrap();
     let hung = id("hung");
     let hangs = pool_core::DatabaseNaming::database(naming.as_ref(), &hung);
     let mut settings = Settings::new(Limits::new(7).system(3).per_workspace(4), system, naming.clone());

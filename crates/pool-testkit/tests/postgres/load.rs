@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use pool_postgres::{AcquireError, Limits, PgPools, Stage, acquire_error};
-use pool_testkit::{TestPool, eventually};
+use pool_testkit::{TestError, TestPool, eventually};
 use sqlx::Executor;
 use tokio::task::JoinSet;
 
@@ -124,7 +124,7 @@ async fn w4_a_thousand_acquires_dropped_at_random_leave_the_pool_at_full_capacit
 async fn w3_a_timeout_names_what_was_waited_for_and_the_numbers() {
     let pool = TestPool::builder()
         .limits(Limits::new(7).system(5).per_workspace(1))
-        .adjust(|builder| builder.acquire_timeout(Duration::from_millis(100)))
+        .adjust(|builder| builder.acquire_timeout(Duration::from_secs(1)))
         .build()
         .await
         .unwrap();
@@ -158,8 +158,9 @@ async fn c1_a_lease_held_past_the_deadline_is_cut() {
     sqlx::query("select 1").execute(&mut held).await.unwrap_err();
     drop(held);
     assert_eq!(pool.stats().connections().total(), 0);
-    pool.close().await.unwrap();
-    pool.cleanup().await.unwrap();
+    let told = pool.cleanup().await.unwrap_err();
+    assert!(matches!(told, TestError::Close { .. }), "the cleanup tells the same: {told}");
+    assert_eq!(pool.databases().await.unwrap(), Vec::<String>::new());
 }
 
 #[tokio::test]
