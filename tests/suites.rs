@@ -3,4 +3,6 @@
 
 mod concurrency;
 mod lifecycle;
+#[cfg(feature = "planted-leak")]
+mod planted;
 mod support;

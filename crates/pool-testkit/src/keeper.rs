@@ -9,19 +9,19 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use pool_core::DatabaseName;
 use pool_postgres::PostgresConfig;
 use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, Connection, Error, Row};
+use sqlx::{Connection, Error, Row};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error::{Session, TestError};
-use crate::naming::{PoolName, serial_of_database};
+use crate::naming::{PoolName, RunId};
+use crate::run::{ALIVE_CLASS, drop_database, reap_databases};
 use crate::server::{ServerError, TestServer};
 
-/// The classes of the advisory locks: one lock a connection that tests may use, one a living pool.
+/// The class of the advisory locks that stand for the connections which tests may use, one each. That of
+/// living pools is [`ALIVE_CLASS`].
 const SHARE_CLASS: i32 = 0x706f_6f6c;
-const ALIVE_CLASS: i32 = 0x616c_6976;
 /// Left free on the server, for those who look from outside.
 const HEADROOM: i64 = 7;
 /// How long to wait between two looks for room. The one who looks is alone on this machine.
@@ -151,7 +151,11 @@ impl Admin {
         let gate = server.gate().map_err(ServerError::from)?;
         let failed = |doing| move |source| TestError::Keeper { doing, source };
         let mut conn = PgConnection::connect_with(&options).await.map_err(failed("connecting"))?;
-        reap(&mut conn).await.map_err(failed("removing what dead runs have left"))?;
+        // What pools of a run under supervision leave is its supervisor's to name, and then to drop.
+        let spared = RunId::supervised();
+        reap_databases(&mut conn, spared.as_ref())
+            .await
+            .map_err(failed("removing what dead runs have left"))?;
         wait_for_room(&mut conn, connections).await?;
         drop(gate);
         sqlx::query("select pg_advisory_lock($1, $2)")
@@ -256,30 +260,8 @@ async fn capacity(conn: &mut PgConnection) -> Result<(i64, i64), Error> {
     Ok((row.try_get::<i64, _>(0)? - HEADROOM, row.try_get(1)?))
 }
 
-/// Drops the databases of pools whose keeper is gone: their processes were killed.
-async fn reap(conn: &mut PgConnection) -> Result<(), Error> {
-    let names: Vec<String> = sqlx::query_scalar(
-        "select datname::text from pg_database where datname ~ '^t[0-9a-z]{6}_[0-9a-z]{7}_ws_'",
-    )
-    .fetch_all(&mut *conn)
-    .await?;
-    for name in names {
-        let Some(serial) = serial_of_database(&name) else { continue };
-        let lock = "select pg_try_advisory_lock($1, $2)";
-        let is_dead: bool =
-            sqlx::query_scalar(lock).bind(ALIVE_CLASS).bind(serial).fetch_one(&mut *conn).await?;
-        if is_dead {
-            drop_database(conn, &name).await?;
-            let unlock = sqlx::query("select pg_advisory_unlock($1, $2)").bind(ALIVE_CLASS).bind(serial);
-            unlock.execute(&mut *conn).await?;
-        }
-    }
-    Ok(())
-}
-
-async fn drop_database(conn: &mut PgConnection, name: &str) -> Result<(), Error> {
-    let Ok(name) = DatabaseName::new(name) else { return Ok(()) };
-    let drop = format!("drop database if exists {} with (force)", name.quoted());
-    sqlx::raw_sql(AssertSqlSafe(drop)).execute(conn).await?;
-    Ok(())
+/// The most connections that tests may use together, when nobody else uses any.
+pub(crate) async fn budget(conn: &mut PgConnection) -> Result<u32, Error> {
+    let (capacity, _) = capacity(conn).await?;
+    Ok(u32::try_from(capacity).unwrap_or(0))
 }
