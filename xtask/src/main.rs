@@ -175,21 +175,18 @@ struct TestPools {
 
 impl From<TestPools> for test_pools::Options {
     fn from(asked: TestPools) -> Self {
-        let TestPools { suites, cases, list, verbose, short, .. } = asked;
-        let TestPools { seed, repeat, leak_check, report, keep_server, planted, runner, .. } = asked;
-        let selection = Selection { suites, cases };
         Self {
-            selection,
-            list,
-            verbose,
-            short,
-            seed,
-            repeat,
-            leak_check,
-            report,
-            keep_server,
-            planted,
-            runner,
+            selection: Selection { suites: asked.suites, cases: asked.cases },
+            short: asked.short,
+            list: asked.list,
+            verbose: asked.verbose,
+            runner: asked.runner,
+            seed: asked.seed,
+            repeat: asked.repeat,
+            report: asked.report,
+            leak_check: asked.leak_check,
+            keep_server: asked.keep_server,
+            planted: asked.planted,
         }
     }
 }

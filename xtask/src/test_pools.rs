@@ -26,6 +26,7 @@ const LEFT_OUT: &str = "left out by --short, since it measures and takes its tim
 
 /// What the command line asks for.
 #[derive(Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub struct Options {
     /// The cases to run.
     pub selection: Selection,
@@ -126,10 +127,10 @@ fn sampled_run(
         verbose: options.verbose,
     };
     let rounds = rounds(options, &job, &sampler, interrupts);
-    let sampled = sampler.finish().map_err(|why| Failure::while_doing(watch, why));
+    let watched = sampler.finish().map_err(|why| Failure::while_doing(watch, why));
     let (results, tries) = merge(rounds?);
     let mut run = Run { id: id.to_string(), seed, tries, ..Run::new(results) };
-    run.note(sampled, Run::take_sampled);
+    run.note(watched, Run::take_sampled);
     run.note(read_records(records.path()), |run, records| run.records = records);
     run.note(read_figures(records.path()), |run, figures| run.figures = figures);
     Ok(run)

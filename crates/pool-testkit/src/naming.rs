@@ -160,7 +160,7 @@ pub fn in_tag(path: &str) -> String {
     let hash =
         path.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
     let mark = base36(i32::try_from(hash >> 1).unwrap_or_default());
-    let end = (0..=TEST_BYTES_MAX - POOL_CHARS - 1).rev().find(|at| path.is_char_boundary(*at)).unwrap_or(0);
+    let end = (0..TEST_BYTES_MAX - POOL_CHARS).rev().find(|at| path.is_char_boundary(*at)).unwrap_or(0);
     format!("{}~{mark}", &path[..end])
 }
 

@@ -73,14 +73,10 @@ fn tiles(page: &mut String, report: &Report) {
         (if report.good { "good" } else { "" }, report.passed.to_string(), "passed"),
         (counted(report.failed), report.failed.to_string(), "failed"),
         ("", report.skipped.to_string(), "skipped"),
-        ("", elapsed, "in all, cases side by side"),
-        (
-            "",
-            format!("{} / {}", connections.peak, connections.budget),
-            "connections at a time, of the budget",
-        ),
-        ("", opened.to_string(), "connections opened"),
-        (counted(report.left.len()), report.left.len().to_string(), "left on the server"),
+        ("", elapsed, "in all"),
+        ("", format!("{} / {}", connections.peak, connections.budget), "peak / budget"),
+        ("", opened.to_string(), "opened"),
+        (counted(report.left.len()), report.left.len().to_string(), "left behind"),
     ] {
         let _ = write!(page, "<div class=\"tile {class}\"><b>{value}</b><span>{label}</span></div>");
     }
