@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use pool_testkit::run::{self, RunId, TaggedConnection};
+use pool_testkit::run::{self, Cleaned, RunId, TaggedConnection};
 use pool_testkit::server::{Ephemeral, TestServer, reap_orphans};
 
 use crate::display::say;
@@ -60,16 +60,26 @@ pub fn clean(server: bool) -> Result<(), Failure> {
         return Ok(());
     };
     say(&format!("server   {}", server.describe()));
-    let cleaned = run::clean(&server).map_err(|why| Failure::while_doing("clean the server", why))?;
+    let cleaned = remove(&server)?;
+    let (connections, databases) = (cleaned.connections.len(), cleaned.databases.len());
+    say(&format!("{connections} connections ended, {databases} databases dropped"));
+    Ok(())
+}
+
+/// Removes from a server what runs have left whose processes are gone, and says what that was.
+///
+/// # Errors
+/// [`Failure::Infrastructure`] when the server cannot be asked.
+pub fn remove(server: &TestServer) -> Result<Cleaned, Failure> {
+    let cleaned = run::clean(server)
+        .map_err(|why| Failure::while_doing("remove what dead runs have left on the server", why))?;
     for one in &cleaned.connections {
         say(&format!("ended    {}", line(one)));
     }
     for name in &cleaned.databases {
-        say(&format!("dropped  {name}"));
+        say(&format!("dropped  {name}, whose run is gone"));
     }
-    let (connections, databases) = (cleaned.connections.len(), cleaned.databases.len());
-    say(&format!("{connections} connections ended, {databases} databases dropped"));
-    Ok(())
+    Ok(cleaned)
 }
 
 fn running() -> Result<Option<TestServer>, Failure> {

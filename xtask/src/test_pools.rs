@@ -14,6 +14,7 @@ use pool_testkit::server::TestServer;
 use crate::display::{say, spinner};
 use crate::failure::Failure;
 use crate::kept;
+use crate::leftovers;
 use crate::plan::{Case, Selection};
 use crate::process::Interrupts;
 use crate::publish;
@@ -91,6 +92,7 @@ fn selection(options: &Options) -> Selection {
 /// Holds a server while the cases run, and lets it go.
 fn supervise(options: &Options, cases: &[&Case], interrupts: &Interrupts) -> Result<Run, Failure> {
     let server = obtain_server()?;
+    leftovers::remove(&server)?;
     let described = server.describe();
     let (started, began) = (Instant::now(), SystemTime::now());
     let outcome = sampled_run(options, cases, &server, interrupts);
