@@ -4,4 +4,6 @@
 mod concurrency;
 mod lifecycle;
 mod performance;
+#[cfg(feature = "planted-leak")]
+mod planted;
 mod support;

@@ -7,21 +7,27 @@ mod ci;
 mod display;
 mod events;
 mod failure;
+mod kept;
+mod leftovers;
 mod plan;
 mod process;
+mod publish;
+mod repeat;
 mod report;
 mod run;
 mod test_pools;
 mod tidy;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use pool_testkit::run::RunId;
 
 use failure::Failure;
 use plan::Selection;
 use process::Interrupts;
-use run::Runner;
+use run::{Planted, Runner};
 
 /// What scripts may rely on.
 const EXIT_CODES: &str = "\
@@ -40,6 +46,11 @@ Examples:
     cargo xtask test-pools --list
     cargo xtask test-pools --suite lifecycle
     cargo xtask test-pools --case full_cleanup -v
+  Look for flaky cases and for leaks, and read about it in a browser:
+    cargo xtask test-pools --repeat 5 --leak-check --report target/report
+  See what runs have left on a server, and remove it:
+    cargo xtask connections
+    cargo xtask clean
   Check the layers and the contract, or do everything that CI does:
     cargo xtask tidy
     cargo xtask ci";
@@ -65,8 +76,20 @@ Result:
 Examples:
   cargo xtask test-pools --suite lifecycle --suite concurrency
   cargo xtask test-pools --case lifecycle::pool_initialization -v
+  cargo xtask test-pools --short --seed 42
+  cargo xtask test-pools --leak-check --planted leak    (fails: it must be found)
   cargo xtask test-pools --runner cargo
   TEST_DB_HOST=db TEST_DB_USER=ci cargo xtask test-pools";
+
+const CONNECTIONS_HELP: &str = "\
+Server:
+  The one that the environment names as for `test-pools`, or else the ephemeral
+  one that runs now; none is started.
+
+Examples:
+  cargo xtask connections
+  cargo xtask connections --terminate
+  cargo xtask connections --terminate --run a1b2c3";
 
 /// Plans and runs the suites, keeps the layers, and does what CI does.
 #[derive(Debug, Parser)]
@@ -81,6 +104,26 @@ enum Task {
     /// Runs the suites against a real PostgreSQL, which it finds or starts.
     #[command(after_long_help = format!("{TEST_POOLS_HELP}\n\n{EXIT_CODES}"))]
     TestPools(TestPools),
+    /// Shows the connections that runs have on a server, by their tags, and ends them on request.
+    #[command(after_long_help = format!("{CONNECTIONS_HELP}\n\n{EXIT_CODES}"))]
+    Connections {
+        /// End those whose process is gone; with --run, all of that run. Sessions without a tag are never touched.
+        #[arg(long)]
+        terminate: bool,
+        /// Those of this run only.
+        #[arg(long, value_name = "ID", value_parser = run_id)]
+        run: Option<RunId>,
+    },
+    /// Removes servers, databases and connections of runs that were killed; those of a run that lives stay.
+    #[command(after_long_help = EXIT_CODES)]
+    Clean {
+        /// End a server too that `test-pools --keep-server` has left running.
+        #[arg(long)]
+        server: bool,
+    },
+    /// Holds the ephemeral server until it is told to end: what `--keep-server` leaves running.
+    #[command(hide = true)]
+    HoldServer,
     /// Checks what the compiler does not: layers, a test for every clause, file sizes, licences.
     #[command(after_long_help = EXIT_CODES)]
     Tidy,
@@ -90,6 +133,7 @@ enum Task {
 }
 
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 struct TestPools {
     /// Run this suite only; may be repeated.
     #[arg(long = "suite", value_name = "NAME")]
@@ -103,6 +147,27 @@ struct TestPools {
     /// Show the output of all cases, not only of failed ones.
     #[arg(short, long)]
     verbose: bool,
+    /// Leave out the `performance` suite, and say so.
+    #[arg(long)]
+    short: bool,
+    /// What the cases that choose at random begin with; printed when it is not given.
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Run the cases N times, each time with another seed; tells how often each passed, and which are flaky.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    repeat: Option<u32>,
+    /// Look after each case for connections and databases that it has left; each one fails it.
+    #[arg(long)]
+    leak_check: bool,
+    /// Leave report.html, report.json and junit.xml in this directory.
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
+    /// Leave the ephemeral server running, and say how to connect to it and how to end it.
+    #[arg(long)]
+    keep_server: bool,
+    /// Build a fault into the tests, to see that it is found; runs what was planted only, unless others are named.
+    #[arg(long, value_enum, value_name = "FAULT")]
+    planted: Option<Planted>,
     /// Who runs the cases [default: nextest where it is installed, else cargo].
     #[arg(long, value_enum)]
     runner: Option<Runner>,
@@ -110,8 +175,19 @@ struct TestPools {
 
 impl From<TestPools> for test_pools::Options {
     fn from(asked: TestPools) -> Self {
-        let TestPools { suites, cases, list, verbose, runner } = asked;
-        Self { selection: Selection { suites, cases }, list, verbose, runner }
+        Self {
+            selection: Selection { suites: asked.suites, cases: asked.cases },
+            short: asked.short,
+            list: asked.list,
+            verbose: asked.verbose,
+            runner: asked.runner,
+            seed: asked.seed,
+            repeat: asked.repeat,
+            report: asked.report,
+            leak_check: asked.leak_check,
+            keep_server: asked.keep_server,
+            planted: asked.planted,
+        }
     }
 }
 
@@ -127,10 +203,20 @@ fn main() -> ExitCode {
     }
 }
 
+fn run_id(text: &str) -> Result<RunId, String> {
+    RunId::parse(text).ok_or_else(|| "a run is called by six characters of a-z and 0-9".to_owned())
+}
+
 fn perform(task: Task) -> Result<(), Failure> {
+    if matches!(task, Task::HoldServer) {
+        return kept::hold(); // it listens to signals in its own way
+    }
     let interrupts = Interrupts::listen()?;
     match task {
         Task::TestPools(asked) => test_pools::test_pools(&asked.into(), &interrupts),
+        Task::Connections { terminate, run } => leftovers::connections(terminate, run.as_ref()),
+        Task::Clean { server } => leftovers::clean(server),
+        Task::HoldServer => Ok(()),
         Task::Tidy => tidy::tidy(&interrupts),
         Task::Ci => ci::ci(&interrupts),
     }
@@ -155,6 +241,22 @@ mod tests {
             panic!("another command")
         };
         assert_eq!((asked.suites.len(), asked.cases.len(), asked.verbose, asked.list), (2, 2, true, false));
+    }
+
+    #[test]
+    fn a_repeated_run_is_asked_for_like_this() {
+        let line = "xtask test-pools --short --seed 42 --repeat 3 --leak-check --report d --keep-server";
+        let Task::TestPools(asked) = Cli::parse_from(line.split(' ')).command else {
+            panic!("another command")
+        };
+        assert_eq!(
+            (asked.seed, asked.repeat, asked.short, asked.leak_check),
+            (Some(42), Some(3), true, true)
+        );
+        for wrong in ["test-pools --repeat 0", "connections --run x", "test-pools --planted weeds"] {
+            let error = Cli::try_parse_from(format!("xtask {wrong}").split(' ')).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{wrong}");
+        }
     }
 
     #[test]

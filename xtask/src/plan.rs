@@ -9,6 +9,9 @@ use std::fmt;
 /// Where the tests live that are in no module of their own; a suite is a module of the test binary.
 const ROOT_SUITE: &str = "main";
 
+/// The suite that `--short` leaves out.
+const LONG_SUITE: &str = "performance";
+
 /// How alike a name must be before it is suggested (Jaro-Winkler, 1 is equal).
 const ALIKE: f64 = 0.75;
 
@@ -37,6 +40,11 @@ impl Case {
             whole.strip_prefix(asked).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
         };
         below(&self.name) || (asked.contains("::") && below(&self.listed()))
+    }
+
+    /// Whether `--short` leaves it out.
+    pub fn is_long(&self) -> bool {
+        self.suite == LONG_SUITE
     }
 
     /// The name that is shown and may be typed; it is the path, but for a case outside of all suites.

@@ -5,12 +5,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anstyle::{AnsiColor, Style};
-use pool_testkit::run::{LeftConnection, Record, Sampled};
+use pool_testkit::run::{Figure, LeftConnection, LeftDatabase, Record, Sampled, in_tag};
 
 use crate::plan::Case;
+use crate::repeat::Tries;
 
 /// How a chosen case ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,14 +38,26 @@ pub struct CaseResult {
 }
 
 /// Everything that the summary is made from.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Run {
+    /// The mark of everything that the run did on the server.
+    pub id: String,
+    /// The server, for people.
+    pub server: String,
+    /// The seed of the first round.
+    pub seed: u64,
     /// One result for every chosen case.
     pub results: Vec<CaseResult>,
+    /// How each ended in each round.
+    pub tries: Tries,
     /// What the pools of the tests counted themselves.
     pub records: Vec<Record>,
+    /// What the tests have measured.
+    pub figures: Vec<Figure>,
     /// What the server counted.
     pub sampled: Sampled,
+    /// When it began.
+    pub began: Option<SystemTime>,
     /// How long the whole run took.
     pub elapsed: Duration,
     /// What could not be checked, so that the numbers prove less than they seem to.
@@ -84,7 +97,24 @@ const COLUMNS: [&str; 7] = ["passed", "failed", "skipped", "time", "opened", "pe
 impl Run {
     /// A run with these results of which nothing else is known yet.
     pub fn new(results: Vec<CaseResult>) -> Self {
-        Self { results, records: Vec::new(), sampled: no_samples(), elapsed: Duration::ZERO, unchecked: None }
+        Self { results, ..Self::default() }
+    }
+
+    /// Takes in what the server counted. A tag has no room for a long name, so the cases are given theirs back.
+    pub fn take_sampled(&mut self, mut sampled: Sampled) {
+        let full = |suite: &mut String, case: &mut String| {
+            let tagged = format!("{suite}::{case}");
+            if let Some(result) = self.results.iter().find(|result| in_tag(&result.case.path) == tagged) {
+                (*suite, *case) = (result.case.suite.clone(), result.case.name.clone());
+            }
+        };
+        for left in &mut sampled.left_connections {
+            full(&mut left.suite, &mut left.case);
+        }
+        for (suite, case) in sampled.left_databases.iter_mut().filter_map(|left| left.test.as_mut()) {
+            full(suite, case);
+        }
+        self.sampled = sampled;
     }
 
     /// Takes in what one of the checks after the cases says, or notes that it could not be made.
@@ -114,6 +144,7 @@ impl Run {
     pub fn summary(&self) -> String {
         let mut text = self.table();
         self.write_skipped(&mut text);
+        self.write_repeats(&mut text);
         self.write_failed(&mut text);
         self.write_leaked(&mut text);
         self.write_verdict(&mut text);
@@ -121,31 +152,50 @@ impl Run {
     }
 
     /// The ending of a case once its leaks are known.
-    fn verdict(&self, result: &CaseResult) -> Ending {
+    pub fn verdict(&self, result: &CaseResult) -> Ending {
         match &result.ending {
             Ending::Passed if self.leaked(&result.case.suite, &result.case.name) > 0 => Ending::Failed,
             ending => ending.clone(),
         }
     }
 
-    /// Connections that a case leaked, as its pools or the server noticed: the same one is often seen by both.
-    fn leaked(&self, suite: &str, case: &str) -> u32 {
-        let noticed: u32 =
-            self.records.iter().filter(|r| r.suite == suite && r.case == case).map(|r| r.leaked).sum();
-        let left = self.left(|l| l.suite == suite && l.case == case).count();
+    /// What a case left behind: databases, and connections as its pools or the server noticed them, which often both
+    /// notice the same one.
+    pub fn leaked(&self, suite: &str, case: &str) -> u32 {
+        let databases = self.left_databases(suite, case).count();
+        self.connections_leaked(suite, case) + u32::try_from(databases).unwrap_or(u32::MAX)
+    }
+
+    fn connections_leaked(&self, suite: &str, case: &str) -> u32 {
+        let noticed: u32 = self.records_of(suite, case).map(|record| record.leaked).sum();
+        let left = self.left_connections(suite, case).count();
         noticed.max(u32::try_from(left).unwrap_or(u32::MAX))
     }
 
-    fn left(&self, wanted: impl Fn(&LeftConnection) -> bool) -> impl Iterator<Item = &LeftConnection> {
-        self.sampled.left_connections.iter().filter(move |left| wanted(left))
+    /// What the pools of a case counted.
+    pub fn records_of(&self, suite: &str, case: &str) -> impl Iterator<Item = &Record> {
+        self.records.iter().filter(move |record| record.suite == suite && record.case == case)
     }
 
-    /// The suite and case of everything that leaked connections.
+    /// The connections that a case left.
+    pub fn left_connections(&self, suite: &str, case: &str) -> impl Iterator<Item = &LeftConnection> {
+        self.sampled.left_connections.iter().filter(move |left| left.suite == suite && left.case == case)
+    }
+
+    /// The databases that a case left.
+    pub fn left_databases(&self, suite: &str, case: &str) -> impl Iterator<Item = &LeftDatabase> {
+        let is_its = move |(of, name): &(String, String)| of == suite && name == case;
+        self.sampled.left_databases.iter().filter(move |left| left.test.as_ref().is_some_and(is_its))
+    }
+
+    /// The suite and case of everything that left something behind.
     fn leaking(&self) -> BTreeSet<(&str, &str)> {
         let noticed =
             self.records.iter().filter(|r| r.leaked > 0).map(|r| (r.suite.as_str(), r.case.as_str()));
         let left = self.sampled.left_connections.iter().map(|l| (l.suite.as_str(), l.case.as_str()));
-        noticed.chain(left).collect()
+        let tests = self.sampled.left_databases.iter().filter_map(|left| left.test.as_ref());
+        let databases = tests.map(|(suite, case)| (suite.as_str(), case.as_str()));
+        noticed.chain(left).chain(databases).collect()
     }
 
     /// Whether something was left behind that no case of this run answers for.
@@ -155,7 +205,8 @@ impl Run {
                 r.case.suite == *suite && r.case.name == *name && !matches!(r.ending, Ending::Skipped(_))
             })
         };
-        !self.sampled.left_databases.is_empty() || !self.leaking().iter().all(answered)
+        let nobodys = self.sampled.left_databases.iter().any(|left| left.test.is_none());
+        nobodys || !self.leaking().iter().all(answered)
     }
 
     fn rows(&self) -> BTreeMap<&str, Row> {
@@ -183,9 +234,10 @@ impl Run {
     }
 
     /// Under `cargo test` no case has a time, but its longest-lived pool has one.
-    fn recorded_time(&self, case: &Case) -> Duration {
-        let of_case = self.records.iter().filter(|r| r.suite == case.suite && r.case == case.name);
-        Duration::from_millis(of_case.map(|r| r.duration_ms).max().unwrap_or_default())
+    pub fn recorded_time(&self, case: &Case) -> Duration {
+        Duration::from_millis(
+            self.records_of(&case.suite, &case.name).map(|r| r.duration_ms).max().unwrap_or_default(),
+        )
     }
 
     fn table(&self) -> String {
@@ -207,19 +259,33 @@ impl Run {
         let (samples, seconds) = (self.sampled.samples, self.elapsed.as_secs_f64());
         let _ = writeln!(
             text,
-            "{seconds:.1} s in all (cases run side by side); at most {} connections at a time, as the server said in {samples} samples",
-            self.sampled.peak
+            "{seconds:.1} s in all (cases run side by side); at most {} connections at a time of {} that tests may use, as the server said in {samples} samples",
+            self.sampled.peak, self.sampled.budget
         );
         text
     }
 
+    /// One line for each case, or for all of a suite that are skipped for the same reason.
     fn write_skipped(&self, text: &mut String) {
-        let skipped = self.results.iter().filter_map(|result| match &result.ending {
-            Ending::Skipped(reason) => Some((&result.case.path, reason)),
-            _ => None,
-        });
-        let lines: Vec<String> = skipped.map(|(path, reason)| format!("  {path}: {reason}")).collect();
+        let mut together: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
+        for result in &self.results {
+            if let Ending::Skipped(reason) = &result.ending {
+                together.entry((&result.case.suite, reason)).or_default().push(&result.case.path);
+            }
+        }
+        let lines: Vec<String> = together
+            .into_iter()
+            .map(|((suite, reason), paths)| match paths.as_slice() {
+                [path] => format!("  {path}: {reason}"),
+                paths => format!("  {suite}, {} cases: {reason}", paths.len()),
+            })
+            .collect();
         write_section(text, ODD, "skipped", &lines);
+    }
+
+    fn write_repeats(&self, text: &mut String) {
+        write_section(text, HEAD, "passed in how many rounds", &self.tries.rates());
+        write_section(text, ODD, "flaky", &self.tries.flaky_lines());
     }
 
     fn write_failed(&self, text: &mut String) {
@@ -228,7 +294,8 @@ impl Run {
             .map(|result| {
                 let path = &result.case.path;
                 let why = if result.ending == Ending::Passed { " (passed, but leaked)" } else { "" };
-                format!("  {path}{why}\n    again: cargo xtask test-pools --case {path} -v")
+                let seed = self.tries.failing_seed(path).unwrap_or(self.seed);
+                format!("  {path}{why}\n    again: cargo xtask test-pools --case {path} --seed {seed} -v")
             })
             .collect();
         write_section(text, BAD, "failed", &lines);
@@ -237,12 +304,17 @@ impl Run {
     fn write_leaked(&self, text: &mut String) {
         let mut lines = Vec::new();
         for (suite, case) in self.leaking() {
-            lines.push(format!("  {suite}::{case}: connections not closed: {}", self.leaked(suite, case)));
-            lines.extend(self.left(|l| l.suite == suite && l.case == case).map(describe_left));
+            let connections = self.connections_leaked(suite, case);
+            let databases = self.left_databases(suite, case).count();
+            lines.push(format!(
+                "  {suite}::{case}: connections not closed: {connections}, databases not dropped: {databases}"
+            ));
+            lines.extend(self.left_connections(suite, case).map(describe_left));
+            lines
+                .extend(self.left_databases(suite, case).map(|left| format!("    database `{}`", left.name)));
         }
-        lines.extend(
-            self.sampled.left_databases.iter().map(|name| format!("  database `{name}` was not dropped")),
-        );
+        let nobodys = self.sampled.left_databases.iter().filter(|left| left.test.is_none());
+        lines.extend(nobodys.map(|left| format!("  database `{}` was not dropped", left.name)));
         write_section(text, BAD, "left behind on the server", &lines);
     }
 
@@ -283,17 +355,6 @@ impl Row {
         self.time += other.time;
         self.opened += other.opened;
         self.leaked += other.leaked;
-    }
-}
-
-/// What a sampler says that has seen nothing.
-pub fn no_samples() -> Sampled {
-    Sampled {
-        peak: 0,
-        peak_by_suite: BTreeMap::new(),
-        samples: 0,
-        left_connections: Vec::new(),
-        left_databases: Vec::new(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pool_testkit::run::{LeftConnection, Record};
+use pool_testkit::run::{LeftConnection, LeftDatabase, Record, in_tag};
 use rstest::rstest;
 
 use super::{CaseResult, Counts, Ending, Run};
@@ -33,6 +33,11 @@ fn left(suite: &str, case: &str) -> LeftConnection {
     }
 }
 
+fn database(name: &str, test: Option<(&str, &str)>) -> LeftDatabase {
+    let test = test.map(|(suite, case)| (suite.to_owned(), case.to_owned()));
+    LeftDatabase { name: name.to_owned(), test }
+}
+
 /// Two suites with a case of each kind, and nothing left behind.
 fn run() -> Run {
     let mut run = Run::new(vec![
@@ -47,6 +52,8 @@ fn run() -> Run {
         record("lifecycle", "pool_initialization", 2, 0),
     ];
     run.sampled.peak = 23;
+    run.sampled.budget = 90;
+    run.seed = 7;
     run.sampled.samples = 120;
     run.sampled.peak_by_suite.insert("concurrency".to_owned(), 20);
     run.elapsed = Duration::from_millis(2340);
@@ -64,14 +71,14 @@ fn a_run_with_a_failure_reads_like_this() {
     concurrency        1        0        0    0.31s       50       20        0
     lifecycle          1        1        1    0.13s        6        -        0
     all                2        1        1    0.44s       56       23        0
-    2.3 s in all (cases run side by side); at most 23 connections at a time, as the server said in 120 samples
+    2.3 s in all (cases run side by side); at most 23 connections at a time of 90 that tests may use, as the server said in 120 samples
 
     skipped
       lifecycle::failover: needs a second server
 
     failed
       lifecycle::full_cleanup
-        again: cargo xtask test-pools --case lifecycle::full_cleanup -v
+        again: cargo xtask test-pools --case lifecycle::full_cleanup --seed 7 -v
 
     FAILED: 1 of 3
     ");
@@ -84,24 +91,27 @@ fn a_run_with_leaks_reads_like_this() {
     let mut run = run();
     run.results.remove(2);
     run.sampled.left_connections.push(left("lifecycle", "pool_initialization"));
-    run.sampled.left_databases.push("pk_ab12cd_1".to_owned());
+    run.sampled.left_databases.push(database("pk_ab12cd_1", None));
+    let its = Some(("lifecycle", "pool_initialization"));
+    run.sampled.left_databases.push(database("tab12cd_0000001_ws_x", its));
     insta::assert_snapshot!(plain(&run), @r"
     suite         passed   failed  skipped     time   opened     peak   leaked
     concurrency        1        0        0    0.31s       50       20        0
-    lifecycle          0        1        1    0.04s        6        -        1
-    all                1        1        1    0.35s       56       23        1
-    2.3 s in all (cases run side by side); at most 23 connections at a time, as the server said in 120 samples
+    lifecycle          0        1        1    0.04s        6        -        2
+    all                1        1        1    0.35s       56       23        2
+    2.3 s in all (cases run side by side); at most 23 connections at a time of 90 that tests may use, as the server said in 120 samples
 
     skipped
       lifecycle::failover: needs a second server
 
     failed
       lifecycle::pool_initialization (passed, but leaked)
-        again: cargo xtask test-pools --case lifecycle::pool_initialization -v
+        again: cargo xtask test-pools --case lifecycle::pool_initialization --seed 7 -v
 
     left behind on the server
-      lifecycle::pool_initialization: connections not closed: 1
+      lifecycle::pool_initialization: connections not closed: 1, databases not dropped: 1
         pid 4711, idle in transaction, last query: select 1
+        database `tab12cd_0000001_ws_x`
       database `pk_ab12cd_1` was not dropped
 
     FAILED: 2 of 3
@@ -167,4 +177,31 @@ fn a_case_without_a_time_shows_how_long_its_pools_lived() {
     let mut run = Run::new(vec![result("limits::budget", Ending::Passed, 0)]);
     run.records.push(record("limits", "budget", 5, 0));
     assert!(plain(&run).contains("1.50s"), "{}", plain(&run));
+}
+
+#[test]
+fn a_leak_of_a_case_whose_name_did_not_fit_into_a_tag_is_still_that_cases() {
+    let path = format!("limits::{}", "long_".repeat(12));
+    let (suite, cut) = in_tag(&path).split_once("::").map(|(s, c)| (s.to_owned(), c.to_owned())).unwrap();
+    let mut run = Run::new(vec![result(&path, Ending::Passed, 10)]);
+    let mut sampled = run.sampled.clone();
+    sampled.left_connections.push(left(&suite, &cut));
+    sampled.left_databases.push(database("t", Some((&suite, &cut))));
+    run.take_sampled(sampled);
+    assert_eq!(run.leaked("limits", &run.results[0].case.name), 2);
+    assert_eq!(run.counts(), Counts { passed: 0, failed: 1, skipped: 0 });
+}
+
+#[test]
+fn a_suite_that_is_left_out_is_told_in_one_line() {
+    let reason = "left out by --short";
+    let out = |path: &str| result(path, Ending::Skipped(reason.to_owned()), 0);
+    let run =
+        Run::new(vec![out("performance::a"), out("performance::b"), result("limits::c", Ending::Passed, 1)]);
+    assert!(
+        plain(&run).contains("skipped\n  performance, 2 cases: left out by --short\n"),
+        "{}",
+        plain(&run)
+    );
+    assert!(run.counts().are_good());
 }

@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pool_testkit::run::{RECORDS_ENV, RUN_ENV, RunId};
+use pool_testkit::run::{RECORDS_ENV, RUN_ENV, RunId, SEED_ENV};
 
 use crate::display::Progress;
 use crate::events::{Event, Libtest, Nextest, Parser, nextest_ending};
@@ -41,8 +41,27 @@ pub enum Runner {
     Cargo,
 }
 
+/// A fault that is built into the tests on purpose, to prove that it is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Planted {
+    /// A case that leaves a session and a database behind: `--leak-check` names it.
+    Leak,
+}
+
+impl Planted {
+    /// The suite that holds what was planted.
+    pub const SUITE: &str = "planted";
+
+    fn arguments(planted: Option<Self>) -> &'static [&'static str] {
+        match planted {
+            Some(Self::Leak) => &["--features", "pool-suites/planted-leak"],
+            None => &[],
+        }
+    }
+}
+
 /// What to run, and how.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Job<'a> {
     /// By whom.
     pub runner: Runner,
@@ -52,6 +71,10 @@ pub struct Job<'a> {
     pub run: &'a RunId,
     /// Where the tests' pools leave their records.
     pub records: &'a Path,
+    /// What the tests that choose at random begin with.
+    pub seed: u64,
+    /// What is built into the tests on purpose.
+    pub planted: Option<Planted>,
     /// Let the output of passed cases be seen too.
     pub verbose: bool,
 }
@@ -73,14 +96,19 @@ impl Runner {
     fn command(self, job: &Job<'_>) -> Command {
         let mut command = cargo();
         match self {
-            Self::Nextest => nextest_arguments(&mut command, job.verbose),
+            Self::Nextest => nextest_arguments(&mut command, job),
             Self::Cargo => {
-                command.arg("test").args(TARGET).env("CARGO_TERM_QUIET", "false"); // quiet would turn lines into dots
+                command
+                    .arg("test")
+                    .args(TARGET)
+                    .args(Planted::arguments(job.planted))
+                    .env("CARGO_TERM_QUIET", "false"); // quiet would turn lines into dots
                 command.args(["--", "--color", "never"]).args(job.verbose.then_some("--show-output"));
             }
         }
         command.arg("--exact").args(job.cases.iter().map(|case| &case.path));
         command.env(RUN_ENV, job.run.to_string()).env(RECORDS_ENV, job.records);
+        command.env(SEED_ENV, job.seed.to_string());
         command
     }
 
@@ -102,9 +130,9 @@ impl Runner {
 
 /// JSON on standard output for us; on standard error only what JSON does not tell (the signal that killed a case, and the
 /// output of passed cases).
-fn nextest_arguments(command: &mut Command, verbose: bool) {
-    let (status, success) = if verbose { ("pass", "immediate") } else { ("fail", "never") };
-    command.args(["nextest", "run"]).args(TARGET).args([
+fn nextest_arguments(command: &mut Command, job: &Job<'_>) {
+    let (status, success) = if job.verbose { ("pass", "immediate") } else { ("fail", "never") };
+    command.args(["nextest", "run"]).args(TARGET).args(Planted::arguments(job.planted)).args([
         "--no-fail-fast",
         "--cargo-quiet",
         "--color",
@@ -119,9 +147,13 @@ fn nextest_arguments(command: &mut Command, verbose: bool) {
 ///
 /// # Errors
 /// [`Failure::Infrastructure`] when cargo fails, [`Failure::Interrupted`].
-pub fn build(interrupts: &Interrupts) -> Result<PathBuf, Failure> {
+pub fn build(planted: Option<Planted>, interrupts: &Interrupts) -> Result<PathBuf, Failure> {
     let mut command = cargo();
-    command.arg("test").args(TARGET).args(["--no-run", "--message-format", "json-render-diagnostics"]);
+    command.arg("test").args(TARGET).args(Planted::arguments(planted)).args([
+        "--no-run",
+        "--message-format",
+        "json-render-diagnostics",
+    ]);
     let mut running = interrupts.spawn(command.stdout(Stdio::piped()))?;
     let mut messages = String::new();
     if let Some(stdout) = &mut running.child.stdout {
@@ -194,14 +226,18 @@ fn ask(binary: &Path, arguments: &[&str]) -> Result<String, Failure> {
     Ok(String::from_utf8_lossy(&answer.stdout).into_owned())
 }
 
-/// Runs the cases of a job, and gives a result for each.
+/// Runs the cases of a job, and gives a result for each. `over` hears of each case when it is over.
 ///
 /// # Errors
 /// [`Failure::Infrastructure`] when the runner did not do its work, [`Failure::Interrupted`].
-pub fn execute(job: &Job<'_>, interrupts: &Interrupts) -> Result<Vec<CaseResult>, Failure> {
+pub fn execute(
+    job: &Job<'_>,
+    interrupts: &Interrupts,
+    over: &dyn Fn(&str),
+) -> Result<Vec<CaseResult>, Failure> {
     let mut command = job.runner.command(job);
     let mut running = interrupts.spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()))?;
-    let mut collector = Collector::new(job, Progress::start(job.cases.len()));
+    let mut collector = Collector::new(job, Progress::start(job.cases.len()), over);
     let status = pump(&mut running, &mut collector)?;
     interrupts.check()?;
     if job.runner.has_run_them(status) {
@@ -220,7 +256,7 @@ enum Line {
 }
 
 /// Hands the runner's lines to the collector until both its pipes are closed, or it is gone and silent.
-fn pump(running: &mut Running, collector: &mut Collector) -> Result<ExitStatus, Failure> {
+fn pump(running: &mut Running, collector: &mut Collector<'_>) -> Result<ExitStatus, Failure> {
     let lines = read_lines(running);
     let mut gone: Option<Instant> = None;
     loop {
@@ -267,7 +303,9 @@ fn read_in_thread(pipe: impl Read + Send + 'static, wrap: fn(String) -> Line, se
 }
 
 /// Puts together what is known of each case while the lines come in.
-struct Collector {
+struct Collector<'a> {
+    /// Told when a case is over.
+    over: &'a dyn Fn(&str),
     parser: Box<dyn Parser>,
     progress: Progress,
     /// nextest itself shows the cases and their output, so the lines of ours would only repeat them.
@@ -283,10 +321,11 @@ struct Known {
     output: String,
 }
 
-impl Collector {
-    fn new(job: &Job<'_>, progress: Progress) -> Self {
+impl<'a> Collector<'a> {
+    fn new(job: &Job<'_>, progress: Progress, over: &'a dyn Fn(&str)) -> Self {
         let known = job.cases.iter().map(|case| (case.path.clone(), Known::default())).collect();
         Self {
+            over,
             parser: job.runner.parser(),
             progress,
             forward: job.verbose && job.runner == Runner::Nextest,
@@ -322,6 +361,7 @@ impl Collector {
             Event::Started { path } if self.known.contains_key(&path) => self.progress.started(&path),
             Event::Finished { path, passed, time, output } => {
                 let Some(known) = self.known.get_mut(&path) else { return };
+                (self.over)(&path);
                 known.passed = Some(passed);
                 known.time = time;
                 known.output.push_str(&output.unwrap_or_default());

@@ -1,12 +1,13 @@
 //! What becomes of a runner's lines, and the command lines that are built; the processes themselves are tried in `process`.
 
+use std::cell::RefCell;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::ExitStatus;
 
 use pool_testkit::run::RunId;
 
-use super::{Collector, Job, Runner, executable};
+use super::{Collector, Job, Planted, Runner, executable};
 use crate::display::Progress;
 use crate::plan::{Case, Catalogue, Selection};
 use crate::report::{CaseResult, Ending};
@@ -19,14 +20,22 @@ fn cases() -> Vec<Case> {
 }
 
 fn job<'a>(runner: Runner, cases: &'a [Case], run: &'a RunId) -> Job<'a> {
-    Job { runner, cases: cases.iter().collect(), run, records: Path::new("/tmp/records"), verbose: false }
+    Job {
+        runner,
+        cases: cases.iter().collect(),
+        run,
+        records: Path::new("/tmp/records"),
+        seed: 42,
+        planted: None,
+        verbose: false,
+    }
 }
 
 /// The results of a run that printed these lines.
 fn results(runner: Runner, out: &str, err: &str) -> Vec<CaseResult> {
     let (cases, run) = (cases(), RunId::fresh());
     let job = job(runner, &cases, &run);
-    let mut collector = Collector::new(&job, Progress::silent());
+    let mut collector = Collector::new(&job, Progress::silent(), &|_| ());
     out.lines().for_each(|line| collector.out(line));
     err.lines().for_each(|line| collector.err(line.to_owned()));
     collector.into_results(&job, ExitStatus::from_raw(101 << 8))
@@ -82,6 +91,33 @@ fn both_runners_are_told_the_exact_cases_and_where_to_leave_records() {
         );
         let set: Vec<&str> = command.get_envs().filter_map(|(name, _)| name.to_str()).collect();
         assert!(set.contains(&"POOL_TEST_RUN") && set.contains(&"POOL_TEST_RECORDS"), "{set:?}");
+        let seed = command.get_envs().find(|(name, _)| *name == "POOL_TEST_SEED");
+        assert_eq!(seed.and_then(|(_, seed)| seed?.to_str()), Some("42"));
+    }
+}
+
+#[test]
+fn a_case_is_over_when_the_runner_says_so_and_once() {
+    let (cases, run) = (cases(), RunId::fresh());
+    let over = RefCell::new(Vec::new());
+    let tell = |path: &str| over.borrow_mut().push(path.to_owned());
+    let mut collector = Collector::new(&job(Runner::Cargo, &cases, &run), Progress::silent(), &tell);
+    for line in ["running 3 tests", "test limits::aborts ... ok", "test other::case ... ok", "failures:"] {
+        collector.out(line);
+    }
+    assert_eq!(*over.borrow(), ["limits::aborts"], "a case that was not chosen is nobody's business");
+}
+
+#[test]
+fn what_is_planted_is_built_by_whoever_runs_it() {
+    let (cases, run) = (cases(), RunId::fresh());
+    for runner in [Runner::Nextest, Runner::Cargo] {
+        let planted = Job { planted: Some(Planted::Leak), ..job(runner, &cases, &run) };
+        let has = |command: std::process::Command| {
+            command.get_args().any(|argument| argument == "pool-suites/planted-leak")
+        };
+        assert!(has(runner.command(&planted)));
+        assert!(!has(runner.command(&job(runner, &cases, &run))));
     }
 }
 

@@ -3,32 +3,33 @@
 //! panicking or gone. While it lives it holds, as advisory locks of its session, the pool's share of the
 //! server's connections and the sign that the pool is alive; both vanish with its process.
 
+use std::fs::{File, TryLockError};
 use std::sync::mpsc as blocking;
 use std::thread;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
-use pool_core::DatabaseName;
 use pool_postgres::PostgresConfig;
 use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, Connection, Error, Row};
+use sqlx::{Connection, Error, Row};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error::{Session, TestError};
-use crate::naming::{PoolName, serial_of_database};
+use crate::naming::{PoolName, RunId};
+use crate::run::{ALIVE_CLASS, drop_database, reap_databases};
 use crate::server::{ServerError, TestServer};
 use crate::stock::{self, Schema};
 
-/// The classes of the advisory locks: one lock a connection that tests may use, one a living pool.
+/// The class of the advisory locks that stand for the connections which tests may use, one each. That of
+/// living pools is [`ALIVE_CLASS`].
 const SHARE_CLASS: i32 = 0x706f_6f6c;
-const ALIVE_CLASS: i32 = 0x616c_6976;
 /// Left free on the server, for those who look from outside.
 const HEADROOM: i64 = 7;
 /// How long to wait between two looks for room. The one who looks is alone on this machine.
 const ROOM_PAUSE: Duration = Duration::from_millis(20);
 /// How long to wait for room in all.
-const ROOM_LIMIT: Duration = Duration::from_mins(3);
+const ROOM_LIMIT: Duration = Duration::from_secs(100);
 
 /// Work for the keeper's connection.
 type Task = Box<dyn for<'a> FnOnce(&'a mut Admin) -> BoxFuture<'a, ()> + Send>;
@@ -153,7 +154,8 @@ fn keep(
         let server = TestServer::obtain()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(ServerError::from)?;
-        let admin = runtime.block_on(Admin::start(&server, &name, connections))?;
+        let is_dropped = || ready.is_closed();
+        let admin = runtime.block_on(Admin::start(&server, &name, connections, is_dropped))?;
         Ok((server, runtime, admin))
     };
     match begin() {
@@ -179,16 +181,30 @@ fn keep(
 }
 
 impl Admin {
-    async fn start(server: &TestServer, name: &PoolName, connections: u32) -> Result<Self, TestError> {
+    async fn start(
+        server: &TestServer,
+        name: &PoolName,
+        connections: u32,
+        is_dropped: impl Fn() -> bool,
+    ) -> Result<Self, TestError> {
         let config = server.config().clone().application_name(&name.keeper_tag());
         let options = config.connect_options(server.system_database());
-        // One asker at a time on this machine, so that those who wait for room do not take it up.
-        let gate = server.gate().map_err(ServerError::from)?;
+        let began = Instant::now();
+        let gives_up = || is_dropped() || began.elapsed() > ROOM_LIMIT;
+        // One asker at a time on this machine, so that those who wait for room do not take it up. Whoever
+        // needs none passes by: it may be what the asker is waiting for.
+        let gate = if connections > 0 { Some(pass_gate(server, connections, gives_up).await?) } else { None };
         let failed = |doing| move |source| TestError::Keeper { doing, source };
         let mut conn = PgConnection::connect_with(&options).await.map_err(failed("connecting"))?;
         stock::arrive(&mut conn).await.map_err(failed("registering"))?;
-        reap(&mut conn).await.map_err(failed("removing what dead runs have left"))?;
-        wait_for_room(&mut conn, connections).await?;
+        // What pools of a run under supervision leave is its supervisor's to name, and then to drop.
+        let spared = RunId::supervised();
+        reap_databases(&mut conn, spared.as_ref())
+            .await
+            .map_err(failed("removing what dead runs have left"))?;
+        if connections > 0 {
+            wait_for_room(&mut conn, connections, gives_up).await?;
+        }
         drop(gate);
         sqlx::query("select pg_advisory_lock($1, $2)")
             .bind(ALIVE_CLASS)
@@ -217,10 +233,11 @@ impl Admin {
             .collect()
     }
 
-    /// Ends the sessions of this pool, whatever they do. Returns how many there were.
+    /// Ends the sessions of this pool, whatever they do, and waits until they are gone. Returns how many
+    /// there were.
     pub(crate) async fn terminate(&mut self) -> Result<u32, Error> {
         let pids = sqlx::query_scalar::<_, bool>(
-            "select pg_terminate_backend(pid) from pg_stat_activity where application_name = $1",
+            "select pg_terminate_backend(pid, 5000) from pg_stat_activity where application_name = $1",
         );
         let ended = pids.bind(&self.tag).fetch_all(&mut self.conn).await?;
         Ok(u32::try_from(ended.len()).unwrap_or(u32::MAX))
@@ -254,85 +271,98 @@ impl Admin {
     }
 }
 
-/// Takes `wanted` of the locks that stand for the connections which tests may use, all or none at a time.
-async fn wait_for_room(conn: &mut PgConnection, wanted: u32) -> Result<(), TestError> {
-    if wanted == 0 {
-        return Ok(());
+/// Waits for its turn to look for room.
+async fn pass_gate(server: &TestServer, wanted: u32, gives_up: impl Fn() -> bool) -> Result<File, TestError> {
+    let gate = server.gate().map_err(ServerError::from)?;
+    while !gives_up() {
+        match gate.try_lock() {
+            Ok(()) => return Ok(gate),
+            Err(TryLockError::WouldBlock) => tokio::time::sleep(ROOM_PAUSE).await,
+            Err(TryLockError::Error(error)) => return Err(ServerError::from(error).into()),
+        }
     }
+    Err(TestError::NoRoom { wanted, after: ROOM_LIMIT })
+}
+
+/// Takes `wanted` of the locks that stand for the connections which tests may use, all or none at a time:
+/// whoever sat on half of what it needs could wait for another who does the same.
+async fn wait_for_room(
+    conn: &mut PgConnection,
+    wanted: u32,
+    gives_up: impl Fn() -> bool,
+) -> Result<(), TestError> {
     let failed = |source| TestError::Keeper { doing: "waiting for room on the server", source };
-    let began = std::time::Instant::now();
-    while began.elapsed() < ROOM_LIMIT {
-        let (capacity, others) = capacity(conn).await.map_err(failed)?;
-        if i64::from(wanted) > capacity {
-            let capacity = u32::try_from(capacity).unwrap_or(0);
-            return Err(TestError::TooLarge { wanted, capacity });
+    let wanted_too = i64::from(wanted);
+    while !gives_up() {
+        let Room { capacity, others, held } = room(conn).await.map_err(failed)?;
+        if wanted_too > capacity {
+            return Err(TestError::TooLarge { wanted, capacity: u32::try_from(capacity).unwrap_or(0) });
         }
-        let room = capacity - others;
-        let got: i64 = sqlx::query_scalar(
-            "select count(*) from (select from generate_series(1, $1::int) as slot \
-             where pg_try_advisory_lock($2, slot) limit $3) as got",
-        )
-        .bind(i32::try_from(room).unwrap_or(0))
-        .bind(SHARE_CLASS)
-        .bind(i64::from(wanted))
-        .fetch_one(&mut *conn)
-        .await
-        .map_err(failed)?;
-        if got >= i64::from(wanted) {
-            return Ok(());
+        if wanted_too <= capacity - others - held {
+            take(conn, wanted_too).await.map_err(failed)?;
+            let now = room(conn).await.map_err(failed)?;
+            if now.held + now.others <= now.capacity {
+                return Ok(());
+            }
+            give_back(conn).await.map_err(failed)?;
         }
-        // All or none: whoever sits on half of what it needs could wait for another who does the same.
-        sqlx::query(
-            "select pg_advisory_unlock($1, objid::int) from pg_locks where pid = pg_backend_pid() \
-                     and locktype = 'advisory' and classid = $1::int::oid",
-        )
-        .bind(SHARE_CLASS)
-        .execute(&mut *conn)
-        .await
-        .map_err(failed)?;
         tokio::time::sleep(ROOM_PAUSE).await;
     }
     Err(TestError::NoRoom { wanted, after: ROOM_LIMIT })
 }
 
-/// How many connections tests may use together, and how many sessions of others there are.
-async fn capacity(conn: &mut PgConnection) -> Result<(i64, i64), Error> {
+async fn take(conn: &mut PgConnection, wanted: i64) -> Result<(), Error> {
+    sqlx::query(
+        "select from generate_series(1, 1000000) as slot where pg_try_advisory_lock($1, slot) limit $2",
+    )
+    .bind(SHARE_CLASS)
+    .bind(wanted)
+    .execute(conn)
+    .await
+    .map(drop)
+}
+
+async fn give_back(conn: &mut PgConnection) -> Result<(), Error> {
+    sqlx::query(
+        "select pg_advisory_unlock($1, objid::bigint::int) from pg_locks \
+         where pid = pg_backend_pid() and locktype = 'advisory' and classid::bigint = $1::bigint",
+    )
+    .bind(SHARE_CLASS)
+    .execute(conn)
+    .await
+    .map(drop)
+}
+
+/// How the server's connections are shared, over all its databases.
+struct Room {
+    /// What tests may use together.
+    capacity: i64,
+    /// Sessions that are nobody's test.
+    others: i64,
+    /// What test pools hold, used or not.
+    held: i64,
+}
+
+async fn room(conn: &mut PgConnection) -> Result<Room, Error> {
     let row = sqlx::query(
         "select current_setting('max_connections')::bigint \
               - current_setting('superuser_reserved_connections')::bigint \
               - coalesce(current_setting('reserved_connections', true), '0')::bigint, \
-         (select count(*) from pg_stat_activity where backend_type = 'client backend' \
-              and application_name !~ '^p[tk]:')",
+         (select count(*) from pg_stat_activity where datid is not null and application_name !~ '^p[tk]:'), \
+         (select count(*) from pg_locks where locktype = 'advisory' and classid::bigint = $1::bigint and granted)",
     )
+    .bind(SHARE_CLASS)
     .fetch_one(conn)
     .await?;
-    Ok((row.try_get::<i64, _>(0)? - HEADROOM, row.try_get(1)?))
+    Ok(Room {
+        capacity: row.try_get::<i64, _>(0)? - HEADROOM,
+        others: row.try_get(1)?,
+        held: row.try_get(2)?,
+    })
 }
 
-/// Drops the databases of pools whose keeper is gone: their processes were killed.
-async fn reap(conn: &mut PgConnection) -> Result<(), Error> {
-    let names: Vec<String> = sqlx::query_scalar(
-        "select datname::text from pg_database where datname ~ '^t[0-9a-z]{6}_[0-9a-z]{7}_ws_'",
-    )
-    .fetch_all(&mut *conn)
-    .await?;
-    for name in names {
-        let Some(serial) = serial_of_database(&name) else { continue };
-        let lock = "select pg_try_advisory_lock($1, $2)";
-        let is_dead: bool =
-            sqlx::query_scalar(lock).bind(ALIVE_CLASS).bind(serial).fetch_one(&mut *conn).await?;
-        if is_dead {
-            drop_database(conn, &name).await?;
-            let unlock = sqlx::query("select pg_advisory_unlock($1, $2)").bind(ALIVE_CLASS).bind(serial);
-            unlock.execute(&mut *conn).await?;
-        }
-    }
-    Ok(())
-}
-
-pub(crate) async fn drop_database(conn: &mut PgConnection, name: &str) -> Result<(), Error> {
-    let Ok(name) = DatabaseName::new(name) else { return Ok(()) };
-    let drop = format!("drop database if exists {} with (force)", name.quoted());
-    sqlx::raw_sql(AssertSqlSafe(drop)).execute(conn).await?;
-    Ok(())
+/// The most connections that tests may use together, when nobody else uses any.
+pub(crate) async fn budget(conn: &mut PgConnection) -> Result<u32, Error> {
+    let Room { capacity, .. } = room(conn).await?;
+    Ok(u32::try_from(capacity).unwrap_or(0))
 }

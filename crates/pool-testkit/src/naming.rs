@@ -9,9 +9,11 @@ const APPLICATION_NAME_BYTES_MAX: usize = 63;
 const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
 const RUN_CHARS: usize = 6;
 const POOL_CHARS: usize = 7;
+/// What is left of that for the test, behind `pt:`, the run, the pool and their colons.
+const TEST_BYTES_MAX: usize = APPLICATION_NAME_BYTES_MAX - "pt:::".len() - RUN_CHARS - POOL_CHARS;
 
 /// One run of the suites: six characters.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RunId(String);
 
 impl RunId {
@@ -22,8 +24,17 @@ impl RunId {
 
     /// The run that this process is part of, as its environment says, or a new one.
     pub fn of_process() -> Self {
-        let named = std::env::var(crate::run::RUN_ENV).ok();
-        named.filter(|run| is_run(run)).map_or_else(Self::fresh, Self)
+        Self::supervised().unwrap_or_else(Self::fresh)
+    }
+
+    /// The run of this name, if it can be one.
+    pub fn parse(name: &str) -> Option<Self> {
+        is_run(name).then(|| Self(name.to_owned()))
+    }
+
+    /// The run that this process was told to be part of, by somebody who looks after what it leaves.
+    pub(crate) fn supervised() -> Option<Self> {
+        Self::parse(&std::env::var(crate::run::RUN_ENV).ok()?)
     }
 
     /// What the `application_name` of all sessions of this run's pools begins with.
@@ -69,12 +80,16 @@ impl PoolName {
 
     /// The tag of the pool's sessions.
     pub(crate) fn tag(&self) -> String {
-        cut(format!("{}{}:{}::{}", self.run.sessions(), self.pool(), self.suite, self.case))
+        format!("{}{}:{}", self.run.sessions(), self.pool(), self.test())
     }
 
     /// The tag of its keeper's session, which is not the pool's.
     pub(crate) fn keeper_tag(&self) -> String {
-        cut(format!("pk:{}:{}:{}::{}", self.run, self.pool(), self.suite, self.case))
+        format!("pk:{}:{}:{}", self.run, self.pool(), self.test())
+    }
+
+    fn test(&self) -> String {
+        in_tag(&format!("{}::{}", self.suite, self.case))
     }
 
     /// The prefix of its databases.
@@ -94,19 +109,66 @@ pub(crate) fn serial_of_database(name: &str) -> Option<i32> {
     let (run, rest) = name.strip_prefix('t')?.split_at_checked(RUN_CHARS)?;
     let pool = rest.strip_prefix('_')?.get(..POOL_CHARS)?;
     let marked = rest.get(1 + POOL_CHARS..)?.starts_with("_ws_");
-    let serial = u64::from_str_radix(pool, 36).ok()?;
-    (is_run(run) && marked && is_lower(pool)).then(|| i32::try_from(serial).ok())?
+    (is_run(run) && marked).then(|| serial(pool))?
 }
 
-/// The suite and the case in a session's tag.
-pub(crate) fn case_of_tag(tag: &str) -> (String, String) {
-    let test = tag.splitn(4, ':').nth(3).unwrap_or_default();
-    split_test(test)
+fn serial(pool: &str) -> Option<i32> {
+    if pool.len() != POOL_CHARS || !is_lower(pool) {
+        return None;
+    }
+    u64::from_str_radix(pool, 36).ok().and_then(|serial| i32::try_from(serial).ok())
+}
+
+/// The run in the name of a test pool's database.
+pub(crate) fn run_of_database(name: &str) -> Option<RunId> {
+    serial_of_database(name)?;
+    RunId::parse(name.get(1..=RUN_CHARS)?)
+}
+
+/// What a session's tag tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Tag {
+    /// A keeper's session and not its pool's.
+    pub(crate) is_keeper: bool,
+    pub(crate) run: RunId,
+    pub(crate) serial: i32,
+    pub(crate) suite: String,
+    pub(crate) case: String,
+}
+
+impl Tag {
+    pub(crate) fn parse(application_name: &str) -> Option<Self> {
+        let mut parts = application_name.splitn(4, ':');
+        let is_keeper = match parts.next()? {
+            "pt" => false,
+            "pk" => true,
+            _ => return None,
+        };
+        let run = RunId::parse(parts.next()?)?;
+        let serial = serial(parts.next()?)?;
+        let (suite, case) = split_test(parts.next()?);
+        Some(Self { is_keeper, run, serial, suite, case })
+    }
+}
+
+/// What stands in a tag for the test of this path: the path itself, or where that is too long its beginning
+/// and a hash of the whole, so that no two tests are taken for each other.
+pub fn in_tag(path: &str) -> String {
+    // The server keeps printable ASCII only.
+    let plain: String = path.chars().map(|c| if matches!(c, ' '..='~') { c } else { '_' }).collect();
+    if plain == path && path.len() <= TEST_BYTES_MAX {
+        return plain;
+    }
+    let hash =
+        path.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    let mark = base36(i32::try_from(hash >> 1).unwrap_or_default());
+    let end = plain.len().min(TEST_BYTES_MAX - POOL_CHARS - 1);
+    format!("{}~{mark}", &plain[..end])
 }
 
 /// libtest names the thread of a test after it; nextest, whose tests may run on the main thread, says so
 /// in the environment.
-fn current_test() -> (String, String) {
+pub(crate) fn current_test() -> (String, String) {
     let thread = std::thread::current();
     let named = thread.name().filter(|name| *name != "main").map(ToOwned::to_owned);
     split_test(&std::env::var("NEXTEST_TEST_NAME").ok().or(named).unwrap_or_default())
@@ -131,12 +193,6 @@ fn base36(serial: i32) -> String {
         rest /= DIGITS.len();
     }
     digits.iter().map(|digit| char::from(*digit)).collect()
-}
-
-fn cut(mut name: String) -> String {
-    let end = (0..=APPLICATION_NAME_BYTES_MAX).rev().find(|at| name.is_char_boundary(*at)).unwrap_or(0);
-    name.truncate(end.min(name.len()));
-    name
 }
 
 #[cfg(test)]
@@ -166,9 +222,46 @@ mod tests {
 
     #[test]
     fn a_tag_tells_its_case() {
-        let name = PoolName { run: RunId::fresh(), serial: 1, suite: "limits".into(), case: "edge".into() };
-        assert_eq!(case_of_tag(&name.tag()), ("limits".to_owned(), "edge".to_owned()));
-        let long = PoolName { case: "x".repeat(100), ..name };
-        assert_eq!(long.tag().len(), 63);
+        let name = PoolName { run: RunId::fresh(), serial: 7, suite: "limits".into(), case: "edge".into() };
+        let tag = Tag::parse(&name.tag()).unwrap();
+        assert_eq!((tag.is_keeper, &tag.run, tag.serial), (false, &name.run, 7));
+        assert_eq!((tag.suite.as_str(), tag.case.as_str()), ("limits", "edge"));
+        assert!(Tag::parse(&name.keeper_tag()).unwrap().is_keeper);
+    }
+
+    #[test]
+    fn a_test_whose_name_is_not_ascii_has_a_tag_that_the_server_keeps() {
+        let (one, two) = (in_tag("s::caf\u{e9}"), in_tag("s::caf\u{ea}"));
+        assert!(one.is_ascii() && one.starts_with("s::caf_~"), "{one}");
+        assert_ne!(one, two);
+    }
+
+    #[test]
+    fn tests_whose_names_begin_alike_have_tags_of_their_own() {
+        let name = PoolName { run: RunId::fresh(), serial: 1, suite: "limits".into(), case: "x".repeat(100) };
+        let other = PoolName { case: format!("{}y", "x".repeat(99)), ..name.clone() };
+        assert_eq!((name.tag().len(), name.keeper_tag().len()), (63, 63));
+        assert_ne!(name.tag(), other.tag());
+        let tag = Tag::parse(&name.tag()).unwrap();
+        assert_eq!(in_tag(&format!("limits::{}", name.case)), format!("{}::{}", tag.suite, tag.case));
+        assert!(in_tag(&"ö".repeat(60)).len() <= 45, "cut between characters");
+    }
+
+    #[rstest]
+    #[case("psql")]
+    #[case("pt:")]
+    #[case("pt:abcdef:0000001")]
+    #[case("pt:ABCDEF:0000001:s::c")]
+    #[case("pt:abcdef:1:s::c")]
+    #[case("pk:abcdef:sampler")]
+    fn a_session_of_somebody_else_has_no_tag(#[case] application_name: &str) {
+        assert_eq!(Tag::parse(application_name), None);
+    }
+
+    #[test]
+    fn a_database_tells_its_run() {
+        let name = PoolName { run: RunId::fresh(), serial: 1, suite: "s".into(), case: "c".into() };
+        assert_eq!(run_of_database(&format!("{}_ws_x", name.prefix())), Some(name.run));
+        assert_eq!(run_of_database("tabcdef_note"), None);
     }
 }

@@ -9,7 +9,8 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection, Error};
 use tokio::time::{Duration, sleep};
 
-use crate::keeper::{Errands, drop_database};
+use crate::keeper::Errands;
+use crate::run::drop_database;
 
 /// What the names of all templates and stocked copies begin with.
 const PREFIX: &str = "tk_";
@@ -152,20 +153,24 @@ pub(crate) async fn arrive(system: &mut PgConnection) -> Result<(), Error> {
     lock("pg_advisory_lock_shared", system).await
 }
 
-/// Says that a keeper is gone; the last one takes everything stocked away.
+/// Says that a keeper is gone; the last one takes everything stocked away. Its session ends next, and with
+/// it whatever lock it holds.
 pub(crate) async fn leave(system: &mut PgConnection) -> Result<(), Error> {
     lock("pg_advisory_unlock_shared", system).await?;
     let (class, key) = PRESENCE;
-    let alone: bool = sqlx::query_scalar("select pg_try_advisory_lock($1, $2)")
-        .bind(class)
-        .bind(key)
-        .fetch_one(&mut *system)
-        .await?;
+    // The locks of keepers that are connected to another database are seen, though not in the way.
+    let alone: bool = sqlx::query_scalar(
+        "select pg_try_advisory_lock($1, $2) and not exists(select from pg_locks where locktype = 'advisory' \
+         and classid::bigint = $1::bigint and pid <> pg_backend_pid())",
+    )
+    .bind(class)
+    .bind(key)
+    .fetch_one(&mut *system)
+    .await?;
     if alone {
         for name in names(system, PREFIX).await? {
             drop_database(system, &name).await?;
         }
-        lock("pg_advisory_unlock", system).await?;
     }
     Ok(())
 }

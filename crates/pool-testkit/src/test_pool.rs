@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use pool_core::{DatabaseName, DatabaseNaming};
-use pool_postgres::{DatabaseSource, Limits, PgPools, PgPoolsBuilder, PostgresConfig, Template, WorkspaceId};
+use pool_postgres::{
+    CloseError, DatabaseSource, Limits, PgPools, PgPoolsBuilder, PostgresConfig, Template, WorkspaceId,
+};
 use tokio::sync::Mutex;
 
 use crate::error::{Session, TestError};
@@ -42,6 +44,7 @@ pub struct TestPool {
 #[derive(Clone, Debug)]
 enum Outcome {
     Clean,
+    NotGraceful(CloseError),
     Leaked(Vec<Session>),
 }
 
@@ -273,10 +276,12 @@ impl TestPool {
     /// # Cancel safety
     /// Dropping the future loses nothing.
     pub async fn verify_no_leaked_connections(&self) -> Result<(), TestError> {
+        // A session that ends between the two looks was known before, if not after.
+        let before = self.pools.stats().connections().total();
         let sessions = self.sessions().await?;
         let stats = self.pools.stats();
         let control = if self.outcome.lock().await.is_some() { 0 } else { stats.control };
-        if count(&sessions) > stats.connections().total() + control {
+        if count(&sessions) > before.max(stats.connections().total()) + control {
             return Err(TestError::Leaked { pool: self.name.to_string(), sessions });
         }
         Ok(())
@@ -343,15 +348,19 @@ impl TestPool {
                 })
             })
             .await?;
-        let found = if left.is_empty() { Outcome::Clean } else { Outcome::Leaked(left) };
+        let found = match (left.is_empty(), closed) {
+            (false, _) => Outcome::Leaked(left),
+            (true, Err(error)) => Outcome::NotGraceful(error),
+            (true, Ok(())) => Outcome::Clean,
+        };
         *outcome = Some(found.clone());
-        closed.map_err(|source| TestError::Close { pool: self.name.to_string(), source })?;
         self.told(found)
     }
 
     fn told(&self, outcome: Outcome) -> Result<(), TestError> {
         match outcome {
             Outcome::Clean => Ok(()),
+            Outcome::NotGraceful(source) => Err(TestError::Close { pool: self.name.to_string(), source }),
             Outcome::Leaked(sessions) => Err(TestError::Leaked { pool: self.name.to_string(), sessions }),
         }
     }
@@ -381,7 +390,7 @@ impl Deref for TestPool {
 
 impl Drop for TestPool {
     fn drop(&mut self) {
-        let is_clean = matches!(self.outcome.get_mut(), Some(Outcome::Clean));
+        let is_clean = self.outcome.get_mut().is_some();
         if !is_clean {
             let ended = self.keeper.run_blocking(|admin| {
                 Box::pin(async {

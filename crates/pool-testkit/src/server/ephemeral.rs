@@ -101,6 +101,24 @@ impl Ephemeral {
         Err(ServerError::JoinTimedOut { base: base.path().into(), after: JOIN_TIMEOUT })
     }
 
+    /// Joins this user's running server, if there is one; starts none.
+    ///
+    /// # Errors
+    /// See [`ServerError`]; each says what to do.
+    pub fn join_running() -> Result<Option<Self>, ServerError> {
+        let Some(base) = Base::existing(&Base::default_path())? else { return Ok(None) };
+        let lock = base.lock()?;
+        let Attempt::Joined(record, hold) = attempt(&lock)? else { return Ok(None) };
+        drop(lock);
+        Ok(Some(Self { record: *record, base, hold, watchdog: None }))
+    }
+
+    /// Where the servers of this user lie.
+    #[must_use]
+    pub fn base_directory() -> PathBuf {
+        Base::default_path()
+    }
+
     /// The address to connect to, always the loopback interface.
     #[must_use]
     pub fn host(&self) -> &str {

@@ -10,6 +10,7 @@
 //!     current                       names the server to join; mode 0600                 record.rs
 //!     srv-<random>/                 one server                                          start.rs
 //!         fifo, holders             who uses it                                         hold.rs
+//!         kept                      locked by the process that keeps it, if one does       kept.rs
 //!         data/, log, settings.conf PostgreSQL's own
 //!         watchdog.sh, watchdog.log starts the server, sees the last user go, ends it   watchdog.sh
 //! ```
@@ -21,6 +22,7 @@ mod binaries;
 pub mod ephemeral;
 mod error;
 mod hold;
+mod kept;
 mod owner;
 mod reap;
 mod record;
@@ -30,5 +32,6 @@ mod test_server;
 pub use binaries::{Binaries, Search};
 pub use ephemeral::Ephemeral;
 pub use error::ServerError;
+pub use kept::{KeptMark, KeptServer, kept_server};
 pub use reap::{Reaped, reap_orphans};
 pub use test_server::TestServer;

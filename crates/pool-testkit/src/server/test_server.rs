@@ -7,6 +7,7 @@ use pool_postgres::PostgresConfig;
 use sqlx::Connection;
 use sqlx::postgres::PgConnection;
 
+use super::kept::{self, KeptMark};
 use super::{Ephemeral, ServerError};
 
 /// A hold on a test server. An ephemeral one lives at least as long as anybody holds it, in any process.
@@ -43,14 +44,49 @@ impl TestServer {
     }
 
     fn ephemeral() -> Result<Self, ServerError> {
-        let server = Ephemeral::join_or_start()?;
+        Ok(Self::of_ephemeral(Ephemeral::join_or_start()?))
+    }
+
+    /// The server that the environment names, or else the shared ephemeral one if it runs now; starts none.
+    ///
+    /// # Errors
+    /// [`ServerError`], which says what to do.
+    pub fn running() -> Result<Option<Self>, ServerError> {
+        match PostgresConfig::named_by_env() {
+            Some(variable) => Self::of_environment(variable).map(Some),
+            None => Ok(Ephemeral::join_running()?.map(Self::of_ephemeral)),
+        }
+    }
+
+    fn of_ephemeral(server: Ephemeral) -> Self {
         let config = PostgresConfig::new(server.host())
             .port(server.port())
             .user(server.user())
             .password(server.password())
             .system_database(server.database());
         let system_database = server.database().to_owned();
-        Ok(Self { config, system_database, origin: Origin::Ephemeral(Box::new(server)) })
+        Self { config, system_database, origin: Origin::Ephemeral(Box::new(server)) }
+    }
+
+    /// The command that connects to an ephemeral server, its password included: it is random, and goes with it.
+    pub fn psql(&self) -> Option<String> {
+        let Origin::Ephemeral(server) = &self.origin else { return None };
+        let (host, port, user) = (server.host(), server.port(), server.user());
+        let (password, database) = (server.password(), server.database());
+        Some(format!("PGPASSWORD={password} psql -h {host} -p {port} -U {user} {database}"))
+    }
+
+    /// Says that this process keeps the server, which must be an ephemeral one; it does as long as it holds both.
+    ///
+    /// # Errors
+    /// [`ServerError`] when it is not ephemeral, or its directory cannot be written.
+    pub fn mark_kept(&self) -> Result<KeptMark, ServerError> {
+        match &self.origin {
+            Origin::Ephemeral(server) => kept::mark(&server.directory()),
+            Origin::Environment { variable } => {
+                Err(io::Error::other(format!("the server that {variable} names is not ours to keep")).into())
+            }
+        }
     }
 
     /// How to reach it.
@@ -68,22 +104,20 @@ impl TestServer {
         matches!(self.origin, Origin::Ephemeral(_))
     }
 
-    /// Held by the one on this machine who may look for room on this server; waits for it. The file lies
+    /// The file that is locked by the one on this machine who may look for room on this server. It lies
     /// with the server if that is ephemeral, and goes with it.
     pub(crate) fn gate(&self) -> io::Result<File> {
         let path = match &self.origin {
             Origin::Ephemeral(server) => server.directory().join("gate"),
             Origin::Environment { .. } => {
                 let user = nix::unistd::Uid::effective();
-                let place = self.config.place(&self.system_database);
+                let place = self.config.place("");
                 let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
                 let name: String = place.chars().map(plain).collect();
                 std::env::temp_dir().join(format!("pool-testkit-{user}-{name}.gate"))
             }
         };
-        let file = File::options().create(true).append(true).open(path)?;
-        file.lock()?;
-        Ok(file)
+        File::options().create(true).append(true).open(path)
     }
 
     /// What it is and where, for people. Asks a server named by the environment for its version.
