@@ -48,7 +48,8 @@ pub(crate) struct Engine<D: Driver> {
     /// Workspaces that are known to have a database.
     pub(crate) facts: Cache<WorkspaceId, ()>,
     jobs: mpsc::UnboundedSender<Job<D>>,
-    /// Told whenever something that is being closed has no connection left.
+    /// Told whenever something that is being closed has no connection left, and whenever a connection is
+    /// gone: a close that had to cut waits for all but the leases still in their holders' hands.
     pub(crate) drained: Notify,
 }
 

@@ -104,6 +104,7 @@ impl<D: Driver> OpenGuard<D> {
         let error = Arc::new(error);
         self.engine.tell(&Event::OpenFailed { target: work.target(), error: &error });
         self.engine.step(self.share, |registry, now| registry.open_failed(work, error, now));
+        self.engine.drained.notify_waiters();
     }
 }
 
@@ -167,6 +168,7 @@ impl<D: Driver> Drop for CloseGuard<D> {
         self.engine.handles.remove(&(self.share, debt.connection()));
         self.engine.tell(&Event::Closed { target: debt.target(), reason: debt.reason() });
         self.engine.step(self.share, |registry, now| registry.closed(debt, now));
+        self.engine.drained.notify_waiters();
     }
 }
 

@@ -318,6 +318,23 @@ async fn c1_leases_held_past_the_deadline_are_cut_and_their_drop_is_safe() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn c1_a_close_that_had_to_cut_returns_as_soon_as_only_leases_are_left() {
+    let (server, manager) = start(2, &["a", "b"], |s| s.close_timeout = Duration::from_secs(3)).await;
+    let kept = manager.acquire(&id("a")).await.unwrap();
+    let late = manager.acquire(&id("b")).await.unwrap();
+    server.close_takes(Duration::from_secs(1));
+    let began = Instant::now();
+    // Given back just before the deadline, closed just after it.
+    let (outcome, ()) = tokio::join!(manager.close(), async {
+        sleep(Duration::from_millis(2_900)).await;
+        drop(late);
+    });
+    assert_eq!(began.elapsed(), Duration::from_millis(3_900));
+    assert!(matches!(outcome, Err(CloseError::Cut { leases: 1, .. })), "{outcome:?}");
+    drop(kept);
+}
+
+#[tokio::test(start_paused = true)]
 async fn c3_close_may_be_raced_repeated_and_taken_up_again() {
     let (server, manager) = start(2, &["a"], |_| ()).await;
     let lease = manager.acquire(&id("a")).await.unwrap();
