@@ -8,7 +8,7 @@ use pool_core::Condition;
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Error, Row};
 
-use crate::classify::is_fatal;
+use crate::classify::{is_fatal, is_loss};
 use crate::statement::is_plain;
 
 /// A session as the server knows it. A pid alone is used again after a while; with the time the backend
@@ -27,13 +27,15 @@ pub struct PgConn {
     session: Session,
     /// Something went over the connection that may have left a transaction or a session state behind.
     marked: bool,
+    /// A statement failed because the session is gone.
+    lost: bool,
 }
 
 impl PgConn {
     /// Asks the server who we are there.
     pub(crate) async fn identify(mut conn: PgConnection) -> Result<Self, Error> {
         let session = session_of(&mut conn).await?;
-        Ok(Self { conn, session, marked: false })
+        Ok(Self { conn, session, marked: false, lost: false })
     }
 
     pub(crate) fn session(&self) -> &Session {
@@ -55,10 +57,12 @@ impl PgConn {
         &mut self.conn
     }
 
-    /// Access for one statement, which marks the connection unless the statement is plain.
-    pub(crate) fn tracked(&mut self, sql: &str, has_arguments: bool) -> &mut PgConnection {
+    /// Access for one statement, which marks the connection unless the statement is plain. Its errors are
+    /// to be noted, so that a connection that broke is known to be broken when it comes back: what follows
+    /// the server's last word, the end of the wire, may not have arrived yet.
+    pub(crate) fn tracked(&mut self, sql: &str, has_arguments: bool) -> (&mut PgConnection, Losses<'_>) {
         self.marked |= !is_plain(sql, has_arguments);
-        &mut self.conn
+        (&mut self.conn, Losses { lost: &mut self.lost })
     }
 
     /// Access for the adapter itself, which knows what it does.
@@ -77,6 +81,9 @@ impl PgConn {
     /// What is known without a round trip. sqlx's `flush`, polled once, says whether an answer is still
     /// on the wire.
     pub(crate) fn condition(&mut self) -> Condition {
+        if self.lost {
+            return Condition::Broken;
+        }
         if self.marked || self.conn.is_in_transaction() || self.conn.should_flush() {
             return Condition::Suspect;
         }
@@ -90,6 +97,17 @@ impl PgConn {
 
     pub(crate) fn into_parts(self) -> (PgConnection, Session) {
         (self.conn, self.session)
+    }
+}
+
+/// Takes note of errors that tell that the session is gone.
+pub(crate) struct Losses<'a> {
+    lost: &'a mut bool,
+}
+
+impl Losses<'_> {
+    pub(crate) fn note(&mut self, error: &Error) {
+        *self.lost |= is_loss(error);
     }
 }
 

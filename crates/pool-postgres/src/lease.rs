@@ -5,12 +5,13 @@ use std::ops::{Deref, DerefMut};
 
 use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
+use futures_util::{TryFutureExt, TryStreamExt};
 use pool_core::Target;
 use pool_manager::Lease;
 use sqlx::postgres::{PgConnection, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{Acquire, Describe, Either, Error, Execute, Executor, Postgres, SqlStr, Transaction};
 
-use crate::connection::PgConn;
+use crate::connection::{Losses, PgConn};
 use crate::driver::PgDriver;
 use crate::statement::Taken;
 
@@ -49,7 +50,7 @@ impl PgLease {
         &mut self.lease
     }
 
-    fn tracked(&mut self, query: &Taken) -> &mut PgConnection {
+    fn tracked(&mut self, query: &Taken) -> (&mut PgConnection, Losses<'_>) {
         self.lease.tracked(query.text(), query.has_arguments())
     }
 }
@@ -97,7 +98,8 @@ impl<'c> Executor<'c> for &'c mut PgLease {
         E: 'q,
     {
         let query = Taken::new(query);
-        self.tracked(&query).fetch_many(query)
+        let (conn, mut losses) = self.tracked(&query);
+        Box::pin(conn.fetch_many(query).inspect_err(move |error| losses.note(error)))
     }
 
     fn fetch_optional<'e, 'q, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, Error>>
@@ -108,7 +110,8 @@ impl<'c> Executor<'c> for &'c mut PgLease {
         E: 'q,
     {
         let query = Taken::new(query);
-        self.tracked(&query).fetch_optional(query)
+        let (conn, mut losses) = self.tracked(&query);
+        Box::pin(conn.fetch_optional(query).inspect_err(move |error| losses.note(error)))
     }
 
     fn prepare_with<'e>(
