@@ -2,6 +2,8 @@
 //! with `cargo xtask test-pools --case NAME`.
 
 mod concurrency;
+mod failure;
 mod lifecycle;
+mod limits;
 mod performance;
 mod support;
