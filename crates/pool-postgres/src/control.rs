@@ -149,7 +149,10 @@ impl Worker {
             };
             match ask {
                 Some(Ask::Cancel(session, done)) => {
-                    self.ask(About::Cancel, vec![session]).await;
+                    // If the connection was lost meanwhile, a new one asks again: nobody else will.
+                    if self.ask(About::Cancel, vec![session.clone()]).await.is_none() {
+                        self.ask(About::Cancel, vec![session]).await;
+                    }
                     let _ = done.send(());
                 }
                 Some(Ask::Gone { session, end_it, told }) => {
