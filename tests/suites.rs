@@ -2,7 +2,9 @@
 //! with `cargo xtask test-pools --case NAME`.
 
 mod concurrency;
+mod failure;
 mod lifecycle;
+mod limits;
 mod performance;
 #[cfg(feature = "planted-leak")]
 mod planted;

@@ -1,11 +1,30 @@
-//! What several suites need: a result that says why, and questions asked through a pool.
+//! What several suites need: a result that says why, questions asked through a pool, and the server watched
+//! while a load runs.
 
+pub mod mishap;
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::error::Error;
+use std::pin::pin;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
-use pool_postgres::PgWorkspacePool;
+use futures_util::future::try_join_all;
+use pool_postgres::{DatabaseNaming, PgLease, PgWorkspacePool, PostgresConfig, WorkspaceId};
+use pool_testkit::{TestPool, eventually, execute_outside};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+pub type Failed = Box<dyn Error + Send + Sync>;
 
 /// A case fails with whatever went wrong.
-pub type Outcome = Result<(), Box<dyn Error + Send + Sync>>;
+pub type Outcome<T = ()> = Result<T, Failed>;
+
+/// Long enough for whatever is bound to happen, on a machine that others use, too.
+pub const SOON: Duration = Duration::from_secs(20);
+/// The pause between two looks of a [`Watch`], so that the looking does not take the load's place.
+const PACE: Duration = Duration::from_millis(2);
 
 /// Runs a case on a runtime with as many threads as `POOL_TEST_THREADS` says, or four; one means the
 /// single-threaded one, which knows other races.
@@ -29,4 +48,180 @@ pub async fn current_database(db: &PgWorkspacePool) -> sqlx::Result<String> {
 /// The backend that serves a query through `db`.
 pub async fn backend_pid(db: &PgWorkspacePool) -> sqlx::Result<i32> {
     sqlx::query_scalar("select pg_backend_pid()").fetch_one(db).await
+}
+
+/// The database that `id` has, or would have.
+pub fn database_of(pool: &TestPool, id: &WorkspaceId) -> Outcome<String> {
+    Ok(pool.config().naming()?.database(id).as_str().to_owned())
+}
+
+/// The same server for somebody who is not this pool, and is not counted as such.
+fn outsider(pool: &TestPool) -> PostgresConfig {
+    pool.config().clone().application_name("pk:outsider")
+}
+
+/// Runs a statement behind the pool's back, in the system database.
+pub async fn outside(pool: &TestPool, sql: &str) -> Outcome {
+    let config = outsider(pool);
+    execute_outside(&config, config.get_system_database()?.as_str(), sql).await?;
+    Ok(())
+}
+
+/// Ends backends behind the pool's back; returns when the server no longer counts them.
+pub async fn terminate(pool: &TestPool, pids: &[i32]) -> Outcome {
+    outside(pool, &format!("select pg_terminate_backend(pid) from unnest(array{pids:?}) as pid")).await?;
+    let gone = || async {
+        let sessions = pool.sessions().await;
+        sessions.is_ok_and(|sessions| !sessions.iter().any(|session| pids.contains(&session.pid)))
+    };
+    eventually("backends being gone", SOON, gone).await?;
+    Ok(())
+}
+
+/// Returns when nothing is in use, on its way or waited for, and the server counts what the pool counts.
+pub async fn settled(pool: &TestPool) -> Outcome {
+    let quiet = || async {
+        let stats = pool.stats();
+        let busy = stats.connections();
+        let waiting = stats.workspaces.waiting + stats.system.waiting;
+        busy.in_use + busy.opening + busy.closing + waiting == 0
+    };
+    eventually("quiet", SOON, quiet).await?;
+    let agreed = || async {
+        let stats = pool.stats();
+        let ours = stats.connections().total() + stats.control;
+        pool.active_connection_count().await.is_ok_and(|counted| counted == ours)
+    };
+    eventually("the server counting what the pool counts", SOON, agreed).await?;
+    Ok(())
+}
+
+/// One lease for each of `ids`, all held at once.
+pub async fn hold(pool: &TestPool, ids: &[WorkspaceId]) -> Outcome<Vec<PgLease>> {
+    Ok(try_join_all(ids.iter().map(|id| pool.acquire(id))).await?)
+}
+
+/// The pids of `leases`.
+pub fn pids(leases: &[PgLease]) -> Vec<i32> {
+    leases.iter().map(PgLease::backend_pid).collect()
+}
+
+/// All that the system share can give, held at once.
+pub async fn hold_system(pool: &TestPool) -> Outcome<Vec<PgLease>> {
+    let system = pool.system();
+    Ok(try_join_all((0..pool.stats().system.limit).map(|_| system.acquire())).await?)
+}
+
+/// Waits until as many callers as that stand in the queues of the workspaces.
+pub async fn wait_for_queue(pool: &TestPool, callers: usize) -> Outcome {
+    let queued = || async { pool.stats().workspaces.waiting as usize == callers };
+    eventually(&format!("a queue of {callers}"), SOON, queued).await?;
+    Ok(())
+}
+
+/// What all `tasks` gave, once they are done; the first failure ends the others.
+pub async fn finish<R: 'static>(mut tasks: JoinSet<Outcome<R>>) -> Outcome<Vec<R>> {
+    let mut results = Vec::new();
+    while let Some(done) = tasks.join_next().await {
+        results.push(done??);
+    }
+    Ok(results)
+}
+
+/// The server's own count, for each workspace, for the system database and in all, is what the pool says.
+pub async fn assert_stats_are_true(pool: &TestPool, ids: &[WorkspaceId], when: &str) -> Outcome {
+    let mut counted: BTreeMap<String, u32> = BTreeMap::new();
+    for session in pool.sessions().await? {
+        *counted.entry(session.database).or_default() += 1;
+    }
+    let stats = pool.stats();
+    for id in ids {
+        let (said, seen) = (pool.workspace(id).counts(), counted.remove(&database_of(pool, id)?));
+        assert_eq!(said.total(), seen.unwrap_or(0), "{id} {when}: {said:?}");
+    }
+    let elsewhere: u32 = counted.values().sum();
+    assert_eq!(stats.system.connections.total() + stats.control, elsewhere, "system, {when}: {counted:?}");
+    for share in [stats.workspaces, stats.system] {
+        let live = u64::from(share.connections.total() - share.connections.opening);
+        assert_eq!(share.opened, share.closed + live, "nothing vanishes, {when}: {share:?}");
+        assert!(share.connections.total() <= share.peak && share.peak <= share.limit, "{when}: {share:?}");
+    }
+    Ok(())
+}
+
+/// Nothing is left of what was opened, and nobody waits.
+pub fn assert_stats_are_nothing(pool: &TestPool) {
+    let stats = pool.stats();
+    for share in [stats.workspaces, stats.system] {
+        assert_eq!((share.connections.total(), share.waiting, share.targets), (0, 0, 0), "{share:?}");
+        assert_eq!(share.opened, share.closed, "whatever was opened has been closed: {share:?}");
+    }
+}
+
+/// The most sessions of a pool that the server was ever seen to count.
+#[derive(Clone, Debug, Default)]
+pub struct Peaks {
+    /// In all, the driver's own included.
+    pub total: u32,
+    /// In databases of workspaces.
+    pub workspaces: u32,
+    /// In the system database, the driver's own included.
+    pub system: u32,
+    /// In each workspace's database.
+    pub by_database: BTreeMap<String, u32>,
+}
+
+/// Asks the server for a pool's sessions again and again while a load runs.
+pub struct Watch<'a> {
+    pool: &'a TestPool,
+    peaks: Mutex<Peaks>,
+}
+
+impl<'a> Watch<'a> {
+    pub fn of(pool: &'a TestPool) -> Self {
+        Self { pool, peaks: Mutex::default() }
+    }
+
+    /// What has been seen so far.
+    pub fn peaks(&self) -> Peaks {
+        self.peaks.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Runs `load` to its end, and looks meanwhile.
+    pub async fn during<R>(&self, load: impl Future<Output = Outcome<R>>) -> Outcome<R> {
+        let mut load = pin!(load);
+        tokio::select! {
+            done = &mut load => done,
+            failed = self.look_on() => failed.map(|never| match never {}),
+        }
+    }
+
+    async fn look_on(&self) -> Outcome<Infallible> {
+        let prefix = self.pool.prefix();
+        loop {
+            let mut now = Peaks::default();
+            for session in self.pool.sessions().await? {
+                now.total += 1;
+                if session.database.starts_with(&prefix) {
+                    now.workspaces += 1;
+                    *now.by_database.entry(session.database).or_default() += 1;
+                } else {
+                    now.system += 1;
+                }
+            }
+            self.keep(now);
+            sleep(PACE).await;
+        }
+    }
+
+    fn keep(&self, now: Peaks) {
+        let mut peaks = self.peaks.lock().unwrap_or_else(PoisonError::into_inner);
+        peaks.total = peaks.total.max(now.total);
+        peaks.workspaces = peaks.workspaces.max(now.workspaces);
+        peaks.system = peaks.system.max(now.system);
+        for (database, seen) in now.by_database {
+            let peak = peaks.by_database.entry(database).or_default();
+            *peak = seen.max(*peak);
+        }
+    }
 }

@@ -42,10 +42,19 @@ fn kind_of_io(kind: io::ErrorKind, phase: Phase) -> DriverErrorKind {
     }
 }
 
+/// Whether an error of a statement says that the session is gone.
+pub(crate) fn is_loss(error: &Error) -> bool {
+    match error {
+        Error::Database(_) => kind_of(error, Phase::Check) == DriverErrorKind::ConnectionLost,
+        Error::Io(_) => true,
+        _ => false,
+    }
+}
+
 /// Whether the session is gone, so that the connection is of no more use.
 pub(crate) fn is_fatal(error: &Error) -> bool {
     match error {
-        Error::Database(_) => kind_of(error, Phase::Check) == DriverErrorKind::ConnectionLost,
+        Error::Database(_) => is_loss(error),
         Error::RowNotFound | Error::ColumnNotFound(_) | Error::ColumnDecode { .. } | Error::Decode(_) => {
             false
         }

@@ -4,6 +4,7 @@ use pool_core::Condition;
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Error, Row};
 
+use crate::classify::is_loss;
 use crate::statement::is_plain;
 
 /// A session as the server knows it. A pid alone is used again after a while; with the time the backend
@@ -22,17 +23,27 @@ pub struct PgConn {
     session: Session,
     /// Something went over the connection that may have left a transaction behind.
     marked: bool,
-    /// A statement was sent whose end has not been seen.
-    in_flight: bool,
-    /// A statement has failed since the connection was last known clean.
-    erred: bool,
+    last: Last,
+}
+
+/// What is known of the last statement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Last {
+    /// Its end was seen.
+    Ended,
+    /// It was sent, and its end has not been seen.
+    InFlight,
+    /// It failed. More may be on the wire, and the transaction around it has failed, too.
+    Failed,
+    /// It failed because the session is gone.
+    Lost,
 }
 
 impl PgConn {
     /// Asks the server who we are there.
     pub(crate) async fn identify(mut conn: PgConnection) -> Result<Self, Error> {
         let session = session_of(&mut conn).await?;
-        Ok(Self { conn, session, marked: false, in_flight: false, erred: false })
+        Ok(Self { conn, session, marked: false, last: Last::Ended })
     }
 
     pub(crate) fn session(&self) -> &Session {
@@ -63,8 +74,8 @@ impl PgConn {
 
     /// The same for what opens no transaction whatever it says, such as preparing a statement.
     pub(crate) fn fly(&mut self) -> (&mut PgConnection, Flight<'_>) {
-        self.in_flight = true;
-        (&mut self.conn, Flight { in_flight: &mut self.in_flight, erred: &mut self.erred })
+        self.last = Last::InFlight;
+        (&mut self.conn, Flight { last: &mut self.last })
     }
 
     /// Access for the adapter itself, which knows what it does.
@@ -80,21 +91,24 @@ impl PgConn {
         self.marked = marked;
     }
 
-    /// Whether a statement has failed, or nobody knows.
+    /// Whether a transaction around the statements so far may have failed.
     pub(crate) fn may_have_failed(&self) -> bool {
-        self.erred || self.marked
+        self.last != Last::Ended || self.marked
     }
 
     /// To be called when the connection has been made clean.
     pub(crate) fn is_clean_now(&mut self) {
-        (self.marked, self.in_flight, self.erred) = (false, false, false);
+        (self.marked, self.last) = (false, Last::Ended);
     }
 
     /// What is known without a round trip, and without touching the socket: reading what is left there
     /// could take as long as the server goes on sending.
     pub(crate) fn condition(&self) -> Condition {
-        let suspect =
-            self.marked || self.in_flight || self.conn.is_in_transaction() || self.conn.should_flush();
+        if self.last == Last::Lost {
+            return Condition::Broken;
+        }
+        let is_known = !self.marked && self.last == Last::Ended;
+        let suspect = !is_known || self.conn.is_in_transaction() || self.conn.should_flush();
         if suspect { Condition::Suspect } else { Condition::Clean }
     }
 
@@ -105,17 +119,17 @@ impl PgConn {
 
 /// A statement on its way; dropped without a word, it has not been seen to end.
 pub(crate) struct Flight<'c> {
-    in_flight: &'c mut bool,
-    erred: &'c mut bool,
+    last: &'c mut Last,
 }
 
 impl Flight<'_> {
-    /// The statement has come to this end. After an error, more may be on the wire.
+    /// The statement has come to this end.
     pub(crate) fn ended<T>(self, outcome: Result<T, Error>) -> Result<T, Error> {
-        match &outcome {
-            Ok(_) => *self.in_flight = false,
-            Err(_) => *self.erred = true,
-        }
+        *self.last = match &outcome {
+            Ok(_) => Last::Ended,
+            Err(error) if is_loss(error) => Last::Lost,
+            Err(_) => Last::Failed,
+        };
         outcome
     }
 }

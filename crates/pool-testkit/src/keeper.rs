@@ -215,11 +215,12 @@ impl Admin {
         Ok(Self { conn, tag: name.tag(), prefix: format!("{}_ws_", name.prefix()) })
     }
 
-    /// The sessions of this pool on the server.
+    /// The sessions of this pool on the server, all of which were there at one moment: the server walks
+    /// through its list without a lock, so one that came while it walked may follow one that has left.
     pub(crate) async fn sessions(&mut self) -> Result<Vec<Session>, Error> {
         let rows = sqlx::query(
             "select pid, coalesce(datname, '')::text, coalesce(state, ''), coalesce(query, ''), application_name \
-             from pg_stat_activity where application_name = $1 order by pid",
+             from pg_stat_activity where application_name = $1 and backend_start <= now() order by pid",
         )
         .bind(&self.tag)
         .fetch_all(&mut self.conn)

@@ -83,6 +83,20 @@ async fn l3_a_connection_that_was_ended_while_idle_is_replaced_unseen() {
     pool.cleanup().await.unwrap();
 }
 
+#[tokio::test]
+async fn l3_a_connection_that_breaks_under_a_statement_is_known_to_be_broken_when_it_comes_back() {
+    let (pool, a) = one_connection().await;
+    let db = pool.workspace(&a);
+    for _ in 0..20 {
+        let mut lease = db.acquire().await.unwrap();
+        let end = sqlx::query("select pg_terminate_backend(pg_backend_pid())").execute(&mut lease).await;
+        end.unwrap_err();
+        drop(lease);
+        assert_eq!(db.counts().in_use, 0, "it is not looked at in the background first");
+    }
+    pool.cleanup().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn w4_a_thousand_acquires_dropped_at_random_leave_the_pool_at_full_capacity() {
     let pool = Arc::new(

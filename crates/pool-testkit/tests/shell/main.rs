@@ -1,0 +1,8 @@
+//! The async shell's laws on a server in memory. Time is paused: it moves only when nothing else can.
+// The allowances of clippy.toml hold inside tests; these are their helpers.
+#![allow(clippy::unwrap_used)]
+
+mod closing;
+mod random;
+mod serving;
+mod support;

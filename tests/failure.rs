@@ -1,0 +1,560 @@
+//! Failure: what breaks is told to those whom it concerns, to nobody else, and the pool works on after it.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use futures_util::future::{join_all, try_join_all};
+use pool_postgres::{
+    AcquireError, BuildError, CatalogError, DatabaseName, DriverErrorKind, Limits, PgPools, PrefixNaming,
+    Stage, WorkspaceId, acquire_error,
+};
+use pool_testkit::{TestError, TestPool, TestPools, eventually};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use crate::support::mishap::{MISHAPS, is_lost, is_missing, state};
+use crate::support::{
+    Outcome, SOON, assert_stats_are_nothing, assert_stats_are_true, backend_pid, current_database,
+    database_of, finish, hold, hold_system, outside, pids, settled, terminate,
+};
+
+/// Longer than a connection may be idle without being checked.
+const CHECKED_AFTER: Duration = Duration::from_millis(600);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stale_connection_detection() -> Outcome {
+    let pool = TestPool::new().await?;
+    let ids = pool.create_test_workspaces(5).await?;
+
+    // Idle for long when they are ended: nobody notices.
+    let old = pids(&hold(&pool, &ids).await?);
+    terminate(&pool, &old).await?;
+    sleep(CHECKED_AFTER).await;
+    let mut fresh = Vec::new();
+    for id in &ids {
+        fresh.push(backend_pid(&pool.workspace(id)).await?);
+    }
+    assert!(fresh.iter().all(|pid| !old.contains(pid)), "{old:?} are gone, {fresh:?} serve");
+    assert_eq!(pool.stats().workspaces.opened, 10, "each was replaced once");
+
+    // Ended just after their last use: at most the first caller meets one, and the others are checked.
+    let fresh = pids(&hold(&pool, &ids).await?);
+    terminate(&pool, &fresh).await?;
+    let first = backend_pid(&pool.workspace(&ids[0])).await;
+    assert!(first.as_ref().err().is_none_or(is_lost), "{first:?}");
+    for id in &ids {
+        let pid = backend_pid(&pool.workspace(id)).await?;
+        assert!(!fresh.contains(&pid), "{id}");
+    }
+
+    // Ended in their holders' hands, at rest, at work and in a transaction: the holders are told.
+    let mut leases = hold(&pool, &ids[..2]).await?;
+    let mut tx = pool.workspace(&ids[2]).begin().await?;
+    let mut held = pids(&leases);
+    held.push(sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut tx).await?);
+    let mut at_work = leases.pop().ok_or("two were asked for")?;
+    let work = tokio::spawn(async move { sqlx::query("select pg_sleep(60)").execute(&mut at_work).await });
+    let sleeping = || async {
+        let sessions = pool.sessions().await.unwrap_or_default();
+        sessions.iter().any(|session| session.last_query.contains("pg_sleep"))
+    };
+    eventually("a query being at work", SOON, sleeping).await?;
+    terminate(&pool, &held).await?;
+    let told = [
+        sqlx::query("select 1").execute(&mut leases[0]).await.unwrap_err(),
+        work.await?.unwrap_err(),
+        tx.commit().await.unwrap_err(),
+    ];
+    assert!(told.iter().all(is_lost), "{told:?}");
+    drop(leases);
+
+    // Their slots come back, and so does the service.
+    settled(&pool).await?;
+    for id in &ids {
+        let pid = backend_pid(&pool.workspace(id)).await?;
+        assert!(!held.contains(&pid), "{id}");
+    }
+    let everything: Vec<_> = ids.iter().cycle().take(15).cloned().collect();
+    drop(hold(&pool, &everything).await?);
+    assert_stats_are_true(&pool, &ids, "after terminations").await?;
+    pool.cleanup().await?;
+    Ok(())
+}
+
+/// Nothing can be had from a workspace whose database is gone; the reason is told.
+async fn assert_is_missing(pool: &TestPool, id: &WorkspaceId) -> Outcome {
+    let database = database_of(pool, id)?;
+    let error = pool.acquire(id).await.err().ok_or("a database that is gone was opened")?;
+    let said = error.to_string();
+    assert!(is_missing(&error), "{said}");
+    assert!(said.contains(&database) && said.contains("does not exist"), "{said}");
+    assert!(!pool.workspace_exists(id).await?);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn workspace_database_deleted_externally() -> Outcome {
+    let pool = TestPool::new().await?;
+    let ids = pool.create_test_workspaces(2).await?;
+    let (gone, other) = (&ids[0], &ids[1]);
+    let (db, database) = (pool.workspace(gone), database_of(&pool, gone)?);
+    let drop_it = format!("drop database {database} with (force)");
+    let others_backend = backend_pid(&pool.workspace(other)).await?;
+
+    // Dropped under an idle connection.
+    sqlx::query("create table note (n int)").execute(&db).await?;
+    outside(&pool, &drop_it).await?;
+    // The session that was ended may meet one caller, if it was used a moment ago.
+    if let Err(error) = backend_pid(&db).await {
+        assert!(is_lost(&error) || acquire_error(&error).is_some_and(is_missing), "{error}");
+    }
+    assert_is_missing(&pool, gone).await?;
+    assert_eq!(pool.list_workspaces().await?.iter().filter(|id| *id == gone).count(), 0);
+    // `ensure` does not believe what it knew: the database is created again, empty, and opened at once.
+    pool.ensure_workspace(gone).await?;
+    assert_eq!(current_database(&db).await?, database);
+    let note: Option<String> = sqlx::query_scalar("select to_regclass('note')::text").fetch_one(&db).await?;
+    assert_eq!(note, None, "it is another database");
+
+    // Dropped under a lease.
+    let mut lease = db.acquire().await?;
+    outside(&pool, &drop_it).await?;
+    let error = sqlx::query("select 1").execute(&mut lease).await.unwrap_err();
+    assert!(is_lost(&error), "{error}");
+    drop(lease);
+    assert_is_missing(&pool, gone).await?;
+    // Created again from outside, it is found when the pause after the failure is over.
+    outside(&pool, &format!("create database {database} template template0")).await?;
+    let found = || async { current_database(&db).await.is_ok_and(|name| name == database) };
+    eventually("the database being found again", SOON, found).await?;
+
+    // Dropped before the pool was asked to drop it: that is no error, there was nothing to drop.
+    outside(&pool, &drop_it).await?;
+    assert!(!pool.drop_workspace(gone).await?);
+    assert_eq!(backend_pid(&pool.workspace(other)).await?, others_backend, "the other one did not notice");
+    settled(&pool).await?;
+    assert_stats_are_true(&pool, &ids, "after the drops").await?;
+    pool.cleanup().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn invalid_database_name() -> Outcome {
+    const CALLERS: u32 = 50;
+    let pool = TestPool::new().await?;
+    let good = pool.create_test_workspaces(1).await?.remove(0);
+    let missing = WorkspaceId::new("missing")?;
+
+    // A storm for a database that does not exist: everybody is told, the server is asked once a pause.
+    let began = Instant::now();
+    let callers = (0..CALLERS).map(|_| pool.acquire(&missing));
+    for refused in join_all(callers).await {
+        let error = refused.unwrap_err();
+        assert!(is_missing(&error), "{error}");
+    }
+    let pauses = u64::try_from(began.elapsed().as_millis() / 50)?;
+    let failures = pool.stats().workspaces.open_failures;
+    assert!((1..=1 + pauses).contains(&failures), "{failures} opens in {:?}", began.elapsed());
+    assert_is_missing(&pool, &missing).await?;
+    let stats = pool.stats().workspaces;
+    assert_eq!((stats.opened, stats.connections.total(), stats.waiting), (0, 0, 0), "{stats:?}");
+
+    // The other workspace is served meanwhile, and this one as soon as its database exists.
+    assert_eq!(current_database(&pool.workspace(&good)).await?, database_of(&pool, &good)?);
+    pool.ensure_workspace(&missing).await?;
+    assert_eq!(current_database(&pool.workspace(&missing)).await?, database_of(&pool, &missing)?);
+
+    // A system database that does not exist, and names that could not be any.
+    let sessions = pool.active_connection_count().await?;
+    let nowhere = pool.config().clone().system_database("no_such_database");
+    let error = PgPools::builder(nowhere).limits(Limits::new(10)).build().await.unwrap_err();
+    let BuildError::Connect(cause) = &error else { panic!("{error}") };
+    assert_eq!(cause.kind, DriverErrorKind::DatabaseMissing);
+    assert!(error.to_string().contains("no_such_database"), "{error}");
+    for impossible in ["", "a\0b", &"x".repeat(64)] {
+        assert!(DatabaseName::new(impossible).is_err(), "{impossible:?}");
+        let config = pool.config().clone().system_database(impossible);
+        let error = PgPools::builder(config).limits(Limits::new(10)).build().await.unwrap_err();
+        assert!(matches!(error, BuildError::Config(_)), "{impossible:?}: {error}");
+    }
+    for impossible in ["", "Shop", "a-b", "a\"; drop database postgres; --", &"x".repeat(21)] {
+        assert!(PrefixNaming::new(impossible).is_err(), "{impossible:?}");
+        let config = pool.config().clone().prefix(impossible);
+        let error = PgPools::builder(config).limits(Limits::new(10)).build().await.unwrap_err();
+        assert!(matches!(error, BuildError::Config(_)), "{impossible:?}: {error}");
+    }
+    assert_eq!(pool.active_connection_count().await?, sessions, "what was refused left no session");
+    pool.cleanup().await?;
+    Ok(())
+}
+
+/// The workspace serves at its full capacity.
+async fn assert_works(pool: &TestPool, id: &WorkspaceId, after: &str) -> Outcome {
+    for mut lease in hold(pool, &vec![id.clone(); 10]).await? {
+        let alive = sqlx::query_scalar::<_, i32>("select 1").fetch_one(&mut lease).await;
+        assert!(matches!(alive, Ok(1)), "after {after}: {alive:?}");
+    }
+    settled(pool).await?;
+    assert_stats_are_true(pool, std::slice::from_ref(id), after).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn recover_from_connection_errors() -> Outcome {
+    let pool = TestPool::builder().adjust(|b| b.acquire_timeout(Duration::from_secs(2))).build().await?;
+    let id = pool.create_test_workspaces(1).await?.remove(0);
+    let (db, database) = (pool.workspace(&id), database_of(&pool, &id)?);
+    sqlx::query("create table mark (n int primary key)").execute(&db).await?;
+    sqlx::query("insert into mark values (1)").execute(&db).await?;
+
+    // What callers meet one at a time.
+    for mishap in MISHAPS {
+        mishap.happen(pool.pools(), &id).await?;
+        assert_works(&pool, &id, &format!("{mishap:?}")).await?;
+    }
+
+    // A query that the server itself gives up.
+    let mut lease = db.acquire().await?;
+    sqlx::raw_sql("set statement_timeout = 10").execute(&mut *lease).await?;
+    let error = sqlx::query("select pg_sleep(60)").execute(&mut lease).await.unwrap_err();
+    assert_eq!(state(&error).as_deref(), Some("57014"));
+    lease.discard();
+    assert_works(&pool, &id, "a statement timeout").await?;
+
+    // Every session lost at once, at their holders.
+    let leases = hold(&pool, &vec![id.clone(); 10]).await?;
+    terminate(&pool, &pids(&leases)).await?;
+    for mut lease in leases {
+        let error = sqlx::query("select 1").execute(&mut lease).await.unwrap_err();
+        assert!(is_lost(&error), "{error}");
+    }
+    assert_works(&pool, &id, "the loss of every session").await?;
+
+    // A server that takes no logins for this database, for a while.
+    pool.close_workspace(&id).await?;
+    outside(&pool, &format!("alter database {database} allow_connections false")).await?;
+    for _ in 0..3 {
+        let error = pool.acquire(&id).await.unwrap_err();
+        let AcquireError::OpenFailed { source, .. } = &error else { panic!("{error}") };
+        assert!(source.to_string().contains("not currently accepting connections"), "{error}");
+    }
+    outside(&pool, &format!("alter database {database} allow_connections true")).await?;
+    let back = || async { backend_pid(&db).await.is_ok() };
+    eventually("the database being open again", SOON, back).await?;
+    assert_works(&pool, &id, "refused logins").await?;
+
+    // A pool that is too busy: who came too late is told, and the next one is served.
+    let leases = hold(&pool, &vec![id.clone(); 10]).await?;
+    let error = pool.acquire(&id).await.unwrap_err();
+    let stage = Stage::WorkspaceCeiling;
+    assert!(matches!(error, AcquireError::TimedOut { waiting_for, .. } if waiting_for == stage), "{error}");
+    drop(leases);
+    assert_works(&pool, &id, "a timeout").await?;
+    pool.cleanup().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn concurrent_failures() -> Outcome {
+    const TASKS: i32 = 25;
+    const ROUNDS: i32 = 8;
+    let pool = TestPool::new().await?;
+    let ids = pool.create_test_workspaces(10).await?;
+    let (lucky, unlucky) = ids.split_at(5);
+    for id in &ids {
+        let db = pool.workspace(id);
+        sqlx::query("create table mark (n int primary key)").execute(&db).await?;
+        sqlx::query("insert into mark values (1)").execute(&db).await?;
+        sqlx::query("create table entry (task int, round int, primary key (task, round))")
+            .execute(&db)
+            .await?;
+    }
+
+    let mut tasks: JoinSet<Outcome> = JoinSet::new();
+    for task in 0..TASKS {
+        let at = usize::try_from(task)?;
+        let (pools, id) = (pool.pools().clone(), unlucky[at % unlucky.len()].clone());
+        tasks.spawn(async move {
+            for mishap in MISHAPS.into_iter().cycle().skip(at).take(usize::try_from(ROUNDS)?) {
+                // What another task broke in the same workspace may meet this one first; nobody else.
+                drop(mishap.happen(&pools, &id).await);
+            }
+            Ok(())
+        });
+        let db = pool.workspace(&lucky[at % lucky.len()]);
+        tasks.spawn(async move {
+            for round in 0..ROUNDS {
+                let mut tx = db.begin().await?;
+                let insert = sqlx::query("insert into entry values ($1, $2)").bind(task).bind(round);
+                insert.execute(&mut tx).await?;
+                tx.commit().await?;
+                let rows: i64 = sqlx::query_scalar("select count(*) from entry where task = $1")
+                    .bind(task)
+                    .fetch_one(&db)
+                    .await?;
+                assert_eq!(rows, i64::from(round + 1), "task {task}");
+            }
+            Ok(())
+        });
+    }
+    // Any error of one of the lucky half ends the case here.
+    finish(tasks).await?;
+
+    let mut rows = 0_i64;
+    for id in lucky {
+        let count = sqlx::query_scalar::<_, i64>("select count(*) from entry");
+        rows += count.fetch_one(&pool.workspace(id)).await?;
+    }
+    assert_eq!(rows, i64::from(TASKS * ROUNDS), "every entry of the lucky half is there, once");
+    let stats = pool.stats().workspaces;
+    assert!(stats.open_failures > 0 && stats.peak <= 15, "{stats:?}");
+    settled(&pool).await?;
+    for id in unlucky {
+        let marks: Vec<i32> = sqlx::query_scalar("select n from mark").fetch_all(&pool.workspace(id)).await?;
+        assert_eq!(marks, [1], "{id} serves again, and nothing that failed was kept");
+    }
+    assert_stats_are_true(&pool, &ids, "after the failures").await?;
+    pool.cleanup().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cleanup_handles_partially_failed_state() -> Outcome {
+    let pool = TestPool::builder().adjust(|b| b.close_timeout(Duration::from_millis(300))).build().await?;
+    let ids = pool.create_test_workspaces(8).await?;
+    for id in &ids {
+        backend_pid(&pool.workspace(id)).await?;
+    }
+    let name = |at: usize| database_of(&pool, &ids[at]);
+    let [dropped, ended, undroppable, held, busy] = [0, 1, 2, 3, 4];
+
+    // One workspace is gone already, one has lost its session, one cannot be dropped.
+    outside(&pool, &format!("drop database {} with (force)", name(dropped)?)).await?;
+    let lease = pool.acquire(&ids[ended]).await?;
+    terminate(&pool, &[lease.backend_pid()]).await?;
+    drop(lease);
+    outside(&pool, &format!("alter database {} is_template true", name(undroppable)?)).await?;
+
+    // Each is handled on its own: a failure of one is told, and leaves it in working order.
+    pool.close_workspace(&ids[ended]).await?;
+    assert!(!pool.drop_workspace(&ids[dropped]).await?);
+    assert!(pool.drop_workspace(&ids[ended]).await?);
+    let error = pool.drop_workspace(&ids[undroppable]).await.unwrap_err();
+    assert!(matches!(error, CatalogError::Driver { .. }), "{error}");
+    assert!(error.to_string().contains("cannot drop a template database"), "{error}");
+    assert_eq!(current_database(&pool.workspace(&ids[undroppable])).await?, name(undroppable)?);
+
+    // All of it at once: one lease is not given back, one query never ends, one database cannot be dropped.
+    let mut kept = pool.acquire(&ids[held]).await?;
+    let db = pool.workspace(&ids[busy]);
+    let endless = tokio::spawn(async move { sqlx::query("select pg_sleep(600)").execute(&db).await });
+    let at_work = || async { pool.workspace(&ids[busy]).counts().in_use == 1 };
+    eventually("the endless query being at work", SOON, at_work).await?;
+    pool.cleanup().await.unwrap_err();
+    assert_eq!(pool.sessions().await?, [], "no session is left, whatever failed");
+    let cut = sqlx::query("select 1").execute(&mut kept).await.unwrap_err();
+    assert!(is_lost(&cut), "{cut}");
+    let cut = endless.await?.unwrap_err();
+    assert!(is_lost(&cut), "{cut}");
+    drop(kept);
+    assert!(pool.databases().await?.contains(&name(undroppable)?));
+
+    // What stood in the way is gone: the same call finishes the work.
+    outside(&pool, &format!("alter database {} is_template false", name(undroppable)?)).await?;
+    let told = pool.cleanup().await.unwrap_err();
+    assert!(matches!(told, TestError::Close { .. }), "what was not graceful is told again: {told}");
+    assert_eq!(pool.databases().await?, Vec::<String>::new());
+    pool.verify_no_leaked_connections().await?;
+    assert_stats_are_nothing(&pool);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn system_connection_retry() -> Outcome {
+    let pool = TestPool::builder().adjust(|b| b.acquire_timeout(Duration::from_secs(1))).build().await?;
+    let ids = pool.create_test_workspaces(3).await?;
+    for round in 0..2 {
+        // Everything is ended: the system pool's connections, the workspaces', the driver's own.
+        let leases = hold_system(&pool).await?;
+        let system = pids(&leases);
+        backend_pid(&pool.workspace(&ids[0])).await?;
+        assert!(pool.terminate_all_connections().await? >= 6, "four, one, and the driver's own");
+        for mut lease in leases {
+            let error = sqlx::query("select 1").execute(&mut lease).await.unwrap_err();
+            assert!(is_lost(&error), "{error}");
+        }
+        // The next caller has a new one, and what needs the driver's own works, too: closes are confirmed.
+        let again = backend_pid(&pool.system()).await?;
+        assert!(!system.contains(&again), "round {round}");
+        let id = WorkspaceId::new(format!("round_{round}"))?;
+        pool.ensure_workspace(&id).await?;
+        backend_pid(&pool.workspace(&id)).await?;
+        pool.close_workspace(&id).await?;
+        assert!(pool.drop_workspace(&id).await?);
+        // The connection that was idle is counted until it is looked at, which is before its next use.
+        sleep(CHECKED_AFTER).await;
+        backend_pid(&pool.workspace(&ids[0])).await?;
+        settled(&pool).await?;
+    }
+
+    // A query is cancelled over the driver's own connection, which has just been lost.
+    let mut lease = pool.acquire(&ids[1]).await?;
+    let long = sqlx::query("select pg_sleep(600)").execute(&mut lease);
+    timeout(Duration::from_millis(20), long).await.unwrap_err();
+    let own = pool.sessions().await?.into_iter().filter(|session| session.last_query.contains("unnest"));
+    let own: Vec<_> = own.map(|session| session.pid).collect();
+    assert_eq!(own.len(), 1, "the driver has one connection of its own");
+    terminate(&pool, &own).await?;
+    let pid = lease.backend_pid();
+    drop(lease);
+    settled(&pool).await?;
+    assert_eq!(pool.acquire(&ids[1]).await?.backend_pid(), pid, "a new one cancels, and the session is kept");
+
+    // Too many for the system share: told what for, with the numbers; served when there is room again.
+    let leases = hold_system(&pool).await?;
+    let late = WorkspaceId::new("late")?;
+    let error = pool.ensure_workspace(&late).await.unwrap_err();
+    assert!(matches!(error, CatalogError::Acquire(AcquireError::TimedOut { .. })), "{error}");
+    assert!(
+        error.to_string().contains("the system database") && error.to_string().contains("4 of 4"),
+        "{error}"
+    );
+    drop(leases);
+    pool.ensure_workspace(&late).await?;
+    settled(&pool).await?;
+    pool.cleanup().await?;
+    Ok(())
+}
+
+/// A workspace that knows who it is.
+async fn create_once(pool: &TestPool, id: &WorkspaceId) -> Outcome {
+    assert!(!pool.workspace_exists(id).await?, "{id} before it was created");
+    pool.ensure_workspace(id).await?;
+    assert!(pool.workspace_exists(id).await?, "{id}");
+    let db = pool.workspace(id);
+    sqlx::query("create table me (id text)").execute(&db).await?;
+    sqlx::query("insert into me values ($1)").bind(id.as_str()).execute(&db).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn edge_cases() -> Outcome {
+    let pool = TestPool::new().await?;
+    for (refused, says) in [("", "empty"), (&*"x".repeat(256), "256 bytes"), ("a\0b", "NUL")] {
+        let error = WorkspaceId::new(refused).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+    let long = "x".repeat(63);
+    let (one, other, longest) = (format!("{long}1"), format!("{long}2"), "y".repeat(255));
+    let texts = [
+        "a-b",
+        "a_b",
+        "a b",
+        "A-B",
+        "a",
+        " a",
+        "a ",
+        "1",
+        "-",
+        ".",
+        "../a",
+        "%",
+        "%s",
+        "$1",
+        "\\",
+        "null",
+        "postgres",
+        "template1",
+        "x'; drop database postgres; --",
+        "x\"; drop database postgres; --",
+        "\"",
+        "'",
+        "$$",
+        "a;b",
+        "new\nline",
+        "tab\t",
+        "\u{7f}",
+        "caf\u{e9}",
+        "cafe\u{301}",
+        "\u{65e5}\u{672c}\u{8a9e}",
+        "\u{1f642}",
+        "\u{202e}evil",
+        &long,
+        &one,
+        &other,
+        &longest,
+    ];
+    let ids: Vec<WorkspaceId> = texts.iter().map(WorkspaceId::new).collect::<Result<_, _>>()?;
+    try_join_all(ids.iter().map(|id| create_once(&pool, id))).await?;
+
+    let mut databases = BTreeSet::new();
+    for id in &ids {
+        let db = pool.workspace(id);
+        let mine: Vec<String> = sqlx::query_scalar("select id from me").fetch_all(&db).await?;
+        assert_eq!(mine, [id.as_str()], "what each wrote, and nobody else");
+        let database = current_database(&db).await?;
+        assert_eq!(database, database_of(&pool, id)?, "{id}: the name is kept whole");
+        databases.insert(database);
+    }
+    assert_eq!(databases.len(), texts.len(), "a database for each");
+    assert_eq!(pool.databases().await?.into_iter().collect::<BTreeSet<_>>(), databases, "and no other");
+    let listed: BTreeSet<_> = pool.list_workspaces().await?.into_iter().collect();
+    assert_eq!(listed, ids.iter().cloned().collect(), "each is listed under its own id");
+
+    // One is dropped, and the one beside it stays.
+    for (gone, stays) in [("a-b", "a_b"), (one.as_str(), other.as_str()), ("caf\u{e9}", "cafe\u{301}")] {
+        assert!(pool.drop_workspace(&WorkspaceId::new(gone)?).await?);
+        let stays = WorkspaceId::new(stays)?;
+        let mine: String = sqlx::query_scalar("select id from me").fetch_one(&pool.workspace(&stays)).await?;
+        assert_eq!(mine, stays.as_str());
+    }
+    pool.cleanup().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn double_cleanup_idempotency() -> Outcome {
+    let pools = TestPools::with_room_for(2);
+    let (pool, other) = (pools.get_or_create("one").await?, pools.get_or_create("two").await?);
+    let ids = pool.create_test_workspaces(3).await?;
+    let (held, never) = (pool.acquire(&ids[0]).await?, WorkspaceId::new("never")?);
+
+    // Of one workspace: closed twice, dropped twice, and one that never was; also all at once.
+    for _ in 0..2 {
+        pool.close_workspace(&ids[1]).await?;
+        pool.close_workspace(&never).await?;
+        assert!(!pool.drop_workspace(&never).await?);
+    }
+    let drops = join_all((0..6).map(|_| pool.drop_workspace(&ids[1]))).await;
+    let dropped = drops.into_iter().collect::<Result<Vec<_>, _>>()?;
+    assert_eq!(dropped.iter().filter(|dropped| **dropped).count(), 1, "it was there once: {dropped:?}");
+
+    // Of the pool: again, at once, in between, and after a first one that was given up half-way.
+    assert!(timeout(Duration::from_millis(50), pool.cleanup()).await.is_err(), "a lease is still held");
+    assert!(matches!(pool.acquire(&ids[2]).await, Err(AcquireError::Closed)), "it is closing all the same");
+    drop(held);
+    let (first, second, closed) = tokio::join!(pool.cleanup(), pool.cleanup(), pool.close());
+    first.and(second)?;
+    closed?;
+    for _ in 0..3 {
+        pool.close().await?;
+        pool.cleanup().await?;
+        pool.verify_no_leaked_connections().await?;
+        pool.close_workspace(&ids[0]).await?;
+        assert_stats_are_nothing(&pool);
+    }
+    assert_eq!((pool.sessions().await?, pool.databases().await?), (vec![], vec![]));
+
+    // After a failure: the first one tells, the next one finds nothing left to tell.
+    let id = other.create_test_workspaces(1).await?.remove(0);
+    let lease = other.acquire(&id).await?;
+    terminate(&other, &[lease.backend_pid()]).await?;
+    drop(lease);
+    for _ in 0..2 {
+        pools.cleanup_all().await?;
+        other.cleanup().await?;
+        other.verify_no_leaked_connections().await?;
+        assert_stats_are_nothing(&other);
+    }
+    assert_eq!(pools.count().await, 0);
+    Ok(())
+}
