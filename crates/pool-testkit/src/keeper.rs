@@ -147,8 +147,10 @@ impl Admin {
     async fn start(server: &TestServer, name: &PoolName, connections: u32) -> Result<Self, TestError> {
         let config = server.config().clone().application_name(&name.keeper_tag());
         let options = config.connect_options(server.system_database());
-        // One asker at a time on this machine, so that those who wait for room do not take it up.
-        let gate = server.gate().map_err(ServerError::from)?;
+        // One asker at a time on this machine, so that those who wait for room do not take it up. Who asks for
+        // none, since somebody keeps it already, must not wait for those who do: they may wait for that room.
+        let asks = connections > 0;
+        let gate = asks.then(|| server.gate()).transpose().map_err(ServerError::from)?;
         let failed = |doing| move |source| TestError::Keeper { doing, source };
         let mut conn = PgConnection::connect_with(&options).await.map_err(failed("connecting"))?;
         // What pools of a run under supervision leave is its supervisor's to name, and then to drop.
