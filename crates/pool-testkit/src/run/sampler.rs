@@ -196,7 +196,7 @@ impl Watch {
         self.sampled.note(at_ms, &sessions);
         if !self.over.is_empty() {
             let databases = self.databases().await?;
-            self.judge(&sessions, &databases, Instant::now());
+            self.sampled.judge(&mut self.over, &sessions, &databases, Instant::now());
         }
         if self.over.is_empty() {
             for tell in self.waiting.drain(..) {
@@ -206,49 +206,16 @@ impl Watch {
         Ok(())
     }
 
-    /// Lets go of the cases that have left nothing, and keeps what others have left when their time is up.
-    fn judge(&mut self, sessions: &[LeftConnection], databases: &[LeftDatabase], now: Instant) {
-        let known: BTreeSet<i32> = self.sampled.left_connections.iter().map(|left| left.pid).collect();
-        for over in std::mem::take(&mut self.over) {
-            let is_its = |suite: &String, case: &String| (suite, case) == (&over.in_tag.0, &over.in_tag.1);
-            let left: Vec<&LeftConnection> =
-                sessions.iter().filter(|s| is_its(&s.suite, &s.case) && !known.contains(&s.pid)).collect();
-            let its_databases: Vec<&LeftDatabase> = databases
-                .iter()
-                .filter(|d| d.test.as_ref().is_some_and(|(suite, case)| is_its(suite, case)))
-                .filter(|d| !self.sampled.left_databases.iter().any(|known| known.name == d.name))
-                .collect();
-            if left.is_empty() && its_databases.is_empty() {
-                continue;
-            }
-            if now < over.until {
-                self.over.push(over);
-                continue;
-            }
-            let (suite, case) = over.test();
-            self.sampled.left_connections.extend(left.into_iter().map(|s| LeftConnection {
-                suite: suite.clone(),
-                case: case.clone(),
-                ..s.clone()
-            }));
-            self.sampled.left_databases.extend(
-                its_databases
-                    .into_iter()
-                    .map(|d| LeftDatabase { name: d.name.clone(), test: Some(over.test()) }),
-            );
-        }
-    }
-
     /// Looks until nothing is left or the time is up, and then removes what is left.
     async fn end(&mut self) -> Result<(), Error> {
         let until = Instant::now() + SETTLE_LIMIT;
         loop {
             let (sessions, databases) = (self.sessions().await?, self.databases().await?);
-            self.judge(&sessions, &databases, Instant::now());
+            self.sampled.judge(&mut self.over, &sessions, &databases, Instant::now());
             let is_clean = sessions.is_empty() && databases.is_empty();
             if is_clean || Instant::now() > until {
                 self.over.iter_mut().for_each(|over| over.until = until);
-                self.judge(&sessions, &databases, Instant::now());
+                self.sampled.judge(&mut self.over, &sessions, &databases, Instant::now());
                 self.sampled.add_left(sessions, databases);
                 break;
             }
@@ -327,6 +294,45 @@ impl Sampled {
         self.timeline.push(Point { at_ms, by_suite });
     }
 
+    /// Lets go of the cases that have left nothing, and keeps what others have left when their time is up.
+    fn judge(
+        &mut self,
+        pending: &mut Vec<Over>,
+        sessions: &[LeftConnection],
+        databases: &[LeftDatabase],
+        now: Instant,
+    ) {
+        let known: BTreeSet<i32> = self.left_connections.iter().map(|left| left.pid).collect();
+        for over in std::mem::take(pending) {
+            let is_its = |suite: &String, case: &String| (suite, case) == (&over.in_tag.0, &over.in_tag.1);
+            let left: Vec<&LeftConnection> =
+                sessions.iter().filter(|s| is_its(&s.suite, &s.case) && !known.contains(&s.pid)).collect();
+            let its_databases: Vec<&LeftDatabase> = databases
+                .iter()
+                .filter(|d| d.test.as_ref().is_some_and(|(suite, case)| is_its(suite, case)))
+                .filter(|d| !self.left_databases.iter().any(|known| known.name == d.name))
+                .collect();
+            if left.is_empty() && its_databases.is_empty() {
+                continue;
+            }
+            if now < over.until {
+                pending.push(over);
+                continue;
+            }
+            let (suite, case) = over.test();
+            self.left_connections.extend(left.into_iter().map(|s| LeftConnection {
+                suite: suite.clone(),
+                case: case.clone(),
+                ..s.clone()
+            }));
+            self.left_databases.extend(
+                its_databases
+                    .into_iter()
+                    .map(|d| LeftDatabase { name: d.name.clone(), test: Some(over.test()) }),
+            );
+        }
+    }
+
     /// Takes in what is left at the end and was not told about before.
     fn add_left(&mut self, sessions: Vec<LeftConnection>, databases: Vec<LeftDatabase>) {
         for session in sessions {
@@ -339,5 +345,69 @@ impl Sampled {
                 self.left_databases.push(database);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session(pid: i32, path: &str) -> LeftConnection {
+        let tagged = in_tag(path);
+        let (suite, case) = tagged.split_once("::").unwrap();
+        let (suite, case) = (suite.to_owned(), case.to_owned());
+        LeftConnection { pid, suite, case, state: "active".into(), last_query: "select 1".into() }
+    }
+
+    fn database(name: &str, path: &str) -> LeftDatabase {
+        let session = session(0, path);
+        LeftDatabase { name: name.into(), test: Some((session.suite, session.case)) }
+    }
+
+    #[test]
+    fn a_case_is_let_go_as_soon_as_it_has_left_nothing() {
+        let (mut sampled, now) = (Sampled::default(), Instant::now());
+        let mut over = vec![Over::new("limits::a", now)];
+        sampled.judge(&mut over, &[session(1, "limits::a")], &[], now);
+        assert_eq!((over.len(), sampled.left_connections.len()), (1, 0), "it may still be on its way out");
+        sampled.judge(&mut over, &[session(2, "limits::b")], &[database("d", "limits::b")], now);
+        assert!(over.is_empty() && sampled.left_connections.is_empty() && sampled.left_databases.is_empty());
+    }
+
+    #[test]
+    fn what_is_left_in_the_end_is_its_cases_and_nobody_elses() {
+        let long = format!("limits::{}", "long_".repeat(12));
+        let (mut sampled, now) = (Sampled::default(), Instant::now());
+        let mut over = vec![Over::new(&long, now)];
+        let sessions = [session(1, &long), session(2, "limits::b")];
+        let databases = [database("its", &long), LeftDatabase { name: "nobodys".into(), test: None }];
+        let late = now + SETTLE_LIMIT;
+        sampled.judge(&mut over, &sessions, &databases, late);
+        assert!(over.is_empty());
+        let [left] = sampled.left_connections.as_slice() else { panic!("{sampled:?}") };
+        assert_eq!(
+            (left.pid, format!("{}::{}", left.suite, left.case)),
+            (1, long.clone()),
+            "by its full name"
+        );
+        let names: Vec<&str> = sampled.left_databases.iter().map(|left| left.name.as_str()).collect();
+        assert_eq!(names, ["its"]);
+        // The next round of the same case does not answer for it again; the end tells only what is new.
+        over.push(Over::new(&long, late));
+        sampled.judge(&mut over, &sessions[..1], &databases[..1], late);
+        assert!(over.is_empty());
+        sampled.add_left(sessions.to_vec(), databases.to_vec());
+        assert_eq!((sampled.left_connections.len(), sampled.left_databases.len()), (2, 2));
+    }
+
+    #[test]
+    fn peaks_are_counted_by_suite_and_case() {
+        let mut sampled = Sampled::default();
+        sampled.note(0, &[session(1, "limits::a"), session(2, "limits::a"), session(3, "failure::b")]);
+        sampled.note(10, &[session(3, "failure::b"), session(4, "failure::c")]);
+        assert_eq!((sampled.peak, sampled.samples), (3, 2));
+        assert_eq!(sampled.peak_by_suite, BTreeMap::from([("limits".into(), 2), ("failure".into(), 2)]));
+        assert_eq!(sampled.peak_by_case[&("failure".into(), "b".into())], 1);
+        assert_eq!(sampled.timeline.points().len(), 2);
     }
 }
