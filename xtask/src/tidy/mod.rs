@@ -118,7 +118,7 @@ mod tests {
     /// Every rule about sources reads the same small workspace, so one planted violation of each must come back.
     #[test]
     fn planted_violations_come_back_from_the_disk() {
-        let root = tempfile::tempdir().unwrap();
+        let root = ground();
         let core = root.path().join("crates/pool-core/src");
         fs::create_dir_all(&core).unwrap();
         fs::create_dir_all(root.path().join("docs")).unwrap();
@@ -144,9 +144,20 @@ mod tests {
         assert_eq!(rules, expected.map(|(rule, place)| (rule, place.to_owned())));
     }
 
+    /// A tree in which only the files stand that may be long, and are.
+    fn ground() -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (name, _) in super::size::LONGER {
+            let path = root.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "//! Long.\n".repeat(501)).unwrap();
+        }
+        root
+    }
+
     #[test]
     fn a_violation_says_where_what_and_what_to_do() {
-        let root = tempfile::tempdir().unwrap();
+        let root = ground();
         let found = check_sources(root.path()).unwrap();
         let text = anstream::adapter::strip_str(&found[0].to_string()).to_string();
         assert!(text.starts_with("docs/contract.md:1: clauses: "), "{text}");

@@ -9,7 +9,7 @@ use super::files::SourceFile;
 const MOST_LINES: usize = 500;
 
 /// Files that may be longer, each with its reason.
-const LONGER: &[(&str, &str)] =
+pub(super) const LONGER: &[(&str, &str)] =
     &[("tests/failure.rs", "a suite is one file, and each of its cases builds a world of its own")];
 
 /// Looks at the length of every file.
