@@ -12,6 +12,7 @@ mod leftovers;
 mod plan;
 mod process;
 mod publish;
+mod race;
 mod repeat;
 mod report;
 mod run;
@@ -78,6 +79,8 @@ Examples:
   cargo xtask test-pools --case lifecycle::pool_initialization -v
   cargo xtask test-pools --short --seed 42
   cargo xtask test-pools --leak-check --planted leak    (fails: it must be found)
+  cargo xtask test-pools --race
+  cargo xtask test-pools --race --planted lost-wake-up  (fails: it must be found)
   cargo xtask test-pools --runner cargo
   TEST_DB_HOST=db TEST_DB_USER=ci cargo xtask test-pools";
 
@@ -159,6 +162,9 @@ struct TestPools {
     /// Look after each case for connections and databases that it has left; each one fails it.
     #[arg(long)]
     leak_check: bool,
+    /// Search for races first: schedules, thread interleavings, cancellation points, repetitions; says how many.
+    #[arg(long)]
+    race: bool,
     /// Leave report.html, report.json and junit.xml in this directory.
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
@@ -213,7 +219,16 @@ fn perform(task: Task) -> Result<(), Failure> {
     }
     let interrupts = Interrupts::listen()?;
     match task {
-        Task::TestPools(asked) => test_pools::test_pools(&asked.into(), &interrupts),
+        Task::TestPools(asked) => {
+            let is_in_registry = asked.planted.is_some_and(|planted| planted.in_the_registry().is_some());
+            if is_in_registry && !asked.race {
+                return Err(Failure::Usage("this bug is for the search for races: add --race".to_owned()));
+            }
+            if asked.race {
+                race::race(asked.planted, asked.repeat, &interrupts)?;
+            }
+            test_pools::test_pools(&asked.into(), &interrupts)
+        }
         Task::Connections { terminate, run } => leftovers::connections(terminate, run.as_ref()),
         Task::Clean { server } => leftovers::clean(server),
         Task::HoldServer => Ok(()),

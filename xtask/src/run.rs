@@ -46,6 +46,10 @@ pub enum Runner {
 pub enum Planted {
     /// A case that leaves a session and a database behind: `--leak-check` names it.
     Leak,
+    /// An answered waiter is not woken: `--race` tells how.
+    LostWakeUp,
+    /// A cancelled caller takes the connection granted to it along: `--race` tells how.
+    LostGrant,
 }
 
 impl Planted {
@@ -55,7 +59,16 @@ impl Planted {
     fn arguments(planted: Option<Self>) -> &'static [&'static str] {
         match planted {
             Some(Self::Leak) => &["--features", "pool-suites/planted-leak"],
-            None => &[],
+            Some(Self::LostWakeUp | Self::LostGrant) | None => &[],
+        }
+    }
+
+    /// What the schedule enumerator calls it, if it is planted there.
+    pub fn in_the_registry(self) -> Option<&'static str> {
+        match self {
+            Self::Leak => None,
+            Self::LostWakeUp => Some("lost-wake-up"),
+            Self::LostGrant => Some("lost-grant"),
         }
     }
 }
