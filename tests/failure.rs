@@ -5,17 +5,18 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::{join_all, try_join_all};
 use pool_postgres::{
-    AcquireError, BuildError, CatalogError, DatabaseName, DriverErrorKind, Limits, PgPools, PrefixNaming,
-    Stage, WorkspaceId, acquire_error,
+    AcquireError, BuildError, CatalogError, CloseError, DatabaseName, DriverErrorKind, Limits, PgPools,
+    PrefixNaming, Stage, WorkspaceId, acquire_error,
 };
 use pool_testkit::{TestError, TestPool, TestPools, eventually};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use crate::support::ids::{AGREE_IN_63_BYTES, strange_ids};
 use crate::support::mishap::{MISHAPS, is_lost, is_missing, state};
 use crate::support::{
-    Outcome, SOON, assert_stats_are_nothing, assert_stats_are_true, backend_pid, current_database,
-    database_of, finish, hold, hold_system, outside, pids, settled, terminate,
+    Outcome, SOON, assert_is_missing, assert_stats_are_nothing, assert_stats_are_true, assert_works,
+    backend_pid, current_database, database_of, finish, hold, hold_system, outside, pids, settled, terminate,
 };
 
 /// Longer than a connection may be idle without being checked.
@@ -78,17 +79,6 @@ async fn stale_connection_detection() -> Outcome {
     drop(hold(&pool, &everything).await?);
     assert_stats_are_true(&pool, &ids, "after terminations").await?;
     pool.cleanup().await?;
-    Ok(())
-}
-
-/// Nothing can be had from a workspace whose database is gone; the reason is told.
-async fn assert_is_missing(pool: &TestPool, id: &WorkspaceId) -> Outcome {
-    let database = database_of(pool, id)?;
-    let error = pool.acquire(id).await.err().ok_or("a database that is gone was opened")?;
-    let said = error.to_string();
-    assert!(is_missing(&error), "{said}");
-    assert!(said.contains(&database) && said.contains("does not exist"), "{said}");
-    assert!(!pool.workspace_exists(id).await?);
     Ok(())
 }
 
@@ -186,16 +176,6 @@ async fn invalid_database_name() -> Outcome {
     assert_eq!(pool.active_connection_count().await?, sessions, "what was refused left no session");
     pool.cleanup().await?;
     Ok(())
-}
-
-/// The workspace serves at its full capacity.
-async fn assert_works(pool: &TestPool, id: &WorkspaceId, after: &str) -> Outcome {
-    for mut lease in hold(pool, &vec![id.clone(); 10]).await? {
-        let alive = sqlx::query_scalar::<_, i32>("select 1").fetch_one(&mut lease).await;
-        assert!(matches!(alive, Ok(1)), "after {after}: {alive:?}");
-    }
-    settled(pool).await?;
-    assert_stats_are_true(pool, std::slice::from_ref(id), after).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -353,15 +333,15 @@ async fn cleanup_handles_partially_failed_state() -> Outcome {
     assert_eq!(pool.sessions().await?, [], "no session is left, whatever failed");
     let cut = sqlx::query("select 1").execute(&mut kept).await.unwrap_err();
     assert!(is_lost(&cut), "{cut}");
-    let cut = endless.await?.unwrap_err();
-    assert!(is_lost(&cut), "{cut}");
+    assert!(endless.await?.is_err_and(|cut| is_lost(&cut)));
     drop(kept);
     assert!(pool.databases().await?.contains(&name(undroppable)?));
 
     // What stood in the way is gone: the same call finishes the work.
     outside(&pool, &format!("alter database {} is_template false", name(undroppable)?)).await?;
     let told = pool.cleanup().await.unwrap_err();
-    assert!(matches!(told, TestError::Close { .. }), "what was not graceful is told again: {told}");
+    let two = CloseError::Cut { leases: 2, after: Duration::from_millis(300) }.to_string();
+    assert!(matches!(&told, TestError::Close { source, .. } if source.to_string() == two), "{told}");
     assert_eq!(pool.databases().await?, Vec::<String>::new());
     pool.verify_no_leaked_connections().await?;
     assert_stats_are_nothing(&pool);
@@ -443,47 +423,7 @@ async fn edge_cases() -> Outcome {
         let error = WorkspaceId::new(refused).unwrap_err().to_string();
         assert!(error.contains(says), "{error}");
     }
-    let long = "x".repeat(63);
-    let (one, other, longest) = (format!("{long}1"), format!("{long}2"), "y".repeat(255));
-    let texts = [
-        "a-b",
-        "a_b",
-        "a b",
-        "A-B",
-        "a",
-        " a",
-        "a ",
-        "1",
-        "-",
-        ".",
-        "../a",
-        "%",
-        "%s",
-        "$1",
-        "\\",
-        "null",
-        "postgres",
-        "template1",
-        "x'; drop database postgres; --",
-        "x\"; drop database postgres; --",
-        "\"",
-        "'",
-        "$$",
-        "a;b",
-        "new\nline",
-        "tab\t",
-        "\u{7f}",
-        "caf\u{e9}",
-        "cafe\u{301}",
-        "\u{65e5}\u{672c}\u{8a9e}",
-        "\u{1f642}",
-        "\u{202e}evil",
-        &long,
-        &one,
-        &other,
-        &longest,
-    ];
-    let ids: Vec<WorkspaceId> = texts.iter().map(WorkspaceId::new).collect::<Result<_, _>>()?;
+    let ids: Vec<_> = strange_ids().iter().map(WorkspaceId::new).collect::<Result<_, _>>()?;
     try_join_all(ids.iter().map(|id| create_once(&pool, id))).await?;
 
     let mut databases = BTreeSet::new();
@@ -495,13 +435,14 @@ async fn edge_cases() -> Outcome {
         assert_eq!(database, database_of(&pool, id)?, "{id}: the name is kept whole");
         databases.insert(database);
     }
-    assert_eq!(databases.len(), texts.len(), "a database for each");
+    assert_eq!(databases.len(), ids.len(), "a database for each");
     assert_eq!(pool.databases().await?.into_iter().collect::<BTreeSet<_>>(), databases, "and no other");
     let listed: BTreeSet<_> = pool.list_workspaces().await?.into_iter().collect();
     assert_eq!(listed, ids.iter().cloned().collect(), "each is listed under its own id");
 
     // One is dropped, and the one beside it stays.
-    for (gone, stays) in [("a-b", "a_b"), (one.as_str(), other.as_str()), ("caf\u{e9}", "cafe\u{301}")] {
+    let [one, other] = AGREE_IN_63_BYTES;
+    for (gone, stays) in [("a-b", "a_b"), (one, other), ("caf\u{e9}", "cafe\u{301}")] {
         assert!(pool.drop_workspace(&WorkspaceId::new(gone)?).await?);
         let stays = WorkspaceId::new(stays)?;
         let mine: String = sqlx::query_scalar("select id from me").fetch_one(&pool.workspace(&stays)).await?;
@@ -524,8 +465,7 @@ async fn double_cleanup_idempotency() -> Outcome {
         pool.close_workspace(&never).await?;
         assert!(!pool.drop_workspace(&never).await?);
     }
-    let drops = join_all((0..6).map(|_| pool.drop_workspace(&ids[1]))).await;
-    let dropped = drops.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let dropped = try_join_all((0..6).map(|_| pool.drop_workspace(&ids[1]))).await?;
     assert_eq!(dropped.iter().filter(|dropped| **dropped).count(), 1, "it was there once: {dropped:?}");
 
     // Of the pool: again, at once, in between, and after a first one that was given up half-way.

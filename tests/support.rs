@@ -1,6 +1,7 @@
 //! What several suites need: a result that says why, questions asked through a pool, and the server watched
 //! while a load runs.
 
+pub mod ids;
 pub mod mishap;
 
 use std::collections::BTreeMap;
@@ -156,6 +157,27 @@ pub fn assert_stats_are_nothing(pool: &TestPool) {
         assert_eq!((share.connections.total(), share.waiting, share.targets), (0, 0, 0), "{share:?}");
         assert_eq!(share.opened, share.closed, "whatever was opened has been closed: {share:?}");
     }
+}
+
+/// Nothing can be had from a workspace whose database is gone; the reason is told.
+pub async fn assert_is_missing(pool: &TestPool, id: &WorkspaceId) -> Outcome {
+    let database = database_of(pool, id)?;
+    let error = pool.acquire(id).await.err().ok_or("a database that is gone was opened")?;
+    let said = error.to_string();
+    assert!(mishap::is_missing(&error), "{said}");
+    assert!(said.contains(&database) && said.contains("does not exist"), "{said}");
+    assert!(!pool.workspace_exists(id).await?);
+    Ok(())
+}
+
+/// The workspace serves at its full capacity.
+pub async fn assert_works(pool: &TestPool, id: &WorkspaceId, after: &str) -> Outcome {
+    for mut lease in hold(pool, &vec![id.clone(); 10]).await? {
+        let alive = sqlx::query_scalar::<_, i32>("select 1").fetch_one(&mut lease).await;
+        assert!(matches!(alive, Ok(1)), "after {after}: {alive:?}");
+    }
+    settled(pool).await?;
+    assert_stats_are_true(pool, std::slice::from_ref(id), after).await
 }
 
 /// The most sessions of a pool that the server was ever seen to count.
