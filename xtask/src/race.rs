@@ -90,7 +90,9 @@ impl Search {
             command.output().map_err(|why| Failure::while_doing(&format!("search {}", self.package), why))?;
         let said = String::from_utf8_lossy(&output.stdout);
         let covered: Vec<&str> = said.lines().filter(|line| line.starts_with(COVERED)).collect();
-        covered.iter().for_each(|line| say(line));
+        for line in &covered {
+            say(line);
+        }
         if output.status.success() && !covered.is_empty() {
             return Ok(());
         }
@@ -111,7 +113,7 @@ fn repeat_suite(threads: &str, rounds: u32, interrupts: &Interrupts) -> Result<(
     if interrupts.run(&mut command)?.success() { Ok(()) } else { Err(Failure::FOUND) }
 }
 
-/// Why ThreadSanitizer is not run. Without a standard library built for it, it takes correct programs for racy ones.
+/// Why `ThreadSanitizer` is not run. Without a standard library built for it, it takes correct programs for racy ones.
 fn thread_sanitizer() -> String {
     let sysroot = Command::new("rustc").args(["+nightly", "--print", "sysroot"]).output();
     let sysroot =
