@@ -16,7 +16,7 @@ use sqlx::{Connection, Error, Row};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error::{Session, TestError};
-use crate::naming::{PoolName, RunId};
+use crate::naming::PoolName;
 use crate::run::{ALIVE_CLASS, drop_database, reap_databases};
 use crate::server::{ServerError, TestServer};
 use crate::stock::{self, Schema};
@@ -197,11 +197,7 @@ impl Admin {
         let failed = |doing| move |source| TestError::Keeper { doing, source };
         let mut conn = PgConnection::connect_with(&options).await.map_err(failed("connecting"))?;
         stock::arrive(&mut conn).await.map_err(failed("registering"))?;
-        // What pools of a run under supervision leave is its supervisor's to name, and then to drop.
-        let spared = RunId::supervised();
-        reap_databases(&mut conn, spared.as_ref())
-            .await
-            .map_err(failed("removing what dead runs have left"))?;
+        reap_databases(&mut conn).await.map_err(failed("removing what dead runs have left"))?;
         if connections > 0 {
             wait_for_room(&mut conn, connections, gives_up).await?;
         }

@@ -86,7 +86,7 @@ pub fn clean(server: &TestServer) -> Result<Cleaned, ServerError> {
     on(server, async |conn| {
         let dead: Vec<_> = tagged(conn).await?.into_iter().filter(|s| !s.lives && !s.is_keeper).collect();
         end(conn, &dead).await?;
-        Ok(Cleaned { connections: dead, databases: reap_databases(conn, None).await? })
+        Ok(Cleaned { connections: dead, databases: reap_databases(conn).await? })
     })
 }
 
@@ -160,26 +160,41 @@ async fn end(conn: &mut PgConnection, sessions: &[TaggedConnection]) -> Result<(
 }
 
 /// Drops the databases of pools whose keeper is gone: their processes were killed, or they leaked. Those of
-/// the run `spared` are left to whoever looks after it, who counts them before they are dropped.
-pub(crate) async fn reap_databases(
-    conn: &mut PgConnection,
-    spared: Option<&RunId>,
-) -> Result<Vec<String>, Error> {
+/// a run under supervision are left to whoever looks after it, who counts them before they are dropped.
+pub(crate) async fn reap_databases(conn: &mut PgConnection) -> Result<Vec<String>, Error> {
     let mut names: Vec<String> = sqlx::query_scalar(
         "select datname::text from pg_database where datname ~ '^t[0-9a-z]{6}_[0-9a-z]{7}_ws_' and pg_has_role(datdba, 'USAGE') order by 1",
     )
     .fetch_all(&mut *conn)
     .await?;
-    names.retain(|name| spared.is_none() || run_of_database(name).as_ref() != spared);
     if names.is_empty() {
         return Ok(names);
     }
+    let supervised = supervised(conn).await?;
     let living = living(conn).await?;
-    names.retain(|name| serial_of_database(name).is_some_and(|serial| !living.contains(&serial)));
-    for name in &names {
-        drop_database(conn, name).await?;
+    names.retain(|name| {
+        let is_dead = serial_of_database(name).is_some_and(|serial| !living.contains(&serial));
+        is_dead && !run_of_database(name).is_some_and(|run| supervised.contains(&run.to_string()))
+    });
+    let mut dropped = Vec::new();
+    for name in names {
+        // One that cannot be dropped is no reason not to test: it stays for those who can.
+        match drop_database(conn, &name).await {
+            Ok(()) => dropped.push(name),
+            Err(error) => tracing::warn!(%error, name, "a database that a dead run left cannot be dropped"),
+        }
     }
-    Ok(names)
+    Ok(dropped)
+}
+
+/// The runs that have a sampler: whoever has it finds and names what their pools have left.
+async fn supervised(conn: &mut PgConnection) -> Result<BTreeSet<String>, Error> {
+    let runs: Vec<String> = sqlx::query_scalar(
+        "select substr(application_name, 4, 6) from pg_stat_activity where application_name ~ '^pk:[0-9a-z]{6}:sampler$'",
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(runs.into_iter().collect())
 }
 
 /// Drops a database, and ends whatever is connected to it.
