@@ -155,12 +155,15 @@ impl Catalog<PgConn> for PgCatalog {
 
     async fn exists(&self, system: &mut PgConn, workspace: &WorkspaceId) -> Result<bool, DriverError> {
         let name = self.naming.database(workspace);
-        find(system.own(), &name).await.map_err(|error| self.error(error, name.as_str()))
+        let (conn, flight) = system.fly();
+        flight.ended(find(conn, &name).await).map_err(|error| self.error(error, name.as_str()))
     }
 
     async fn list(&self, system: &mut PgConn) -> Result<Vec<WorkspaceId>, DriverError> {
         let all = "select datname::text, shobj_description(oid, 'pg_database') from pg_database where not datistemplate";
-        let rows = sqlx::query(all).fetch_all(system.own()).await.map_err(|error| self.error(error, "*"))?;
+        let (conn, flight) = system.fly();
+        let rows = flight.ended(sqlx::query(all).fetch_all(conn).await);
+        let rows = rows.map_err(|error| self.error(error, "*"))?;
         Ok(rows
             .iter()
             .filter_map(|row| {
