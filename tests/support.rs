@@ -177,6 +177,10 @@ pub async fn assert_works(pool: &TestPool, id: &WorkspaceId, after: &str) -> Out
         assert!(matches!(alive, Ok(1)), "after {after}: {alive:?}");
     }
     settled(pool).await?;
+    let database = database_of(pool, id)?;
+    for session in pool.sessions().await?.into_iter().filter(|session| session.database == database) {
+        assert_eq!(session.state, "idle", "after {after}: a query or transaction goes on: {session:?}");
+    }
     assert_stats_are_true(pool, std::slice::from_ref(id), after).await
 }
 

@@ -1,13 +1,16 @@
 //! `cargo xtask test-pools --race`: everything here that searches for races, and how much of it was searched.
 //!
-//! Each step is a test binary that prints what it has covered on lines that begin with `race: `; a step that covers
-//! nothing has failed. The concurrency suite is then repeated on one thread and on many, with seeds of its own.
+//! Each step is a test binary that prints what it has covered after `race: `; a step that covers nothing has
+//! failed. The concurrency suite is then repeated on one thread and on many, with seeds of its own, and
+//! `ThreadSanitizer` watches the shell where a standard library can be built for it.
 
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anstyle::Style;
 
-use crate::display::say;
+use crate::display::{complain, say};
 use crate::failure::Failure;
 use crate::process::{Interrupts, cargo, workspace_root};
 use crate::run::Planted;
@@ -23,54 +26,57 @@ const ROUNDS: u32 = 3;
 /// A test binary that searches.
 struct Search {
     what: &'static str,
-    package: &'static str,
     test: &'static str,
     filter: &'static str,
+    /// Whether a bug planted in the registry is for this search to find.
+    finds_planted: bool,
 }
 
 const SEARCHES: &[Search] = &[
     Search {
         what: "every schedule of small worlds through the registry",
-        package: "pool-testkit",
         test: "explore",
         filter: "no_schedule",
+        finds_planted: true,
     },
-    Search { what: "every interleaving of threads, by loom", package: "pool-core", test: "loom", filter: "" },
+    Search { what: "every interleaving of threads, by loom", test: "loom", filter: "", finds_planted: false },
     Search {
         what: "cancellation at every await point of the manager",
-        package: "pool-testkit",
         test: "cancel",
         filter: "",
+        finds_planted: false,
     },
 ];
 
-/// Searches for races; the first one found ends it.
+/// Searches for races; the first one found ends it. With a planted bug, only the searches that must find it.
 ///
 /// # Errors
 /// [`Failure::FOUND`] when a race was found, or when a search covered nothing.
 pub fn race(planted: Option<Planted>, repeat: Option<u32>, interrupts: &Interrupts) -> Result<(), Failure> {
-    for search in SEARCHES {
-        say(&format!("\n{HEAD}{}{HEAD:#}", search.what));
+    for search in SEARCHES.iter().filter(|search| planted.is_none() || search.finds_planted) {
+        head(search.what);
         search.run(planted, interrupts)?;
     }
     if planted.is_some() {
+        complain("the planted bug was NOT found");
         return Ok(());
     }
     for threads in ["1", "4"] {
         let rounds = repeat.unwrap_or(ROUNDS);
-        say(&format!(
-            "\n{HEAD}the concurrency suite, {rounds} times on a runtime of {threads} threads{HEAD:#}"
-        ));
+        head(&format!("the concurrency suite, {rounds} times on a runtime of {threads} threads"));
         repeat_suite(threads, rounds, interrupts)?;
         say(&format!("{COVERED}{rounds} repetitions of the concurrency suite on {threads} threads"));
     }
-    say(&format!("\nskipped: {}", thread_sanitizer()));
-    Ok(())
+    head("ThreadSanitizer over the shell");
+    thread_sanitizer(interrupts)
+}
+
+fn head(what: &str) {
+    say(&format!("\n{HEAD}{what}{HEAD:#}"));
 }
 
 impl Search {
     fn run(&self, planted: Option<Planted>, interrupts: &Interrupts) -> Result<(), Failure> {
-        interrupts.check()?;
         let mut command = cargo();
         command.args([
             "test",
@@ -82,26 +88,40 @@ impl Search {
             "--nocapture",
             self.filter,
         ]);
-        command.env("POOL_EXPLORE_CALLERS", CALLERS).stdin(Stdio::null()).stderr(Stdio::inherit());
-        if let Some(bug) = planted.and_then(Planted::in_the_registry) {
-            command.env("POOL_PLANTED", bug);
-        }
-        let output =
-            command.output().map_err(|why| Failure::while_doing(&format!("search {}", self.package), why))?;
-        let said = String::from_utf8_lossy(&output.stdout);
-        let covered: Vec<&str> = said.lines().filter(|line| line.starts_with(COVERED)).collect();
-        for line in &covered {
-            say(line);
-        }
-        if output.status.success() && !covered.is_empty() {
-            return Ok(());
-        }
-        say(&said);
-        if covered.is_empty() && output.status.success() {
-            say("this search has covered nothing");
-        }
-        Err(Failure::FOUND)
+        // The story is what helps, not the stack of the test that tells it.
+        command.env("RUST_BACKTRACE", "0");
+        match planted.and_then(Planted::in_the_registry) {
+            Some(bug) => command.env("POOL_PLANTED", bug),
+            None => command.env("POOL_EXPLORE_CALLERS", CALLERS),
+        };
+        watch(self.what, &mut command, interrupts)
     }
+}
+
+/// Runs a search, and shows what it covers as it goes; what it found is on standard error.
+fn watch(what: &str, command: &mut Command, interrupts: &Interrupts) -> Result<(), Failure> {
+    let mut running = interrupts.spawn(command.stdout(Stdio::piped()))?;
+    let mut covered = 0;
+    if let Some(output) = running.child.stdout.take() {
+        // The harness writes a dot for each test that passed, without a line of its own.
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            if let Some((_, covering)) = line.split_once(COVERED) {
+                covered += 1;
+                say(&format!("{COVERED}{covering}"));
+            }
+        }
+    }
+    let status = running.wait()?;
+    interrupts.check()?;
+    if !status.success() {
+        complain(&format!("FAILED: {what}"));
+        return Err(Failure::FOUND);
+    }
+    if covered == 0 {
+        complain(&format!("FAILED: {what}: this search has covered nothing"));
+        return Err(Failure::FOUND);
+    }
+    Ok(())
 }
 
 /// Runs the concurrency suite again, as a person would, on a runtime of so many threads.
@@ -113,19 +133,56 @@ fn repeat_suite(threads: &str, rounds: u32, interrupts: &Interrupts) -> Result<(
     if interrupts.run(&mut command)?.success() { Ok(()) } else { Err(Failure::FOUND) }
 }
 
-/// Why `ThreadSanitizer` is not run. Without a standard library built for it, it takes correct programs for racy ones.
-fn thread_sanitizer() -> String {
-    let sysroot = Command::new("rustc").args(["+nightly", "--print", "sysroot"]).output();
-    let sysroot =
-        sysroot.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
-    let source = std::path::Path::new(&sysroot).join("lib/rustlib/src/rust/library/std");
-    if sysroot.is_empty() {
-        "ThreadSanitizer, since there is no nightly toolchain (rustup toolchain install nightly --component rust-src)".into()
-    } else if source.exists() {
-        "ThreadSanitizer, which this command does not run yet; the nightly toolchain has what it needs".into()
-    } else {
-        "ThreadSanitizer, since the nightly toolchain lacks rust-src: std could not be built for it, and correct \
-         programs would be reported (rustup component add rust-src --toolchain nightly)"
-            .into()
+/// Runs the tests of the shell under `ThreadSanitizer`, with a standard library built for it. Without one, correct
+/// programs that use std's mutex are reported, so then it is skipped, with the reason.
+fn thread_sanitizer(interrupts: &Interrupts) -> Result<(), Failure> {
+    let Some(sysroot) = said_by_nightly(&["--print", "sysroot"]) else {
+        say("skipped: there is no nightly toolchain (rustup toolchain install nightly --component rust-src)");
+        return Ok(());
+    };
+    if !Path::new(&sysroot).join("lib/rustlib/src/rust/library/std").exists() {
+        say(
+            "skipped: the nightly toolchain lacks rust-src, so std cannot be built with the sanitizer, and correct \
+             programs would be reported (rustup component add rust-src --toolchain nightly)",
+        );
+        return Ok(());
     }
+    let Some(host) = said_by_nightly(&["--print", "host-tuple"]) else {
+        return Err(Failure::Infrastructure("nightly's rustc does not say which host it is for".to_owned()));
+    };
+    let mut command = Command::new("rustup");
+    command.current_dir(workspace_root()).args([
+        "run",
+        "nightly",
+        "cargo",
+        "test",
+        "-Zbuild-std",
+        "--target",
+        &host,
+    ]);
+    command.args([
+        "--quiet",
+        "-p",
+        "pool-testkit",
+        "--test",
+        "shell",
+        "--test",
+        "cancel",
+        "--",
+        "--nocapture",
+    ]);
+    command.env("RUSTFLAGS", "-Zsanitizer=thread").env("CARGO_TARGET_DIR", "target/sanitized");
+    if interrupts.run(&mut command)?.success() {
+        say(&format!("{COVERED}the tests of the shell under ThreadSanitizer"));
+        return Ok(());
+    }
+    complain("FAILED: the tests of the shell under ThreadSanitizer");
+    Err(Failure::FOUND)
+}
+
+/// One line that nightly's compiler says, if there is one.
+fn said_by_nightly(arguments: &[&str]) -> Option<String> {
+    let output = Command::new("rustup").args(["run", "nightly", "rustc"]).args(arguments).output().ok()?;
+    let line = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    (output.status.success() && !line.is_empty()).then_some(line)
 }

@@ -12,6 +12,7 @@ use pool_testkit::run::{Figure, LeftConnection, LeftDatabase, Record, Sampled, i
 
 use crate::plan::Case;
 use crate::repeat::Tries;
+use crate::run::Planted;
 
 /// How a chosen case ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -293,9 +294,12 @@ impl Run {
         let lines: Vec<String> = failed
             .map(|result| {
                 let path = &result.case.path;
-                let why = if result.ending == Ending::Passed { " (passed, but leaked)" } else { "" };
+                let leaked = result.ending == Ending::Passed;
+                let why = if leaked { " (passed, but leaked)" } else { "" };
+                let check = if leaked { " --leak-check" } else { "" };
+                let plant = if result.case.suite == Planted::SUITE { " --planted leak" } else { "" };
                 let seed = self.tries.failing_seed(path).unwrap_or(self.seed);
-                format!("  {path}{why}\n    again: cargo xtask test-pools --case {path} --seed {seed} -v")
+                format!("  {path}{why}\n    again: cargo xtask test-pools{plant} --case {path}{check} --seed {seed} -v")
             })
             .collect();
         write_section(text, BAD, "failed", &lines);

@@ -106,7 +106,7 @@ fn a_run_with_leaks_reads_like_this() {
 
     failed
       lifecycle::pool_initialization (passed, but leaked)
-        again: cargo xtask test-pools --case lifecycle::pool_initialization --seed 7 -v
+        again: cargo xtask test-pools --case lifecycle::pool_initialization --leak-check --seed 7 -v
 
     left behind on the server
       lifecycle::pool_initialization: connections not closed: 1, databases not dropped: 1

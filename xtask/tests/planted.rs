@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use rstest::rstest;
+
 #[test]
 fn a_case_that_leaks_on_purpose_is_named_with_its_session_and_its_database() {
     let run = Command::new(env!("CARGO_BIN_EXE_xtask"))
@@ -22,5 +24,23 @@ fn a_case_that_leaks_on_purpose_is_named_with_its_session_and_its_database() {
     let session = told.lines().find(|line| line.trim_start().starts_with("pid ")).unwrap_or_default();
     assert!(session.contains(", active, last query: select pg_sleep(60)"), "{context}");
     assert!(told.lines().any(|line| line.starts_with("    database `t")), "{context}");
+    assert!(
+        told.contains(&format!("again: cargo xtask test-pools --planted leak --case {case} --leak-check")),
+        "{context}"
+    );
     assert_eq!(told.lines().last(), Some("0 passed, 1 failed, 0 skipped"), "{context}");
+}
+
+#[rstest]
+#[case::w3_an_answered_waiter_that_is_not_woken("lost-wake-up", "law W3 is broken")]
+#[case::w4_a_grant_that_a_cancelled_caller_takes_along("lost-grant", "law W4 is broken")]
+fn a_race_planted_in_the_registry_is_found_with_its_schedule(#[case] bug: &str, #[case] law: &str) {
+    let run = Command::new(env!("CARGO_BIN_EXE_xtask"))
+        .args(["test-pools", "--race", "--planted", bug])
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&run.stderr);
+    assert_eq!(run.status.code(), Some(1), "{told}");
+    assert!(told.contains(law) && told.contains("   1. caller "), "{told}");
+    assert!(told.contains("FAILED: every schedule of small worlds"), "{told}");
 }
