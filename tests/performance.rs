@@ -172,20 +172,34 @@ async fn memory_efficiency() -> Outcome {
 
 #[tokio::test]
 async fn connection_pool_warmup_time() -> Outcome {
+    const WORKSPACES: usize = 9;
     let (took, pool) = measure_operation_time("warm-up duration, the server included", TestPool::new()).await;
     let pool = pool?;
-    let id = WorkspaceId::new("first")?;
-    let (created, result) =
-        measure_operation_time("first workspace duration", pool.ensure_workspace(&id)).await;
-    result?;
-    let (first, name) =
-        measure_operation_time("first query duration", current_database(&pool.workspace(&id))).await;
-    assert!(name?.ends_with("_ws_first"));
-    assert!(created < Duration::from_millis(500), "the first workspace took {created:?}");
-    assert!(first < Duration::from_millis(500), "the first query took {first:?}");
+    // One creation tells of the machine's mood; the middle one of several, of the pool.
+    let (mut created, mut queried) = (Vec::new(), Vec::new());
+    for id in (0..WORKSPACES).map(|n| WorkspaceId::new(format!("first_{n}"))) {
+        let id = id?;
+        let (took, result) =
+            measure_operation_time("new workspace duration", pool.ensure_workspace(&id)).await;
+        result?;
+        created.push(took);
+        let (took, name) =
+            measure_operation_time("first query duration", current_database(&pool.workspace(&id))).await;
+        assert!(name?.ends_with(id.as_str()));
+        queried.push(took);
+    }
+    let (created, queried) = (median(created), median(queried));
+    assert!(created < Duration::from_millis(500), "a new workspace took {created:?}");
+    assert!(queried < Duration::from_millis(500), "its first query took {queried:?}");
     assert!(took < Duration::from_secs(30), "the pool took {took:?}");
     pool.cleanup().await?;
     Ok(())
+}
+
+/// The middle one of `times`.
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times[times.len() / 2]
 }
 
 /// The least squares line through `points`, and how much of their variance it explains.
