@@ -175,7 +175,7 @@ async fn connection_pool_warmup_time() -> Outcome {
     const WORKSPACES: usize = 9;
     let (took, pool) = measure_operation_time("warm-up duration, the server included", TestPool::new()).await;
     let pool = pool?;
-    // One creation tells of the machine's mood; the middle one of several, of the pool.
+    // What else the machine does can only add to what a creation costs: the shortest of several tells.
     let (mut created, mut queried) = (Vec::new(), Vec::new());
     for id in (0..WORKSPACES).map(|n| WorkspaceId::new(format!("first_{n}"))) {
         let id = id?;
@@ -188,7 +188,7 @@ async fn connection_pool_warmup_time() -> Outcome {
         assert!(name?.ends_with(id.as_str()));
         queried.push(took);
     }
-    let (created, queried) = (median(created), median(queried));
+    let (created, queried) = (shortest(created), shortest(queried));
     assert!(created < Duration::from_millis(500), "a new workspace took {created:?}");
     assert!(queried < Duration::from_millis(500), "its first query took {queried:?}");
     assert!(took < Duration::from_secs(30), "the pool took {took:?}");
@@ -196,10 +196,9 @@ async fn connection_pool_warmup_time() -> Outcome {
     Ok(())
 }
 
-/// The middle one of `times`.
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort_unstable();
-    times[times.len() / 2]
+/// The shortest of `times`.
+fn shortest(times: Vec<Duration>) -> Duration {
+    times.into_iter().min().unwrap_or_default()
 }
 
 /// The least squares line through `points`, and how much of their variance it explains.

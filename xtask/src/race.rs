@@ -18,8 +18,6 @@ use crate::run::Planted;
 const HEAD: Style = Style::new().bold();
 /// What a test prints before what it has covered.
 const COVERED: &str = "race: ";
-/// How many callers the larger worlds of the enumerator have.
-const CALLERS: &str = "5";
 /// How often the concurrency suite is run on each kind of runtime, unless `--repeat` says.
 const ROUNDS: u32 = 3;
 
@@ -92,7 +90,7 @@ impl Search {
         command.env("RUST_BACKTRACE", "0");
         match planted.and_then(Planted::in_the_registry) {
             Some(bug) => command.env("POOL_PLANTED", bug),
-            None => command.env("POOL_EXPLORE_CALLERS", CALLERS),
+            None => command.arg("--include-ignored"),
         };
         watch(self.what, &mut command, interrupts)
     }

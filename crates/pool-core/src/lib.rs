@@ -60,6 +60,8 @@ pub use lru::Lru;
 pub use naming::{DATABASE_NAME_BYTES_MAX, DatabaseName, DatabaseNaming, PREFIX_BYTES_MAX, PrefixNaming};
 pub use policy::EvictionPolicy;
 pub use ports::{Catalog, Condition, Driver, Endpoint, Observer, WorkspacePools};
-pub use registry::{Acquire, Broken, Claim, GaveUp, Registry, RegistryConfig, View};
+pub use registry::{
+    Acquire, Broken, Claim, GaveUp, OpeningView, Registry, RegistryConfig, View, WorkspaceView,
+};
 pub use stats::{CloseReason, Counts, Event, PoolStats, ShareStats};
 pub use token::{CloseDebt, CloseWork, Effects, LeaseDebt, Leased, OpenWork, Ticket, Wakes};

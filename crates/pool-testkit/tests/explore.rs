@@ -3,25 +3,49 @@
 use pool_testkit::explore::{Bug, Scenario, explore};
 use rstest::rstest;
 
+/// Callers 0 and 2 share a workspace; caller 3 shares caller 1's.
+const SMALL: Scenario = Scenario {
+    workspaces: 2,
+    budget: 1,
+    per_workspace: 2,
+    opens: 8,
+    callers: 4,
+    mishaps: 1,
+    turns: 1,
+    bug: None,
+};
+
+/// A world and how large it must be at least, so that it does not shrink unseen.
 #[rstest]
-fn no_schedule_breaks_a_law(#[values(1, 2)] budget: u32) {
-    match explore(&Scenario { budget, ..Scenario::default() }) {
-        Ok(report) => {
-            println!("budget {budget}: {report}");
-            assert!(report.states > 500, "the world is not as large as it was: {report}");
-        }
-        Err(violation) => panic!("{violation}"),
-    }
+#[case::one_workspace(Scenario { workspaces: 1, callers: 3, mishaps: 2, ..Scenario::default() }, 6900)]
+#[case::two_workspaces(Scenario { callers: 3, mishaps: 2, ..Scenario::default() }, 39000)]
+#[case::two_connections(Scenario { budget: 2, callers: 4, mishaps: 1, ..Scenario::default() }, 38000)]
+#[case::three_workspaces(Scenario { workspaces: 3, budget: 2, opens: 1, ..Scenario::default() }, 25000)]
+#[case::three_connections(Scenario { budget: 3, per_workspace: 2, callers: 4, turns: 0, ..Scenario::default() }, 29000)]
+fn no_schedule_breaks_a_law(#[case] scenario: Scenario, #[case] states: usize) {
+    search(scenario, states);
 }
 
-/// Larger worlds, at the size that `POOL_EXPLORE_CALLERS` says; `cargo xtask test-pools --race` makes it 5.
+/// Larger worlds, for `cargo xtask test-pools --race`; minutes.
 #[rstest]
-fn no_schedule_of_a_larger_world_breaks_a_law(#[values(2, 3)] workspaces: u32, #[values(1, 2)] budget: u32) {
-    let callers = std::env::var("POOL_EXPLORE_CALLERS").ok().and_then(|n| n.parse().ok()).unwrap_or(4);
-    let scenario = Scenario { workspaces, budget, callers, bug: bug_of_environment(), ..Scenario::default() };
-    match explore(&scenario) {
+#[case::more_callers(Scenario { callers: 5, mishaps: 2, ..Scenario::default() })]
+#[case::more_mishaps(Scenario { budget: 2, callers: 3, mishaps: 3, ..Scenario::default() })]
+#[case::more_connections(Scenario { budget: 2, callers: 5, mishaps: 2, ..Scenario::default() })]
+#[case::more_workspaces(Scenario { workspaces: 3, budget: 2, callers: 5, ..Scenario::default() })]
+#[case::more_of_all(Scenario { workspaces: 3, budget: 3, callers: 5, turns: 0, ..Scenario::default() })]
+#[ignore = "minutes; cargo xtask test-pools --race runs it"]
+fn no_schedule_of_a_larger_world_breaks_a_law(#[case] scenario: Scenario) {
+    search(scenario, 1);
+}
+
+fn search(scenario: Scenario, states: usize) {
+    let Scenario { workspaces, budget, callers, mishaps, .. } = scenario;
+    match explore(&Scenario { bug: bug_of_environment(), ..scenario }) {
         Ok(report) => {
-            println!("race: {report} of {workspaces} workspaces, budget {budget}, {callers} callers");
+            let world =
+                format!("{workspaces} workspaces, budget {budget}, {callers} callers, {mishaps} mishaps");
+            println!("race: {report} of {world}");
+            assert!(report.states >= states, "the world is not as large as it was: {report}");
         }
         Err(violation) => panic!("{violation}"),
     }
@@ -37,15 +61,27 @@ fn bug_of_environment() -> Option<Bug> {
 }
 
 #[rstest]
-#[case::w4_grant_lost_on_cancel(Bug::GrantLostOnCancel, "W4")]
-#[case::s1_slot_leaked_on_failed_open(Bug::SlotLeakedOnFailedOpen, "S1")]
-#[case::w3_no_eviction(Bug::NoEviction, "W3")]
-#[case::w1_last_come_first_served(Bug::LastComeFirstServed, "W1")]
-#[case::w3_lost_wake_up(Bug::LostWakeUp, "W3")]
-fn a_planted_bug_is_found_with_a_short_story(#[case] bug: Bug, #[case] law: &str) {
-    // Callers 0 and 2 share a workspace; caller 3 shares caller 1's.
-    let scenario = Scenario { callers: 4, breakages: 0, bug: Some(bug), ..Scenario::default() };
-    let violation = explore(&scenario).expect_err("the bug was planted");
+#[case::w4_grant_lost_on_cancel(Bug::GrantLostOnCancel, "W4", SMALL)]
+#[case::w4_cancelled_waiter_served(Bug::CancelledWaiterServed, "W4", SMALL)]
+#[case::s1_slot_leaked_on_failed_open(Bug::SlotLeakedOnFailedOpen, "S1", SMALL)]
+#[case::b1_double_grant(Bug::DoubleGrant, "B1", SMALL)]
+#[case::w3_no_eviction(Bug::NoEviction, "W3", SMALL)]
+#[case::e1_evicts_in_use(Bug::EvictsInUse, "E1", SMALL)]
+#[case::w2_never_yields(Bug::NeverYields, "W2", SMALL)]
+#[case::w2_unfair_turn(Bug::UnfairTurn, "W2", Scenario { workspaces: 3, ..SMALL })]
+#[case::w1_last_come_first_served(Bug::LastComeFirstServed, "W1", SMALL)]
+#[case::w3_lost_wake_up(Bug::LostWakeUp, "W3", SMALL)]
+#[case::w3_forgotten_retry(Bug::ForgottenRetry, "W3", Scenario { budget: 2, ..SMALL })]
+#[case::s1_count_drift_on_close(Bug::CountDriftOnClose, "S1", SMALL)]
+#[case::b1_slot_freed_early(Bug::SlotFreedEarly, "B1", SMALL)]
+#[case::e1_stale_token(Bug::StaleToken, "E1", SMALL)]
+#[case::c1_forgotten_closer(Bug::ForgottenCloser, "C1", SMALL)]
+fn a_planted_bug_is_found_with_a_short_story(
+    #[case] bug: Bug,
+    #[case] law: &str,
+    #[case] scenario: Scenario,
+) {
+    let violation = explore(&Scenario { bug: Some(bug), ..scenario }).expect_err("the bug was planted");
     println!("{bug:?}: {violation}");
     assert_eq!(violation.broken.law, law, "{violation}");
     assert!(violation.steps.len() < 12, "{violation}");

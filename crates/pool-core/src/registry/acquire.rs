@@ -136,6 +136,9 @@ impl<C> Registry<C> {
             waker: None,
         };
         let id = ticket.waiter;
+        if self.has_bug(Bug::CancelledWaiterServed) {
+            return gave_up;
+        }
         let waiter = self.waiters.remove(id as usize);
         gave_up.waker = waiter.waker;
         match waiter.state {

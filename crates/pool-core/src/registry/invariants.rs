@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use super::{ConnState, Registry, WaiterState, u32_of};
+use super::{ConnState, Opening, Registry, WaiterState, u32_of};
 use crate::ids::{ConnectionId, Target};
 
 /// A law that was found broken, with what was seen.
@@ -26,12 +26,16 @@ fn hold(law: &'static str, holds: bool, what: impl FnOnce() -> String) -> Result
 pub struct View {
     /// The entries, by target.
     pub workspaces: Vec<WorkspaceView>,
-    /// The ring of turns.
-    pub turns: Vec<Target>,
+    /// The ring of turns, and for how long each target has stood in it.
+    pub turns: Vec<(Target, u128)>,
     /// Whether everything is being closed.
     pub closed: bool,
-    /// Targets that back off.
-    pub backing_off: Vec<Target>,
+    /// The failures that are remembered, by target: whether the pause goes on, and whether a retry is owed.
+    pub failures: Vec<(Target, bool, bool)>,
+    /// Opens that count against the limit on simultaneous ones, and those that do not.
+    pub opens: (u32, u32),
+    /// Closes that take so long that their slots are not counted on.
+    pub slow_closes: u32,
 }
 
 /// The part of a [`View`] about one target.
@@ -41,18 +45,44 @@ pub struct WorkspaceView {
     pub target: Target,
     /// Connections held by callers or granted to them.
     pub in_use: u32,
-    /// Whether an open is under way.
-    pub opening: bool,
+    /// How many of those are to be closed when they come back.
+    pub condemned: u32,
+    /// The open under way, if there is one.
+    pub opening: OpeningView,
     /// Connections being closed.
     pub closing: u32,
-    /// How long ago each idle connection came back, in its list's order.
+    /// How long ago each idle connection came back, in nanoseconds, in its list's order.
     pub idle_nanos: Vec<u128>,
-    /// How long ago each queued waiter came, in the queue's order.
-    pub waiting_nanos: Vec<u128>,
+    /// Waiters that have not been answered.
+    pub waiting: u32,
     /// Waiters that were answered and have not fetched it.
     pub answered: u32,
     /// Closes under way.
     pub closers: u32,
+}
+
+/// What a [`WorkspaceView`] says of an open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OpeningView {
+    /// There is none.
+    None,
+    /// Under way.
+    UnderWay,
+    /// Under way since before the database was created.
+    Outdated,
+    /// Given up by its callers, and still under way.
+    GivenUp,
+}
+
+impl From<&Opening> for OpeningView {
+    fn from(opening: &Opening) -> Self {
+        match opening {
+            Opening::None => Self::None,
+            Opening::UnderWay => Self::UnderWay,
+            Opening::Outdated => Self::Outdated,
+            Opening::GivenUp(_) => Self::GivenUp,
+        }
+    }
 }
 
 impl<C> Registry<C> {
@@ -113,16 +143,21 @@ impl<C> Registry<C> {
             hold("W3", !waiting || ws.idle.is_empty(), || {
                 format!("{} has an idle connection and a waiter", ws.target)
             })?;
-            let eligible = self.may_open(u32_of(id), now);
+            // Whose pause has just ended is eligible once the retry that is owed has come.
+            let failure = self.failures.get(&ws.target);
+            let eligible = self.may_open(u32_of(id), now) && failure.is_none_or(|f| !f.retry_is_owed);
             hold("W3", !eligible || self.turn_links.is_linked(u32_of(id)), || {
                 format!("{} is eligible for a slot but stands in no turn", ws.target)
             })?;
-            let owed = self.failures.get(&ws.target).is_none_or(|f| f.retry_at <= now || f.retry_is_owed);
+            let owed = failure.is_none_or(|f| f.retry_at <= now || f.retry_is_owed);
             hold("W3", !waiting || owed, || format!("{} waits for a pause that nobody watches", ws.target))?;
             hold("W3", !(eligible && permits > 0 && !self.budget.is_full()), || {
                 format!("a free slot, and {} waits", ws.target)
             })?;
         }
+        let since = |ws: u32| self.workspace(ws).turn_since;
+        let in_order = self.turns.iter(&self.turn_links).map(since).is_sorted();
+        hold("W2", in_order, || "a target stands in the ring before one that came earlier".to_owned())?;
         let wanted = self.turns.len().min(permits);
         let coming = self.slots_coming();
         hold("W3", coming >= wanted || self.policy.victim().is_none(), || {
@@ -145,35 +180,45 @@ impl<C> Registry<C> {
     /// The semantic content at `now`.
     pub fn view(&self, now: Instant) -> View {
         let ago = |then: Instant| now.saturating_duration_since(then).as_nanos();
-        let mut workspaces: Vec<_> = self
-            .workspaces
-            .iter()
-            .map(|(_, ws)| WorkspaceView {
-                target: ws.target.clone(),
-                in_use: ws.in_use,
-                opening: ws.opening.is_some(),
-                closing: ws.closing,
-                idle_nanos: ws
-                    .idle
-                    .iter(&self.idle_links)
-                    .filter_map(|id| self.idle_since(id))
-                    .map(ago)
-                    .collect(),
-                waiting_nanos: ws
-                    .waiters
-                    .iter(&self.waiter_links)
-                    .map(|id| ago(self.waiters[id as usize].since))
-                    .collect(),
-                answered: ws.answered,
-                closers: ws.closers,
-            })
-            .collect();
+        let mut workspaces: Vec<_> =
+            self.workspaces.iter().map(|(id, _)| self.workspace_view(u32_of(id), now)).collect();
         workspaces.sort_by(|a, b| a.target.cmp(&b.target));
-        let turns = self.turns.iter(&self.turn_links).map(|ws| self.workspace(ws).target.clone()).collect();
-        let mut backing_off: Vec<_> =
-            self.failures.iter().filter(|(_, f)| f.retry_at > now).map(|(t, _)| t.clone()).collect();
-        backing_off.sort();
-        View { workspaces, turns, closed: self.closed, backing_off }
+        let stands = |ws: u32| {
+            let workspace = self.workspace(ws);
+            (workspace.target.clone(), workspace.turn_since.map_or(0, ago))
+        };
+        let mut failures: Vec<_> =
+            self.failures.iter().map(|(t, f)| (t.clone(), f.retry_at > now, f.retry_is_owed)).collect();
+        failures.sort();
+        View {
+            workspaces,
+            turns: self.turns.iter(&self.turn_links).map(stands).collect(),
+            closed: self.closed,
+            failures,
+            opens: (self.permits_taken, self.slow_opens),
+            slow_closes: self.slow_closes,
+        }
+    }
+
+    fn workspace_view(&self, id: u32, now: Instant) -> WorkspaceView {
+        let ws = self.workspace(id);
+        let idle_since = ws.idle.iter(&self.idle_links).filter_map(|conn| self.idle_since(conn));
+        let condemned = self.conns.iter().filter(|(_, conn)| {
+            conn.workspace == id
+                && matches!(conn.state, ConnState::InUse)
+                && conn.retire_at.is_some_and(|at| at <= now)
+        });
+        WorkspaceView {
+            target: ws.target.clone(),
+            in_use: ws.in_use,
+            condemned: u32_of(condemned.count()),
+            opening: OpeningView::from(&ws.opening),
+            closing: ws.closing,
+            idle_nanos: idle_since.map(|then| now.saturating_duration_since(then).as_nanos()).collect(),
+            waiting: ws.waiters.len(),
+            answered: ws.answered,
+            closers: ws.closers,
+        }
     }
 
     /// The connections in use, for a close that has to cut them.

@@ -35,7 +35,7 @@ use crate::stats::{Counts, ShareStats};
 use crate::token::Leased;
 
 pub use acquire::{Acquire, Claim, GaveUp};
-pub use invariants::{Broken, View, WorkspaceView};
+pub use invariants::{Broken, OpeningView, View, WorkspaceView};
 #[cfg(feature = "planted-bugs")]
 pub use planted::Bug;
 

@@ -83,6 +83,9 @@ impl<C> Registry<C> {
     /// The pause of `target` is over: its waiters may open again.
     pub fn retry(&mut self, target: &Target, now: Instant) -> Effects<C> {
         let mut effects = Effects::default();
+        if let Some(failure) = self.failures.get_mut(target).filter(|failure| failure.retry_at <= now) {
+            failure.retry_is_owed = false;
+        }
         if let Some(ws) = self.by_target.get(target).copied() {
             self.settle(ws, now, &mut effects);
         }
@@ -112,7 +115,7 @@ impl<C> Registry<C> {
     /// Forgets failures whose pause ended long ago, so that ids that never existed cost nothing.
     pub(super) fn forget_old_failures(&mut self, now: Instant) {
         let keep = self.config.backoff_max;
-        self.failures.retain(|_, failure| failure.retry_at + keep > now);
+        self.failures.retain(|_, failure| failure.retry_is_owed || failure.retry_at + keep > now);
     }
 
     fn end_open(&mut self, ws: u32, holds_permit: bool) -> Opening {
@@ -146,7 +149,7 @@ impl<C> Registry<C> {
     /// Asks to be called when the pause of a target is over, if somebody waits for that.
     pub(super) fn owe_retry(&mut self, ws: u32, now: Instant, effects: &mut Effects<C>) {
         let workspace = &self.workspaces[ws as usize];
-        if workspace.waiters.is_empty() || self.failures.is_empty() {
+        if workspace.waiters.is_empty() || self.failures.is_empty() || self.has_bug(Bug::ForgottenRetry) {
             return;
         }
         if let Some(failure) = self.failures.get_mut(&workspace.target)

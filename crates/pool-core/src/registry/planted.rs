@@ -2,6 +2,14 @@
 //! `planted-bugs` the answer to [`Registry::has_bug`] is a constant, and the compiler removes them.
 
 use super::Registry;
+#[cfg(feature = "planted-bugs")]
+use super::{Waiter, WaiterState};
+use crate::budget::Slot;
+#[cfg(feature = "planted-bugs")]
+use crate::budget::SlotState;
+#[cfg(feature = "planted-bugs")]
+use crate::stats::CloseReason;
+use crate::token::Effects;
 
 /// A bug that can be planted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,33 +17,85 @@ use super::Registry;
 pub enum Bug {
     /// A cancelled caller takes the connection granted to it along.
     GrantLostOnCancel,
+    /// A caller that has gone keeps its place in the queue.
+    CancelledWaiterServed,
     /// A failed open keeps its slot.
     SlotLeakedOnFailedOpen,
+    /// One free slot is given to two opens.
+    DoubleGrant,
     /// Nothing idle is ever closed for another target.
     NoEviction,
+    /// Where nothing is idle, a connection that was granted and not yet fetched is closed.
+    EvictsInUse,
     /// A connection is never closed for the turn of another target.
     NeverYields,
+    /// A target that wants to open goes to the front of the ring.
+    UnfairTurn,
     /// The youngest waiter is served first.
     LastComeFirstServed,
     /// An answered waiter is not woken.
     LostWakeUp,
+    /// A retry after a failed open is asked of nobody.
+    ForgottenRetry,
+    /// A close that was confirmed is still counted by its workspace.
+    CountDriftOnClose,
+    /// The slot of a connection is free when its close begins, not when the server has let go.
+    SlotFreedEarly,
+    /// The serial number of a connection is not looked at, so a token of its predecessor passes for its own.
+    StaleToken,
+    /// Nobody is told that what is being closed has no connection left.
+    ForgottenCloser,
 }
 
+#[cfg(feature = "planted-bugs")]
 impl<C> Registry<C> {
     /// Plants `bug`.
-    #[cfg(feature = "planted-bugs")]
     pub fn plant(&mut self, bug: Bug) {
         self.planted = Some(bug);
     }
 
-    #[cfg(feature = "planted-bugs")]
     pub(super) fn has_bug(&self, bug: Bug) -> bool {
         self.planted == Some(bug)
     }
 
-    #[cfg(not(feature = "planted-bugs"))]
-    #[allow(clippy::unused_self)]
+    /// A slot that is somebody else's, if a bug says so.
+    pub(super) fn reserve_wrongly(&mut self) -> Option<Slot> {
+        let (counted, limit) = (self.budget.counted(), self.budget.limit());
+        let wrongly = match self.planted? {
+            Bug::DoubleGrant => counted == limit && self.budget.count(SlotState::Opening) > 0,
+            Bug::SlotFreedEarly => counted - self.budget.count(SlotState::Closing) < limit,
+            _ => false,
+        };
+        wrongly.then(|| self.budget.reserve_beyond())
+    }
+
+    /// Closes a connection that was granted and not yet fetched, if a bug says so, and nothing is idle.
+    pub(super) fn evict_wrongly(&mut self, effects: &mut Effects<C>) {
+        if !self.has_bug(Bug::EvictsInUse) || self.turns.is_empty() || self.slots_coming() > 0 {
+            return;
+        }
+        let granted = |waiter: &Waiter<C>| matches!(waiter.state, WaiterState::Granted(_));
+        let Some((id, waiter)) = self.waiters.iter_mut().find(|(_, waiter)| granted(waiter)) else { return };
+        let (id, ws) = (super::u32_of(id), waiter.workspace);
+        if let WaiterState::Granted(leased) = std::mem::replace(&mut waiter.state, WaiterState::Queued) {
+            let workspace = &mut self.workspaces[ws as usize];
+            workspace.answered -= 1;
+            workspace.waiters.push_front(&mut self.waiter_links, id);
+            self.retire_leased(leased.debt, leased.conn, CloseReason::Evicted, effects);
+        }
+    }
+}
+
+#[cfg(not(feature = "planted-bugs"))]
+#[allow(clippy::unused_self)]
+impl<C> Registry<C> {
     pub(super) const fn has_bug(&self, _: Bug) -> bool {
         false
     }
+
+    pub(super) const fn reserve_wrongly(&self) -> Option<Slot> {
+        None
+    }
+
+    pub(super) const fn evict_wrongly(&self, _: &Effects<C>) {}
 }

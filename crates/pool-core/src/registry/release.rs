@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::planted::Bug;
 use super::{ConnState, Registry};
 use crate::budget::SlotState;
 use crate::ids::ConnectionId;
@@ -35,7 +36,9 @@ impl<C> Registry<C> {
         self.slow_closes -= u32::from(is_slow);
         self.budget.free(slot);
         self.totals.closed += 1;
-        self.workspace_mut(ws).closing -= 1;
+        if !self.has_bug(Bug::CountDriftOnClose) {
+            self.workspace_mut(ws).closing -= 1;
+        }
         let mut effects = Effects::default();
         self.settle(ws, now, &mut effects);
         effects
@@ -104,7 +107,8 @@ impl<C> Registry<C> {
 
     /// Has a connection that is in use closed when it comes back: it has been cut behind its holder.
     pub fn condemn(&mut self, id: ConnectionId, now: Instant) {
-        if let Some(entry) = self.conns.get_mut(id.index() as usize).filter(|entry| entry.id == id) {
+        let stale = self.has_bug(Bug::StaleToken);
+        if let Some(entry) = self.conns.get_mut(id.index() as usize).filter(|entry| entry.id == id || stale) {
             entry.retire_at = Some(now);
         }
     }

@@ -18,8 +18,9 @@ impl<C> Registry<C> {
         self.feed(effects);
         self.owe_retry(ws, now, effects);
         let workspace = self.workspace(ws);
-        effects.drained |= workspace.closers > 0 && workspace.counted() == workspace.in_use;
-        effects.drained |= self.closed && self.budget.counted() == self.budget.count(SlotState::InUse);
+        let drained = workspace.closers > 0 && workspace.counted() == workspace.in_use
+            || self.closed && self.budget.counted() == self.budget.count(SlotState::InUse);
+        effects.drained |= drained && !self.has_bug(Bug::ForgottenCloser);
         self.forget_if_spent(ws);
     }
 
@@ -28,7 +29,11 @@ impl<C> Registry<C> {
     fn review_turn(&mut self, ws: u32, now: Instant) {
         let (wants, stands) = (self.may_open(ws, now), self.turn_links.is_linked(ws));
         if wants && !stands {
-            self.turns.push_back(&mut self.turn_links, ws);
+            if self.has_bug(Bug::UnfairTurn) {
+                self.turns.push_front(&mut self.turn_links, ws);
+            } else {
+                self.turns.push_back(&mut self.turn_links, ws);
+            }
             self.workspace_mut(ws).turn_since = Some(now);
         } else if !wants && stands {
             self.turns.remove(&mut self.turn_links, ws);
@@ -53,7 +58,7 @@ impl<C> Registry<C> {
     pub(super) fn feed(&mut self, effects: &mut Effects<C>) {
         while self.permits_taken < self.config.opens
             && let Some(ws) = self.turns.front()
-            && let Some(slot) = self.budget.reserve()
+            && let Some(slot) = self.budget.reserve().or_else(|| self.reserve_wrongly())
         {
             self.turns.remove(&mut self.turn_links, ws);
             self.permits_taken += 1;
@@ -66,6 +71,7 @@ impl<C> Registry<C> {
         if self.has_bug(Bug::NoEviction) {
             return;
         }
+        self.evict_wrongly(effects);
         while self.budget.is_full()
             && self.slots_coming() < self.opens_wanted()
             && let Some(victim) = self.policy.victim()

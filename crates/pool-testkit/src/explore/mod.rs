@@ -1,6 +1,11 @@
 //! The schedule enumerator: runs every interleaving of a small world through the real registry, checks
 //! every law after each step, and tells the shortest story that breaks one.
 //!
+//! Safety is checked after each step: the registry recounts itself, and the world around it checks what only an
+//! outsider can see. Liveness is checked on the whole graph: steps of a world that means well never lead in a
+//! circle, and where they end, everybody has been served and every close is over. So each fair schedule from
+//! each reachable state serves everybody.
+//!
 //! ```
 //! use pool_testkit::explore::{Scenario, explore};
 //!
@@ -8,6 +13,8 @@
 //! report.expect("no law is broken");
 //! ```
 
+mod fingerprint;
+mod laws;
 mod search;
 mod step;
 mod world;
@@ -19,18 +26,20 @@ pub use step::Step;
 /// A small world: who wants what, and what may go wrong how often.
 #[derive(Clone, Copy, Debug)]
 pub struct Scenario {
-    /// Workspaces; caller `i` wants workspace `i % workspaces`.
-    pub workspaces: u32,
+    /// Workspaces; caller `i` wants workspace `i % workspaces`. At most 8.
+    pub workspaces: usize,
     /// The budget, in connections.
     pub budget: u32,
     /// The ceiling of one workspace.
     pub per_workspace: u32,
-    /// Callers, each of whom asks once, and gives back, breaks or gives up.
-    pub callers: u32,
-    /// How many opens may fail.
-    pub failures: u32,
-    /// How many connections may break while they are held.
-    pub breakages: u32,
+    /// How many opens may be under way at a time.
+    pub opens: u32,
+    /// Callers, each of whom asks once, and gives back, or gives up.
+    pub callers: usize,
+    /// How many things may go wrong, of any kind and at any time: an open fails or hangs, a close hangs, a connection
+    /// breaks while it is held or is found broken, idle connections run out of time, a database is made, a
+    /// workspace or everything is closed.
+    pub mishaps: u32,
     /// How often the time of a turn may pass.
     pub turns: u32,
     /// A bug to plant in the registry.
@@ -43,9 +52,9 @@ impl Default for Scenario {
             workspaces: 2,
             budget: 1,
             per_workspace: 2,
+            opens: 8,
             callers: 3,
-            failures: 1,
-            breakages: 1,
+            mishaps: 1,
             turns: 1,
             bug: None,
         }

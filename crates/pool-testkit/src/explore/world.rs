@@ -1,23 +1,39 @@
-//! A small world around a real registry: it owns what a shell would own, knows which steps are possible,
-//! takes them, and checks what only an outsider can see (who was served, with what, in which order).
+//! A small world around a real registry: it owns what a shell would own, knows which steps are possible, and takes
+//! them.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Wake, Waker};
 use std::time::{Duration, Instant};
 
 use pool_core::{
-    Acquire, Broken, Claim, CloseWork, DriverError, DriverErrorKind, Effects, LeaseDebt, Leased, Lru,
-    OpenWork, Phase, Registry, RegistryConfig, Target, Ticket, View, WorkspaceId,
+    Acquire, Broken, Claim, CloseDebt, ConnectionId, DriverError, DriverErrorKind, Effects, LeaseDebt,
+    Leased, Lru, OpenWork, Phase, Registry, RegistryConfig, Target, Ticket, WorkspaceId,
 };
 
 use super::{Scenario, Step};
 
-type Conn = u32;
+pub(super) type Conn = u32;
+
+/// The workspaces of a world, `a` and so on.
+pub(super) fn targets_of(scenario: &Scenario) -> Arc<[Target]> {
+    let names = ["a", "b", "c", "d", "e", "f", "g", "h"];
+    let ids = names.into_iter().take(scenario.workspaces).filter_map(|name| WorkspaceId::new(name).ok());
+    ids.map(Target::Workspace).collect()
+}
+
+/// The length of a turn, in all worlds.
+pub(super) const TURN: Duration = Duration::from_millis(3);
+const IDLE_TIMEOUT: Duration = Duration::from_mins(5);
 
 /// Whether a waiting caller has been woken.
-struct Flag(AtomicBool);
+pub(super) struct Flag(AtomicBool);
+
+impl Flag {
+    pub(super) fn is_up(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
 
 impl Wake for Flag {
     fn wake(self: Arc<Self>) {
@@ -25,88 +41,120 @@ impl Wake for Flag {
     }
 }
 
-enum Caller {
+pub(super) enum Caller {
     New,
-    Waiting { ticket: Ticket, woken: Arc<Flag>, asked: u64 },
-    Holding { conn: Conn, debt: LeaseDebt },
+    /// `asked` orders the callers of a workspace: who was put back at the front has a negative one.
+    Waiting {
+        ticket: Ticket,
+        woken: Arc<Flag>,
+        asked: i64,
+    },
+    /// `fresh` while the check before the first use may still find the connection broken.
+    Holding {
+        conn: Conn,
+        debt: LeaseDebt,
+        fresh: bool,
+    },
     Done,
 }
 
-/// What two worlds have in common that will behave alike.
-#[derive(PartialEq, Eq, Hash)]
-pub(super) struct Fingerprint {
-    view: View,
-    callers: Vec<(u8, u64)>,
-    opens: Vec<Target>,
-    closes: Vec<Target>,
-    retries: Vec<Target>,
-    left: [u32; 3],
+pub(super) struct Open {
+    pub(super) work: OpenWork,
+    pub(super) slow: bool,
+    pub(super) given_up: bool,
+}
+
+pub(super) struct Close {
+    pub(super) conn: Conn,
+    pub(super) debt: CloseDebt,
+    pub(super) slow: bool,
+}
+
+/// Somebody who closes a workspace, or everything.
+pub(super) struct Closer {
+    pub(super) target: Option<Target>,
+    pub(super) told: bool,
+    /// The leases that it is going to cut, once its time is over.
+    pub(super) listed: Option<Vec<ConnectionId>>,
+    pub(super) has_cut: bool,
+}
+
+/// A connection that the server counts.
+pub(super) struct Live {
+    pub(super) conn: Conn,
+    pub(super) id: ConnectionId,
+    pub(super) target: Target,
+    /// When it was last given back, as far as the world knows.
+    pub(super) returned: Instant,
+}
+
+/// What has happened, which is what errors may tell of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct History {
+    /// Workspaces of which an open has failed, one bit for each.
+    pub(super) failed: u8,
+    /// Workspaces that somebody has begun to close.
+    pub(super) closed: u8,
+    pub(super) all_closed: bool,
 }
 
 pub(super) struct World {
-    scenario: Scenario,
-    registry: Registry<Conn>,
-    now: Instant,
-    clock: u64,
-    callers: Vec<Caller>,
-    opens: Vec<OpenWork>,
-    closes: Vec<CloseWork<Conn>>,
-    retries: Vec<(Target, Instant)>,
-    belongs: BTreeMap<Conn, Target>,
-    failures_left: u32,
-    breakages_left: u32,
-    turns_left: u32,
+    pub(super) scenario: Scenario,
+    pub(super) targets: Arc<[Target]>,
+    pub(super) registry: Registry<Conn>,
+    pub(super) now: Instant,
+    clock: i64,
+    pub(super) during: Step,
+    pub(super) callers: Vec<Caller>,
+    pub(super) opens: Vec<Open>,
+    pub(super) closes: Vec<Close>,
+    pub(super) closers: Vec<Closer>,
+    pub(super) retries: Vec<(Target, Instant)>,
+    pub(super) live: Vec<Live>,
+    pub(super) cut: Vec<ConnectionId>,
+    pub(super) history: History,
+    pub(super) mishaps_left: u32,
+    pub(super) turns_left: u32,
 }
 
 impl World {
-    pub(super) fn new(scenario: Scenario, start: Instant) -> Self {
-        let config = RegistryConfig::new(scenario.budget, scenario.per_workspace.min(scenario.budget));
+    pub(super) fn new(scenario: Scenario, targets: &Arc<[Target]>, start: Instant) -> Self {
+        let config = RegistryConfig {
+            opens: scenario.opens,
+            turn: TURN,
+            idle_timeout: Some(IDLE_TIMEOUT),
+            ..RegistryConfig::new(scenario.budget, scenario.per_workspace.min(scenario.budget))
+        };
         let mut registry = Registry::new(config, Box::new(Lru::default()));
         if let Some(bug) = scenario.bug {
             registry.plant(bug);
         }
         Self {
+            targets: Arc::clone(targets),
             registry,
             now: start,
             clock: 0,
+            during: Step::TurnPasses,
             callers: (0..scenario.callers).map(|_| Caller::New).collect(),
             opens: Vec::new(),
             closes: Vec::new(),
+            closers: Vec::new(),
             retries: Vec::new(),
-            belongs: BTreeMap::new(),
-            failures_left: scenario.failures,
-            breakages_left: scenario.breakages,
+            live: Vec::new(),
+            cut: Vec::new(),
+            history: History::default(),
+            mishaps_left: scenario.mishaps,
             turns_left: scenario.turns,
             scenario,
         }
     }
 
-    /// Every step that can be taken now.
+    /// Every step that can be taken now. Of steps that differ only in which of two equals they are about, one.
     pub(super) fn possible(&self) -> Vec<Step> {
         let mut steps = Vec::new();
-        for (c, caller) in self.callers.iter().enumerate() {
-            match caller {
-                Caller::New => steps.push(Step::Ask(c)),
-                Caller::Waiting { woken, .. } => {
-                    steps.push(Step::GiveUp(c));
-                    if woken.0.load(Ordering::Relaxed) {
-                        steps.push(Step::Fetch(c));
-                    }
-                }
-                Caller::Holding { .. } => {
-                    steps.push(Step::Release(c));
-                    if self.breakages_left > 0 {
-                        steps.push(Step::Break(c));
-                    }
-                }
-                Caller::Done => {}
-            }
-        }
-        steps.extend((0..self.opens.len()).map(Step::OpenSucceeds));
-        if self.failures_left > 0 {
-            steps.extend((0..self.opens.len()).map(Step::OpenFails));
-        }
-        steps.extend((0..self.closes.len()).map(Step::CloseIsConfirmed));
+        self.steps_of_callers(&mut steps);
+        self.steps_of_connections(&mut steps);
+        self.steps_of_closers(&mut steps);
         steps.extend((0..self.retries.len()).map(Step::RetryIsDue));
         if self.turns_left > 0 && self.is_anybody_waiting() {
             steps.push(Step::TurnPasses);
@@ -114,128 +162,210 @@ impl World {
         steps
     }
 
-    /// Takes a step, and checks every law.
-    pub(super) fn take(&mut self, step: Step) -> Result<(), Broken> {
+    fn steps_of_callers(&self, steps: &mut Vec<Step>) {
+        let mut asking = 0_u8;
+        for (c, caller) in self.callers.iter().enumerate() {
+            match caller {
+                // Callers of a workspace are alike until they have asked.
+                Caller::New if asking & self.bit(self.wants(c)) == 0 => {
+                    asking |= self.bit(self.wants(c));
+                    steps.push(Step::Ask(c));
+                }
+                Caller::Waiting { woken, .. } => {
+                    steps.push(Step::GiveUp(c));
+                    if woken.is_up() {
+                        steps.push(Step::Fetch(c));
+                    }
+                }
+                Caller::Holding { fresh, .. } => {
+                    steps.push(Step::Release(c));
+                    if self.mishaps_left > 0 {
+                        steps.push(Step::Break(c));
+                        steps.extend(fresh.then_some(Step::CheckFails(c)));
+                    }
+                }
+                Caller::New | Caller::Done => {}
+            }
+        }
+    }
+
+    fn steps_of_connections(&self, steps: &mut Vec<Step>) {
+        for (i, open) in self.opens.iter().enumerate() {
+            steps.push(Step::OpenSucceeds(i));
+            if open.given_up || self.mishaps_left > 0 {
+                steps.push(Step::OpenFails(i));
+            }
+            if !open.slow && self.mishaps_left > 0 {
+                steps.push(Step::OpenIsSlow(i));
+            }
+            if open.slow && !open.given_up {
+                steps.push(Step::OpenIsGivenUp(i));
+            }
+        }
+        for (i, close) in self.closes.iter().enumerate() {
+            let alike =
+                |other: &Close| other.slow == close.slow && other.debt.target() == close.debt.target();
+            if self.closes[..i].iter().any(alike) {
+                continue;
+            }
+            steps.push(Step::CloseIsConfirmed(i));
+            if !close.slow && self.mishaps_left > 0 {
+                steps.push(Step::CloseIsSlow(i));
+            }
+        }
+        if self.mishaps_left > 0 && self.registry.stats().connections.idle > 0 {
+            steps.push(Step::IdleTimeout);
+        }
+    }
+
+    fn steps_of_closers(&self, steps: &mut Vec<Step>) {
+        for (k, closer) in self.closers.iter().enumerate() {
+            steps.extend(closer.told.then_some(Step::CloserLooks(k)));
+            steps.push(Step::CloserGoes(k));
+            match &closer.listed {
+                None if self.registry.stats().connections.in_use > 0 => steps.push(Step::Deadline(k)),
+                Some(_) if !closer.has_cut => steps.push(Step::Cut(k)),
+                _ => {}
+            }
+        }
+        if self.mishaps_left > 0 && !self.registry.is_closed() {
+            steps.push(Step::CloseAll);
+            for w in 0..self.scenario.workspaces {
+                steps.push(Step::BeginClose(w));
+                // It matters to an open that began before, and to a failure that is remembered.
+                if self.history.failed & self.bit(w) != 0
+                    || self.opens.iter().any(|open| *open.work.target() == self.target(w))
+                {
+                    steps.push(Step::DatabaseIsMade(w));
+                }
+            }
+        }
+    }
+
+    /// Whether a step is one of a world that means well: what is asked for happens, what was begun ends. Such steps
+    /// alone must serve everybody.
+    pub(super) fn is_friendly(&self, step: Step) -> bool {
+        match step {
+            Step::Fetch(_)
+            | Step::Release(_)
+            | Step::OpenSucceeds(_)
+            | Step::CloseIsConfirmed(_)
+            | Step::RetryIsDue(_)
+            | Step::CloserLooks(_) => true,
+            Step::OpenFails(i) => self.opens[i].given_up,
+            _ => false,
+        }
+    }
+
+    fn costs_a_mishap(&self, step: Step) -> bool {
+        match step {
+            Step::Break(_)
+            | Step::CheckFails(_)
+            | Step::OpenIsSlow(_)
+            | Step::CloseIsSlow(_)
+            | Step::IdleTimeout
+            | Step::DatabaseIsMade(_)
+            | Step::BeginClose(_)
+            | Step::CloseAll => true,
+            Step::OpenFails(i) => !self.opens[i].given_up,
+            _ => false,
+        }
+    }
+
+    /// Takes a step, and checks what can be told from what the registry asks for.
+    pub(super) fn step(&mut self, step: Step) -> Result<(), Broken> {
         // Time goes on a little with every step, so that "least recently used" is never a tie.
         self.clock += 1;
         self.now += Duration::from_nanos(1);
+        self.mishaps_left -= u32::from(self.costs_a_mishap(step));
+        self.during = step;
         match step {
-            Step::Ask(c) => self.ask(c)?,
-            Step::Fetch(c) => self.fetch(c)?,
-            Step::GiveUp(c) => {
-                if let Caller::Waiting { ticket, .. } = self.replace(c, Caller::Done) {
-                    let gave_up = self.registry.give_up(ticket, self.now);
-                    self.perform(gave_up.effects);
-                }
-            }
-            Step::Release(c) => {
-                if let Caller::Holding { conn, debt } = self.replace(c, Caller::Done) {
-                    let effects = self.registry.release(debt, conn, self.now);
-                    self.perform(effects);
-                }
-            }
-            Step::Break(c) => {
-                self.breakages_left -= 1;
-                if let Caller::Holding { conn, debt } = self.replace(c, Caller::Done) {
-                    let effects = self.registry.discard(debt, conn, self.now);
-                    self.perform(effects);
-                }
-            }
+            Step::Ask(c) => self.ask(c),
+            Step::Fetch(c) => self.fetch(c),
+            Step::GiveUp(c) => self.give_up(c),
+            Step::Release(c) => self.give_back(c, Registry::release),
+            Step::Break(c) => self.give_back(c, Registry::discard),
+            Step::CheckFails(c) => self.check_fails(c),
             Step::OpenSucceeds(i) => self.open_succeeds(i),
             Step::OpenFails(i) => self.open_fails(i),
+            Step::OpenIsSlow(i) => {
+                self.opens[i].slow = true;
+                let effects = self.registry.open_is_slow(&mut self.opens[i].work);
+                self.perform(effects)
+            }
+            Step::OpenIsGivenUp(i) => self.open_is_given_up(i),
             Step::CloseIsConfirmed(i) => {
-                let (conn, debt) = self.closes.remove(i).split();
-                self.belongs.remove(&conn);
+                let Close { conn, debt, .. } = self.closes.remove(i);
+                self.live.retain(|live| live.conn != conn);
                 let effects = self.registry.closed(debt, self.now);
-                self.perform(effects);
+                self.perform(effects)
+            }
+            Step::CloseIsSlow(i) => {
+                self.closes[i].slow = true;
+                let effects = self.registry.close_is_slow(&mut self.closes[i].debt);
+                self.perform(effects)
             }
             Step::RetryIsDue(i) => {
                 let (target, at) = self.retries.remove(i);
                 self.now = self.now.max(at);
                 let effects = self.registry.retry(&target, self.now);
-                self.perform(effects);
+                self.perform(effects)
             }
             Step::TurnPasses => {
                 self.turns_left -= 1;
-                self.now += Duration::from_millis(3);
+                self.now += TURN;
+                Ok(())
+            }
+            Step::IdleTimeout => {
+                self.now += IDLE_TIMEOUT;
+                let effects = self.registry.expire(self.now);
+                self.perform(effects)
+            }
+            Step::DatabaseIsMade(w) => {
+                let effects = self.registry.forgive(&self.target(w), self.now);
+                self.perform(effects)
+            }
+            Step::BeginClose(w) => {
+                let target = self.target(w);
+                self.history.closed |= self.bit(w);
+                let effects = self.registry.begin_close(&target, self.now);
+                self.begin_closer(Some(target), effects)
+            }
+            Step::CloseAll => {
+                self.history.all_closed = true;
+                let effects = self.registry.close_all(self.now);
+                self.begin_closer(None, effects)
+            }
+            Step::CloserLooks(k) => self.closer_looks(k),
+            Step::CloserGoes(k) => self.closer_ends(k),
+            Step::Deadline(k) => self.deadline(k),
+            Step::Cut(k) => {
+                self.closers[k].has_cut = true;
+                for id in self.closers[k].listed.iter().flatten() {
+                    self.registry.condemn(*id, self.now);
+                    self.cut.push(*id);
+                }
+                self.closers[k].told = true;
+                Ok(())
             }
         }
-        self.registry.check(self.now)
     }
 
-    /// The laws that hold where nothing can happen any more: everybody was served, and everything is back.
-    pub(super) fn check_the_end(&self) -> Result<(), Broken> {
-        let broken = |law, what: String| Err(Broken { law, what });
-        let in_use = self.registry.stats().connections.in_use as usize;
-        let held = self.callers.iter().filter(|caller| matches!(caller, Caller::Holding { .. })).count();
-        let view = self.registry.view(self.now);
-        let granted: u32 = view.workspaces.iter().map(|ws| ws.answered).sum();
-        if in_use > held + granted as usize {
-            return broken(
-                "W4",
-                format!("{in_use} connections count as in use; {held} are held, {granted} granted"),
-            );
-        }
-        if let Some(c) = self.callers.iter().position(|caller| matches!(caller, Caller::Waiting { .. })) {
-            return broken("W3", format!("nothing can happen any more, and caller {c} waits"));
-        }
-        Ok(())
+    pub(super) fn wants(&self, caller: usize) -> usize {
+        caller % self.scenario.workspaces
     }
 
-    /// Whether only giving up can still happen: then a caller that waits has been forgotten.
-    pub(super) fn is_stuck(possible: &[Step]) -> bool {
-        possible.iter().all(|step| matches!(step, Step::GiveUp(_) | Step::TurnPasses))
+    pub(super) fn target(&self, workspace: usize) -> Target {
+        self.targets[workspace % self.targets.len()].clone()
     }
 
-    pub(super) fn fingerprint(&self) -> Fingerprint {
-        let mut view = self.registry.view(self.now);
-        let mut ages: Vec<u128> = view.workspaces.iter().flat_map(|ws| ws.idle_nanos.clone()).collect();
-        ages.sort_unstable();
-        for ws in &mut view.workspaces {
-            for age in &mut ws.idle_nanos {
-                *age = ages.iter().position(|other| other == age).unwrap_or_default() as u128;
-            }
-            for age in &mut ws.waiting_nanos {
-                *age = u128::from(*age >= 3_000_000);
-            }
-        }
-        let targets = |all: Vec<Target>| {
-            let mut all = all;
-            all.sort();
-            all
-        };
-        Fingerprint {
-            view,
-            callers: self.callers.iter().map(|caller| self.rank(caller)).collect(),
-            opens: targets(self.opens.iter().map(|work| work.target().clone()).collect()),
-            closes: targets(self.closes.iter().map(|work| work.target().clone()).collect()),
-            retries: targets(self.retries.iter().map(|(target, _)| target.clone()).collect()),
-            left: [self.failures_left, self.breakages_left, self.turns_left],
-        }
+    #[allow(clippy::unused_self)]
+    pub(super) fn bit(&self, workspace: usize) -> u8 {
+        1 << (workspace % 8)
     }
 
-    /// A caller's state, with its rank among those who wait instead of the time it came.
-    fn rank(&self, caller: &Caller) -> (u8, u64) {
-        match caller {
-            Caller::New => (0, 0),
-            Caller::Waiting { woken, asked, .. } => {
-                let earlier =
-                    |other: &&Caller| matches!(other, Caller::Waiting { asked: a, .. } if a < asked);
-                let before = self.callers.iter().filter(earlier).count() as u64;
-                (1 + u8::from(woken.0.load(Ordering::Relaxed)), before)
-            }
-            Caller::Holding { .. } => (3, 0),
-            Caller::Done => (4, 0),
-        }
-    }
-
-    fn wanted_by(&self, c: usize) -> Target {
-        let names = ["a", "b", "c", "d", "e", "f", "g", "h"];
-        let name = names[c % self.scenario.workspaces as usize % names.len()];
-        match WorkspaceId::new(name) {
-            Ok(id) => Target::Workspace(id),
-            Err(_) => Target::System,
-        }
+    pub(super) fn bit_of(&self, target: &Target) -> u8 {
+        self.targets.iter().position(|other| other == target).map_or(0, |w| self.bit(w))
     }
 
     fn is_anybody_waiting(&self) -> bool {
@@ -247,35 +377,39 @@ impl World {
     }
 
     fn ask(&mut self, c: usize) -> Result<(), Broken> {
-        match self.registry.acquire(&self.wanted_by(c), self.now) {
-            Acquire::Leased(leased) => self.hold(c, leased),
-            Acquire::Refused(_) => {
+        let answer = self.registry.acquire(&self.target(self.wants(c)), self.now);
+        self.answered(c, answer, self.clock)
+    }
+
+    fn answered(&mut self, c: usize, answer: Acquire<Conn>, asked: i64) -> Result<(), Broken> {
+        match answer {
+            Acquire::Leased(leased) => self.hold(c, leased, true),
+            Acquire::Refused(error) => {
                 self.callers[c] = Caller::Done;
-                Ok(())
+                self.check_failure(c, &error)
             }
             Acquire::Queued(ticket, effects) => {
-                self.perform(effects);
+                self.check_is_open(c)?;
+                self.perform(effects)?;
                 let woken = Arc::new(Flag(AtomicBool::new(false)));
-                self.look(c, ticket, woken, self.clock)
+                self.look(c, ticket, woken, asked)
             }
         }
     }
 
     fn fetch(&mut self, c: usize) -> Result<(), Broken> {
-        match self.replace(c, Caller::Done) {
-            Caller::Waiting { ticket, woken, asked } => {
-                woken.0.store(false, Ordering::Relaxed);
-                self.look(c, ticket, woken, asked)
-            }
-            other => {
-                self.callers[c] = other;
-                Ok(())
-            }
+        let Caller::Waiting { ticket, woken, asked } = self.replace(c, Caller::Done) else { return Ok(()) };
+        woken.0.store(false, Ordering::Relaxed);
+        self.look(c, ticket, woken, asked)?;
+        if let Caller::Waiting { .. } = self.callers[c] {
+            let what = format!("caller {c} was told of an answer, and it was taken away again");
+            return Err(Broken { law: "E1", what });
         }
+        Ok(())
     }
 
     /// Polls a ticket as a future would.
-    fn look(&mut self, c: usize, ticket: Ticket, woken: Arc<Flag>, asked: u64) -> Result<(), Broken> {
+    fn look(&mut self, c: usize, ticket: Ticket, woken: Arc<Flag>, asked: i64) -> Result<(), Broken> {
         match self.registry.claim(ticket, &mut Some(Waker::from(Arc::clone(&woken)))) {
             Claim::Waiting(ticket) => {
                 self.callers[c] = Caller::Waiting { ticket, woken, asked };
@@ -283,71 +417,130 @@ impl World {
             }
             Claim::Leased(leased) => {
                 self.check_order(c, asked)?;
-                self.hold(c, leased)
+                self.hold(c, leased, false)
             }
-            Claim::Failed(_) => {
-                self.callers[c] = Caller::Done;
-                Ok(())
-            }
+            Claim::Failed(error) => self.check_failure(c, &error),
         }
     }
 
-    /// W1: nobody who came earlier for the same workspace is still unanswered.
-    fn check_order(&self, c: usize, asked: u64) -> Result<(), Broken> {
-        let target = self.wanted_by(c);
-        for (other, caller) in self.callers.iter().enumerate() {
-            if let Caller::Waiting { woken, asked: earlier, .. } = caller
-                && *earlier < asked
-                && self.wanted_by(other) == target
-                && !woken.0.load(Ordering::Relaxed)
-            {
-                let what = format!("caller {c} was served before caller {other}, who came first");
-                return Err(Broken { law: "W1", what });
-            }
-        }
-        Ok(())
-    }
-
-    fn hold(&mut self, c: usize, leased: Leased<Conn>) -> Result<(), Broken> {
+    fn hold(&mut self, c: usize, leased: Leased<Conn>, from_idle: bool) -> Result<(), Broken> {
         let Leased { conn, debt, .. } = leased;
-        let target = self.wanted_by(c);
-        if self.belongs.get(&conn) != Some(&target) {
-            return Err(Broken {
-                law: "I2",
-                what: format!("caller {c} got a connection of another database"),
-            });
-        }
-        let is_held = |caller: &Caller| matches!(caller, Caller::Holding { conn: held, .. } if *held == conn);
-        if self.callers.iter().any(is_held) {
-            return Err(Broken {
-                law: "E1",
-                what: format!("caller {c} got a connection that another holds"),
-            });
-        }
-        self.callers[c] = Caller::Holding { conn, debt };
+        self.check_lease(c, conn)?;
+        self.callers[c] = Caller::Holding { conn, debt, fresh: from_idle };
         Ok(())
     }
 
-    fn open_succeeds(&mut self, i: usize) {
-        let work = self.opens.remove(i);
+    fn give_up(&mut self, c: usize) -> Result<(), Broken> {
+        let Caller::Waiting { ticket, .. } = self.replace(c, Caller::Done) else { return Ok(()) };
+        let gave_up = self.registry.give_up(ticket, self.now);
+        self.perform(gave_up.effects)
+    }
+
+    fn give_back(
+        &mut self,
+        c: usize,
+        how: fn(&mut Registry<Conn>, LeaseDebt, Conn, Instant) -> Effects<Conn>,
+    ) -> Result<(), Broken> {
+        let Caller::Holding { conn, debt, .. } = self.replace(c, Caller::Done) else { return Ok(()) };
+        if let Some(live) = self.live.iter_mut().find(|live| live.conn == conn) {
+            live.returned = self.now;
+        }
+        let effects = how(&mut self.registry, debt, conn, self.now);
+        self.perform(effects)
+    }
+
+    fn check_fails(&mut self, c: usize) -> Result<(), Broken> {
+        let Caller::Holding { conn, debt, .. } = self.replace(c, Caller::Done) else { return Ok(()) };
+        // Who has been answered already was so before this caller came back.
+        for caller in &mut self.callers {
+            if let Caller::Waiting { woken, asked, .. } = caller
+                && woken.is_up()
+            {
+                *asked = i64::MIN;
+            }
+        }
+        let (answer, effects) = self.registry.replace(debt, conn, self.now);
+        self.perform(effects)?;
+        self.answered(c, answer, -self.clock)
+    }
+
+    fn open_succeeds(&mut self, i: usize) -> Result<(), Broken> {
+        let Open { work, .. } = self.opens.remove(i);
         let conn = Conn::try_from(self.clock).unwrap_or_default();
-        self.belongs.insert(conn, work.target().clone());
-        let (_, effects) = self.registry.opened(work, conn, None, self.now);
-        self.perform(effects);
+        let target = work.target().clone();
+        let (id, effects) = self.registry.opened(work, conn, None, self.now);
+        self.live.push(Live { conn, id, target, returned: self.now });
+        self.perform(effects)
     }
 
-    fn open_fails(&mut self, i: usize) {
-        self.failures_left -= 1;
-        let work = self.opens.remove(i);
-        let error = DriverError::new(Phase::Connect, DriverErrorKind::Unreachable, "nowhere");
-        let effects = self.registry.open_failed(work, Arc::new(error), self.now);
-        self.perform(effects);
+    fn open_fails(&mut self, i: usize) -> Result<(), Broken> {
+        let Open { work, .. } = self.opens.remove(i);
+        self.history.failed |= self.bit_of(work.target());
+        let effects = self.registry.open_failed(work, unreachable_server(), self.now);
+        self.perform(effects)
     }
 
-    fn perform(&mut self, effects: Effects<Conn>) {
-        self.opens.extend(effects.opens);
-        self.closes.extend(effects.closes);
-        self.retries.extend(effects.retry_at);
-        effects.wakes.wake();
+    fn open_is_given_up(&mut self, i: usize) -> Result<(), Broken> {
+        self.opens[i].given_up = true;
+        self.history.failed |= self.bit_of(self.opens[i].work.target());
+        let effects = self.registry.open_given_up(&self.opens[i].work, unreachable_server(), self.now);
+        self.perform(effects)
     }
+
+    fn begin_closer(&mut self, target: Option<Target>, effects: Effects<Conn>) -> Result<(), Broken> {
+        self.perform(effects)?;
+        // A closer looks once before it waits.
+        self.closers.push(Closer { target, told: true, listed: None, has_cut: false });
+        Ok(())
+    }
+
+    fn closer_looks(&mut self, k: usize) -> Result<(), Broken> {
+        let closer = &mut self.closers[k];
+        closer.told = false;
+        let counts = match &closer.target {
+            Some(target) => self.registry.target_counts(target),
+            None => self.registry.stats().connections,
+        };
+        let leases = if closer.has_cut { counts.in_use } else { 0 };
+        if counts.total() == leases { self.closer_ends(k) } else { Ok(()) }
+    }
+
+    fn closer_ends(&mut self, k: usize) -> Result<(), Broken> {
+        match self.closers.remove(k).target {
+            Some(target) => {
+                let effects = self.registry.end_close(&target, self.now);
+                self.perform(effects)
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn deadline(&mut self, k: usize) -> Result<(), Broken> {
+        let target = self.closers[k].target.clone();
+        let listed = self.registry.in_use(target.as_ref());
+        self.check_listed(target.as_ref(), &listed)?;
+        self.closers[k].listed = Some(listed);
+        Ok(())
+    }
+
+    fn perform(&mut self, effects: Effects<Conn>) -> Result<(), Broken> {
+        let Effects { opens, closes, wakes, drained, retry_at } = effects;
+        self.opens.extend(opens.into_iter().map(|work| Open { work, slow: false, given_up: false }));
+        wakes.wake();
+        self.retries.extend(retry_at);
+        for closer in &mut self.closers {
+            closer.told |= drained;
+        }
+        for work in closes {
+            let reason = work.reason();
+            let (conn, debt) = work.split();
+            self.check_close(conn, reason)?;
+            self.closes.push(Close { conn, debt, slow: false });
+        }
+        Ok(())
+    }
+}
+
+fn unreachable_server() -> Arc<DriverError> {
+    Arc::new(DriverError::new(Phase::Connect, DriverErrorKind::Unreachable, "nowhere"))
 }

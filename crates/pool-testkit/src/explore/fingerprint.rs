@@ -1,0 +1,94 @@
+//! What two worlds have in common that will behave alike: the registry's view with times reduced to their order, and
+//! what the world owns, without names that do not matter.
+
+use pool_core::{Target, View};
+
+use super::world::{Caller, History, TURN, World};
+
+/// See the file's front page. Callers of one workspace are interchangeable, so they are sorted.
+#[derive(PartialEq, Eq, Hash)]
+pub(super) struct Fingerprint {
+    view: View,
+    /// By workspace: callers that have not asked, those that hold, those that wait in their order.
+    callers: Vec<(usize, Vec<Holder>, Vec<bool>)>,
+    opens: Vec<(Target, bool, bool)>,
+    closes: Vec<(Target, bool)>,
+    /// For whom, told, how many leases were listed, cut.
+    closers: Vec<(Option<Target>, bool, Option<usize>, bool)>,
+    retries: Vec<Target>,
+    history: History,
+    left: [u32; 2],
+}
+
+/// A caller that holds a connection: fresh, listed by a closer, cut by one.
+type Holder = (bool, bool, bool);
+
+impl World {
+    pub(super) fn fingerprint(&self) -> Fingerprint {
+        let sorted = |mut all: Vec<Target>| {
+            all.sort();
+            all
+        };
+        let mut opens: Vec<_> =
+            self.opens.iter().map(|open| (open.work.target().clone(), open.slow, open.given_up)).collect();
+        opens.sort();
+        let mut closes: Vec<_> =
+            self.closes.iter().map(|close| (close.debt.target().clone(), close.slow)).collect();
+        closes.sort();
+        let closing = self.closers.iter().map(|closer| {
+            (closer.target.clone(), closer.told, closer.listed.as_ref().map(Vec::len), closer.has_cut)
+        });
+        Fingerprint {
+            view: self.ranked_view(),
+            callers: (0..self.scenario.workspaces).map(|w| self.callers_of(w)).collect(),
+            opens,
+            closes,
+            closers: closing.collect(),
+            retries: sorted(self.retries.iter().map(|(target, _)| target.clone()).collect()),
+            history: self.history,
+            left: [self.mishaps_left, self.turns_left],
+        }
+    }
+
+    /// Times matter by their order (which was idle longest) or by a threshold (a turn); so they are kept as such.
+    fn ranked_view(&self) -> View {
+        let mut view = self.registry.view(self.now);
+        let mut ages: Vec<u128> = view.workspaces.iter().flat_map(|ws| ws.idle_nanos.clone()).collect();
+        ages.sort_unstable();
+        for age in view.workspaces.iter_mut().flat_map(|ws| &mut ws.idle_nanos) {
+            *age = ages.iter().position(|other| other == age).unwrap_or_default() as u128;
+        }
+        for (_, since) in &mut view.turns {
+            *since = u128::from(*since >= TURN.as_nanos());
+        }
+        view
+    }
+
+    fn callers_of(&self, workspace: usize) -> (usize, Vec<Holder>, Vec<bool>) {
+        let mut new = 0;
+        let mut holders = Vec::new();
+        let mut waiting = Vec::new();
+        for (c, caller) in self.callers.iter().enumerate().filter(|(c, _)| self.wants(*c) == workspace) {
+            match caller {
+                Caller::New => new += 1,
+                Caller::Holding { conn, fresh, .. } => {
+                    let id = self.live.iter().find(|live| live.conn == *conn).map(|live| live.id);
+                    let listed = |id| {
+                        self.closers.iter().any(|closer| closer.listed.iter().flatten().any(|l| *l == id))
+                    };
+                    let is_fresh = *fresh && self.mishaps_left > 0;
+                    holders.push((
+                        is_fresh,
+                        id.is_some_and(listed),
+                        id.is_some_and(|id| self.cut.contains(&id)),
+                    ));
+                }
+                Caller::Waiting { woken, asked, .. } => waiting.push((*asked, c, woken.is_up())),
+                Caller::Done => {}
+            }
+        }
+        holders.sort_unstable();
+        waiting.sort_unstable();
+        (new, holders, waiting.into_iter().map(|(_, _, is_woken)| is_woken).collect())
+    }
+}
