@@ -13,6 +13,7 @@ mod plan;
 mod process;
 mod publish;
 mod race;
+mod reliability;
 mod repeat;
 mod report;
 mod run;
@@ -52,6 +53,8 @@ Examples:
   See what runs have left on a server, and remove it:
     cargo xtask connections
     cargo xtask clean
+  Break servers and networks, and write down what callers see of it:
+    cargo xtask reliability
   Check the layers and the contract, or do everything that CI does:
     cargo xtask tidy
     cargo xtask ci";
@@ -127,9 +130,12 @@ enum Task {
     /// Holds the ephemeral server until it is told to end: what `--keep-server` leaves running.
     #[command(hide = true)]
     HoldServer,
-    /// Checks what the compiler does not: layers, a test for every clause, file sizes, licences.
+    /// Checks what the compiler does not: layers, a test for every clause, a row for every fault, file sizes, licences.
     #[command(after_long_help = EXIT_CODES)]
     Tidy,
+    /// Runs the fault matrix on servers of its own, and writes docs/reliability.md from what it observed.
+    #[command(after_long_help = EXIT_CODES)]
+    Reliability,
     /// Does what CI does, in its order: format, clippy, tidy, documentation, all tests, test-pools.
     #[command(after_long_help = EXIT_CODES)]
     Ci,
@@ -233,6 +239,7 @@ fn perform(task: Task) -> Result<(), Failure> {
         Task::Clean { server } => leftovers::clean(server),
         Task::HoldServer => Ok(()),
         Task::Tidy => tidy::tidy(&interrupts),
+        Task::Reliability => reliability::reliability(&interrupts),
         Task::Ci => ci::ci(&interrupts),
     }
 }

@@ -27,6 +27,7 @@ mod readme {}
 mod error;
 pub mod explore;
 pub mod fakes;
+pub mod faults;
 pub mod fixtures;
 mod helpers;
 mod keeper;

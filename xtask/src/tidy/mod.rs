@@ -7,6 +7,7 @@ mod clauses;
 mod files;
 mod layers;
 mod modules;
+mod reliability;
 mod size;
 mod tokens;
 
@@ -21,6 +22,7 @@ use crate::failure::Failure;
 use crate::process::{Interrupts, cargo, has_subcommand, workspace_root};
 
 use files::SourceFile;
+pub use reliability::TABLE as RELIABILITY_TABLE;
 
 const GOOD: Style = AnsiColor::Green.on_default();
 const BAD: Style = AnsiColor::Red.on_default().bold();
@@ -65,7 +67,9 @@ pub fn tidy(interrupts: &Interrupts) -> Result<(), Failure> {
     }
     let denied = !deny(interrupts)?;
     if violations.is_empty() && !denied {
-        say(&format!("{GOOD}tidy{GOOD:#}: layers, modules, clauses and file sizes are in order"));
+        say(&format!(
+            "{GOOD}tidy{GOOD:#}: layers, modules, clauses, the table of faults and file sizes are in order"
+        ));
         return Ok(());
     }
     complain(&format!(
@@ -78,14 +82,28 @@ pub fn tidy(interrupts: &Interrupts) -> Result<(), Failure> {
 
 /// The rules that read files, on the workspace at `root`.
 fn check_sources(root: &Path) -> Result<Vec<Violation>, Failure> {
-    let sources =
-        files::rust_sources(root).map_err(|why| Failure::while_doing("read the source files", why))?;
+    let sources = sources(root)?;
     let mut violations = size::check(&sources);
     violations.extend(modules::check(&sources));
     let contract = std::fs::read_to_string(root.join(clauses::CONTRACT)).ok();
     violations.extend(clauses::check(contract.as_deref(), &sources));
+    let table = std::fs::read_to_string(root.join(RELIABILITY_TABLE)).ok();
+    violations.extend(reliability::check(table.as_deref(), &sources));
     violations.extend(sources.iter().filter_map(unreadable));
     Ok(violations)
+}
+
+fn sources(root: &Path) -> Result<Vec<SourceFile>, Failure> {
+    files::rust_sources(root).map_err(|why| Failure::while_doing("read the source files", why))
+}
+
+/// The names of the tests of the fault matrix, in the order of the sources.
+///
+/// # Errors
+/// [`Failure::Infrastructure`] when the workspace cannot be read.
+pub fn fault_tests(root: &Path) -> Result<Vec<String>, Failure> {
+    let sources = sources(root)?;
+    Ok(reliability::tests(&sources).into_iter().map(|(_, function)| function.name).collect())
 }
 
 /// A file that is no Rust would slip through every rule that reads tokens.

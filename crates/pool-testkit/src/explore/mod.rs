@@ -15,6 +15,7 @@
 
 mod fingerprint;
 mod laws;
+mod possible;
 mod search;
 mod step;
 mod world;

@@ -1,5 +1,4 @@
-//! A small world around a real registry: it owns what a shell would own, knows which steps are possible, and takes
-//! them.
+//! A small world around a real registry: it owns what a shell would own, and takes steps.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -149,129 +148,6 @@ impl World {
         }
     }
 
-    /// Every step that can be taken now. Of steps that differ only in which of two equals they are about, one.
-    pub(super) fn possible(&self) -> Vec<Step> {
-        let mut steps = Vec::new();
-        self.steps_of_callers(&mut steps);
-        self.steps_of_connections(&mut steps);
-        self.steps_of_closers(&mut steps);
-        steps.extend((0..self.retries.len()).map(Step::RetryIsDue));
-        if self.turns_left > 0 && self.is_anybody_waiting() {
-            steps.push(Step::TurnPasses);
-        }
-        steps
-    }
-
-    fn steps_of_callers(&self, steps: &mut Vec<Step>) {
-        let mut asking = 0_u8;
-        for (c, caller) in self.callers.iter().enumerate() {
-            match caller {
-                // Callers of a workspace are alike until they have asked.
-                Caller::New if asking & self.bit(self.wants(c)) == 0 => {
-                    asking |= self.bit(self.wants(c));
-                    steps.push(Step::Ask(c));
-                }
-                Caller::Waiting { woken, .. } => {
-                    steps.push(Step::GiveUp(c));
-                    if woken.is_up() {
-                        steps.push(Step::Fetch(c));
-                    }
-                }
-                Caller::Holding { fresh, .. } => {
-                    steps.push(Step::Release(c));
-                    if self.mishaps_left > 0 {
-                        steps.push(Step::Break(c));
-                        steps.extend(fresh.then_some(Step::CheckFails(c)));
-                    }
-                }
-                Caller::New | Caller::Done => {}
-            }
-        }
-    }
-
-    fn steps_of_connections(&self, steps: &mut Vec<Step>) {
-        for (i, open) in self.opens.iter().enumerate() {
-            steps.push(Step::OpenSucceeds(i));
-            if open.given_up || self.mishaps_left > 0 {
-                steps.push(Step::OpenFails(i));
-            }
-            if !open.slow && self.mishaps_left > 0 {
-                steps.push(Step::OpenIsSlow(i));
-            }
-            if open.slow && !open.given_up {
-                steps.push(Step::OpenIsGivenUp(i));
-            }
-        }
-        for (i, close) in self.closes.iter().enumerate() {
-            let alike =
-                |other: &Close| other.slow == close.slow && other.debt.target() == close.debt.target();
-            if self.closes[..i].iter().any(alike) {
-                continue;
-            }
-            steps.push(Step::CloseIsConfirmed(i));
-            if !close.slow && self.mishaps_left > 0 {
-                steps.push(Step::CloseIsSlow(i));
-            }
-        }
-        if self.mishaps_left > 0 && self.registry.stats().connections.idle > 0 {
-            steps.push(Step::IdleTimeout);
-        }
-    }
-
-    fn steps_of_closers(&self, steps: &mut Vec<Step>) {
-        for (k, closer) in self.closers.iter().enumerate() {
-            steps.extend(closer.told.then_some(Step::CloserLooks(k)));
-            steps.push(Step::CloserGoes(k));
-            match &closer.listed {
-                None if self.registry.stats().connections.in_use > 0 => steps.push(Step::Deadline(k)),
-                Some(_) if !closer.has_cut => steps.push(Step::Cut(k)),
-                _ => {}
-            }
-        }
-        if self.mishaps_left > 0 && !self.registry.is_closed() {
-            steps.push(Step::CloseAll);
-            for w in 0..self.scenario.workspaces {
-                steps.push(Step::BeginClose(w));
-                // It matters to an open that began before, and to a failure that is remembered.
-                if self.history.failed & self.bit(w) != 0
-                    || self.opens.iter().any(|open| *open.work.target() == self.target(w))
-                {
-                    steps.push(Step::DatabaseIsMade(w));
-                }
-            }
-        }
-    }
-
-    /// Whether a step is one of a world that means well: what is asked for happens, what was begun ends. Such steps
-    /// alone must serve everybody.
-    pub(super) fn is_friendly(&self, step: Step) -> bool {
-        match step {
-            Step::Fetch(_)
-            | Step::Release(_)
-            | Step::OpenSucceeds(_)
-            | Step::CloseIsConfirmed(_)
-            | Step::RetryIsDue(_)
-            | Step::CloserLooks(_) => true,
-            Step::OpenFails(i) => self.opens[i].given_up,
-            _ => false,
-        }
-    }
-
-    fn costs_a_mishap(&self, step: Step) -> bool {
-        match step {
-            Step::Break(_)
-            | Step::CheckFails(_)
-            | Step::OpenIsSlow(_)
-            | Step::CloseIsSlow(_)
-            | Step::IdleTimeout
-            | Step::DatabaseIsMade(_)
-            | Step::BeginClose(_)
-            | Step::CloseAll => true,
-            Step::OpenFails(i) => !self.opens[i].given_up,
-            _ => false,
-        }
-    }
-
     /// Takes a step, and checks what can be told from what the registry asks for.
     pub(super) fn step(&mut self, step: Step) -> Result<(), Broken> {
         // Time goes on a little with every step, so that "least recently used" is never a tie.
@@ -366,10 +242,6 @@ impl World {
 
     pub(super) fn bit_of(&self, target: &Target) -> u8 {
         self.targets.iter().position(|other| other == target).map_or(0, |w| self.bit(w))
-    }
-
-    fn is_anybody_waiting(&self) -> bool {
-        self.callers.iter().any(|caller| matches!(caller, Caller::Waiting { .. }))
     }
 
     fn replace(&mut self, c: usize, with: Caller) -> Caller {

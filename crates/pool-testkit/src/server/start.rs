@@ -36,7 +36,7 @@ const PORT_TRIES: u32 = 5;
 const POLL: Duration = Duration::from_millis(10);
 const PROGRESS: Duration = Duration::from_secs(2);
 
-const HOST: &str = "127.0.0.1";
+pub(super) const HOST: &str = "127.0.0.1";
 const USER: &str = "pool_test";
 const DATABASE: &str = "postgres";
 
@@ -69,7 +69,7 @@ pub(super) fn start(lock: &Locked<'_>) -> Result<Started, ServerError> {
     }
 }
 
-fn is_port_taken(refused: &ServerError) -> bool {
+pub(super) fn is_port_taken(refused: &ServerError) -> bool {
     matches!(refused, ServerError::StartFailed { log, .. }
         if log.contains("could not create any TCP/IP sockets") || log.contains("Address already in use"))
 }
@@ -136,7 +136,7 @@ impl<'a> Launch<'a> {
         loop {
             let status = Postmaster::read(&self.dir);
             match status {
-                Some(Postmaster { pid, ready: true }) => return Ok(pid),
+                Some(Postmaster { pid, ready: true, .. }) => return Ok(pid),
                 _ if self.is_over() => return Err(self.failed()),
                 _ => {}
             }
@@ -283,13 +283,13 @@ fn socket_directory(dir: &Path) -> String {
     }
 }
 
-fn free_port() -> Result<u16, ServerError> {
+pub(super) fn free_port() -> Result<u16, ServerError> {
     let listener = TcpListener::bind((HOST, 0)).doing("find a free port on", Path::new(HOST))?;
     let address = listener.local_addr().doing("find a free port on", Path::new(HOST))?;
     Ok(address.port())
 }
 
-fn random_password() -> Result<String, ServerError> {
+pub(super) fn random_password() -> Result<String, ServerError> {
     use std::io::Read;
     let source = Path::new("/dev/urandom");
     let mut bytes = [0_u8; 16];
@@ -315,6 +315,8 @@ fn write_private(lock: &Locked<'_>, path: &Path, secret: &str) -> Result<(), Ser
 pub(super) struct Postmaster {
     pub(super) pid: u32,
     pub(super) ready: bool,
+    /// It recovers, and will go on doing so.
+    pub(super) standby: bool,
 }
 
 impl Postmaster {
@@ -326,13 +328,13 @@ impl Postmaster {
     fn parse(text: &str) -> Option<Self> {
         let mut lines = text.lines();
         let pid = lines.next()?.trim().parse().ok().filter(|pid| *pid > 1)?;
-        let ready = lines.nth(6).is_some_and(|status| status.trim() == "ready");
-        Some(Self { pid, ready })
+        let status = lines.nth(6).map(str::trim);
+        Some(Self { pid, ready: status == Some("ready"), standby: status == Some("standby") })
     }
 }
 
 /// The last lines of both logs, to be shown in an error.
-fn log_tail(dir: &Path) -> String {
+pub(super) fn log_tail(dir: &Path) -> String {
     const LINES: usize = 20;
     let mut tail = String::new();
     for name in ["log", "watchdog.log"] {
@@ -360,7 +362,7 @@ mod tests {
     #[test]
     fn the_postmaster_is_ready_when_its_status_says_so() {
         let status = |text: &str| Postmaster::parse(text);
-        let up = |ready| Some(Postmaster { pid: 4711, ready });
+        let up = |ready| Some(Postmaster { pid: 4711, ready, standby: false });
         assert_eq!(status(READY), up(true));
         assert_eq!(status(&READY.replace("ready   ", "starting")), up(false));
         assert_eq!(status("4711\n/d\n"), up(false));

@@ -1,0 +1,144 @@
+//! `cargo xtask reliability`: runs the fault matrix, and writes the table in docs/reliability.md from what it observed.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::time::Duration;
+
+use anstyle::Style;
+use pool_testkit::faults::{RELIABILITY_ENV, Row, read_rows};
+
+use crate::display::{complain, say};
+use crate::failure::Failure;
+use crate::process::{Interrupts, cargo, workspace_root};
+use crate::tidy::{RELIABILITY_TABLE, fault_tests};
+
+const HEAD: Style = Style::new().bold();
+
+const INTRODUCTION: &str = "\
+# Reliability
+
+What callers see of each fault, how long it takes until they are served again, and what is left of it. Every row is a
+test on a PostgreSQL server of its own, through the public interface; `cargo xtask reliability` runs them and writes this
+table from what they observed, and each run fails if a row breaks its law (see [the contract](contract.md)).
+
+- **Seen by callers**: the errors that a caller of the workspace that was hit was given, by the statement that met the fault
+  or by the next acquire. \"Retryable\" is what `AcquireError` says of itself.
+- **Other workspaces**: somebody uses another workspace all the time. Where the fault is none of its business, one error
+  there fails the test.
+- **Recovery**: from the end of the fault, or from the fault itself where it does not last, to the first query that is
+  served. The numbers depend on the machine and on the tests that ran beside; what does not: an open that failed is tried
+  again after 50 ms, doubled with each failure up to 5 s, so an outage of any length is followed by at most 5 s; an idle
+  connection that says nothing is given up after the check's time limit (1 s, here and by default); an open that hangs is
+  told after the connect timeout (0.5 or 1 s here where it is to hang, 10 s by default).
+- **Leaked**: the server's count of the pool's sessions less the pool's own, once all is quiet and each connection that the
+  pool believes in has been used: a connection that broke while idle counts until then. It must be 0, and after
+  `close()` the server must count none at all.
+
+One limit is by design, and shows: an open whose packets are lost for good keeps its slot, and its workspace waiting, for 30
+connect timeouts, since the server may count it (B1). A workspace that has a connection is not affected.
+
+";
+
+/// Runs the matrix and writes the table.
+///
+/// # Errors
+/// [`Failure::FOUND`] when a test failed or left no row, [`Failure::Infrastructure`] when the table cannot be written.
+pub fn reliability(interrupts: &Interrupts) -> Result<(), Failure> {
+    let rows =
+        tempfile::tempdir().map_err(|why| Failure::while_doing("make a directory for the rows", why))?;
+    let mut command = cargo();
+    command.args(["test", "--locked", "-p", "pool-testkit", "--test", "faults"]);
+    command.args(["--", "--test-threads", "2"]); // on one thread, a test does not know its name
+    command.env(RELIABILITY_ENV, rows.path());
+    let passed = interrupts.run(&mut command)?.success();
+    let rows = read_rows(rows.path()).map_err(|why| Failure::while_doing("read the rows", why))?;
+    let (rows, missing) = in_order(fault_tests(&workspace_root())?, rows);
+    for test in &missing {
+        complain(&format!("`{test}` has left no row"));
+    }
+    let table = table(&rows);
+    say(&format!("\n{HEAD}faults{HEAD:#}\n\n{table}"));
+    if !passed || !missing.is_empty() || rows.is_empty() {
+        complain(&format!("{RELIABILITY_TABLE} is left as it was"));
+        return Err(Failure::FOUND);
+    }
+    let path = workspace_root().join(RELIABILITY_TABLE);
+    fs::write(&path, format!("{INTRODUCTION}{table}"))
+        .map_err(|why| Failure::while_doing(&format!("write {}", path.display()), why))?;
+    say(&format!("{} rows, written to {RELIABILITY_TABLE}", rows.len()));
+    Ok(())
+}
+
+/// The rows in the order of their tests, and the tests without one.
+fn in_order(tests: Vec<String>, rows: Vec<Row>) -> (Vec<Row>, Vec<String>) {
+    let mut by_test: BTreeMap<String, Row> = rows.into_iter().map(|row| (row.test.clone(), row)).collect();
+    let mut found = Vec::new();
+    let mut missing = Vec::new();
+    for test in tests {
+        match by_test.remove(&test) {
+            Some(row) => found.push(row),
+            None => missing.push(test),
+        }
+    }
+    (found, missing)
+}
+
+fn table(rows: &[Row]) -> String {
+    let mut table = "| fault | law | seen by callers | other workspaces | recovery | leaked | test |\n\
+                     |---|---|---|---|---|---|---|\n"
+        .to_owned();
+    for row in rows {
+        let Row { test, fault, law, seen, others, recovery, leaked } = row;
+        let cells = [fault, law, seen, others].map(|cell| cell.replace('|', "\\|")).join(" | ");
+        let _ = writeln!(table, "| {cells} | {} | {leaked} | `{test}` |", rounded(*recovery));
+    }
+    table
+}
+
+/// As precise as it is the same next time.
+fn rounded(time: Duration) -> String {
+    match time.as_millis() {
+        millis if millis >= 1_000 => format!("{:.1} s", time.as_secs_f64()),
+        millis if millis >= 10 => format!("{} ms", (millis + 5) / 10 * 10),
+        _ => "< 10 ms".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Duration, Row, in_order, rounded, table};
+
+    fn row(test: &str) -> Row {
+        Row {
+            test: test.into(),
+            fault: "TCP reset".into(),
+            law: "L3".into(),
+            seen: "a | b".into(),
+            others: "nothing".into(),
+            recovery: Duration::from_millis(83),
+            leaked: 0,
+        }
+    }
+
+    #[test]
+    fn rows_stand_in_the_order_of_the_tests_and_a_missing_one_is_named() {
+        let tests = ["b", "gone", "a"].map(ToOwned::to_owned).to_vec();
+        let (rows, missing) = in_order(tests, vec![row("a"), row("b")]);
+        assert_eq!(rows, [row("b"), row("a")]);
+        assert_eq!(missing, ["gone"]);
+    }
+
+    #[test]
+    fn a_row_is_a_line_whatever_it_says() {
+        let table = table(&[row("l3_reset")]);
+        let last = table.lines().last().unwrap();
+        assert_eq!(last, "| TCP reset | L3 | a \\| b | nothing | 80 ms | 0 | `l3_reset` |");
+    }
+
+    #[test]
+    fn times_are_rounded() {
+        let of = |millis| rounded(Duration::from_millis(millis));
+        assert_eq!([of(3), of(46), of(1_240)], ["< 10 ms", "50 ms", "1.2 s"]);
+    }
+}
