@@ -17,6 +17,7 @@ mod reliability;
 mod repeat;
 mod report;
 mod run;
+mod secrets;
 mod test_pools;
 mod tidy;
 

@@ -13,6 +13,7 @@ use pool_testkit::run::{Figure, LeftConnection, LeftDatabase, Record, Sampled, i
 use crate::plan::Case;
 use crate::repeat::Tries;
 use crate::run::Planted;
+use crate::secrets::Searched;
 
 /// How a chosen case ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +62,8 @@ pub struct Run {
     pub began: Option<SystemTime>,
     /// How long the whole run took.
     pub elapsed: Duration,
+    /// What the test server's password is looked for in, and where it was found.
+    pub searched: Searched,
     /// What could not be checked, so that the numbers prove less than they seem to.
     pub unchecked: Option<String>,
 }
@@ -130,7 +133,7 @@ impl Run {
 
     /// Counts what the last line says.
     pub fn counts(&self) -> Counts {
-        let mut counts = Counts { passed: 0, failed: usize::from(self.has_orphans()), skipped: 0 };
+        let mut counts = Counts { passed: 0, failed: self.failed_as_a_whole(), skipped: 0 };
         for result in &self.results {
             match self.verdict(result) {
                 Ending::Passed => counts.passed += 1,
@@ -141,6 +144,11 @@ impl Run {
         counts
     }
 
+    /// What fails the run and no case of it.
+    fn failed_as_a_whole(&self) -> usize {
+        usize::from(self.has_orphans()) + usize::from(!self.searched.hits.is_empty())
+    }
+
     /// The text that ends a run, all but its last line.
     pub fn summary(&self) -> String {
         let mut text = self.table();
@@ -148,6 +156,7 @@ impl Run {
         self.write_repeats(&mut text);
         self.write_failed(&mut text);
         self.write_leaked(&mut text);
+        write_section(&mut text, BAD, "the password of the test server was written", &self.searched.hits);
         self.write_verdict(&mut text);
         text
     }
@@ -263,6 +272,7 @@ impl Run {
             "{seconds:.1} s in all (cases run side by side); at most {} connections at a time of {} that tests may use, as the server said in {samples} samples",
             self.sampled.peak, self.sampled.budget
         );
+        let _ = writeln!(text, "{}", self.searched.line());
         text
     }
 

@@ -72,6 +72,7 @@ fn a_run_with_a_failure_reads_like_this() {
     lifecycle          1        1        1    0.13s        6        -        0
     all                2        1        1    0.44s       56       23        0
     2.3 s in all (cases run side by side); at most 23 connections at a time of 90 that tests may use, as the server said in 120 samples
+    not searched for the password: it has fewer than 12 characters, or there is none
 
     skipped
       lifecycle::failover: needs a second server
@@ -100,6 +101,7 @@ fn a_run_with_leaks_reads_like_this() {
     lifecycle          0        1        1    0.04s        6        -        2
     all                1        1        1    0.35s       56       23        2
     2.3 s in all (cases run side by side); at most 23 connections at a time of 90 that tests may use, as the server said in 120 samples
+    not searched for the password: it has fewer than 12 characters, or there is none
 
     skipped
       lifecycle::failover: needs a second server

@@ -5,7 +5,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
-use std::io::{BufRead as _, BufReader, Read};
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, BufWriter, Read, Write};
 use std::mem;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -144,7 +145,6 @@ impl Runner {
 /// JSON on standard output for us; on standard error only what JSON does not tell (the signal that killed a case, and the
 /// output of passed cases).
 fn nextest_arguments(command: &mut Command, job: &Job<'_>) {
-    let (status, success) = if job.verbose { ("pass", "immediate") } else { ("fail", "never") };
     command.args(["nextest", "run"]).args(TARGET).args(Planted::arguments(job.planted)).args([
         "--no-fail-fast",
         "--cargo-quiet",
@@ -152,8 +152,10 @@ fn nextest_arguments(command: &mut Command, job: &Job<'_>) {
         "never",
     ]);
     command.args(["--message-format", "libtest-json-plus"]).env("NEXTEST_EXPERIMENTAL_LIBTEST_JSON", "1");
+    let status = if job.verbose { "pass" } else { "fail" };
     command.args(["--status-level", status, "--final-status-level", "none"]);
-    command.args(["--success-output", success, "--failure-output", "never", "--"]);
+    // The output of passed cases is not shown unless wished, and is searched for the password all the same.
+    command.args(["--success-output", "immediate", "--failure-output", "never", "--"]);
 }
 
 /// Builds the test binary and says where it is. Cargo's progress and errors are shown as they come.
@@ -250,7 +252,10 @@ pub fn execute(
 ) -> Result<Vec<CaseResult>, Failure> {
     let mut command = job.runner.command(job);
     let mut running = interrupts.spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()))?;
-    let mut collector = Collector::new(job, Progress::start(job.cases.len()), over);
+    let transcript = File::create(job.records.join(format!("transcript-{}.txt", job.seed)));
+    let transcript = transcript.map_err(|why| Failure::while_doing("keep what the cases write", why))?;
+    let transcript = Box::new(BufWriter::new(transcript));
+    let mut collector = Collector::new(job, Progress::start(job.cases.len()), over, transcript);
     let status = pump(&mut running, &mut collector)?;
     interrupts.check()?;
     if job.runner.has_run_them(status) {
@@ -317,6 +322,8 @@ fn read_in_thread(pipe: impl Read + Send + 'static, wrap: fn(String) -> Line, se
 
 /// Puts together what is known of each case while the lines come in.
 struct Collector<'a> {
+    /// Every line of the runner, in a file that is searched afterwards.
+    transcript: Box<dyn Write>,
     /// Told when a case is over.
     over: &'a dyn Fn(&str),
     parser: Box<dyn Parser>,
@@ -335,9 +342,10 @@ struct Known {
 }
 
 impl<'a> Collector<'a> {
-    fn new(job: &Job<'_>, progress: Progress, over: &'a dyn Fn(&str)) -> Self {
+    fn new(job: &Job<'_>, progress: Progress, over: &'a dyn Fn(&str), transcript: Box<dyn Write>) -> Self {
         let known = job.cases.iter().map(|case| (case.path.clone(), Known::default())).collect();
         Self {
+            transcript,
             over,
             parser: job.runner.parser(),
             progress,
@@ -347,13 +355,20 @@ impl<'a> Collector<'a> {
         }
     }
 
+    /// Lines that cannot be kept are missed by the search alone, which tells how much it has searched.
+    fn keep(&mut self, line: &str) {
+        let _ = writeln!(self.transcript, "{line}");
+    }
+
     fn out(&mut self, line: &str) {
+        self.keep(line);
         for event in self.parser.line(line) {
             self.take(event);
         }
     }
 
     fn err(&mut self, line: String) {
+        self.keep(&line);
         if let Some((path, how)) = nextest_ending(&line)
             && let Some(known) = self.known.get_mut(path)
         {

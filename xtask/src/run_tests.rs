@@ -35,7 +35,7 @@ fn job<'a>(runner: Runner, cases: &'a [Case], run: &'a RunId) -> Job<'a> {
 fn results(runner: Runner, out: &str, err: &str) -> Vec<CaseResult> {
     let (cases, run) = (cases(), RunId::fresh());
     let job = job(runner, &cases, &run);
-    let mut collector = Collector::new(&job, Progress::silent(), &|_| ());
+    let mut collector = Collector::new(&job, Progress::silent(), &|_| (), Box::new(std::io::sink()));
     out.lines().for_each(|line| collector.out(line));
     err.lines().for_each(|line| collector.err(line.to_owned()));
     collector.into_results(&job, ExitStatus::from_raw(101 << 8))
@@ -101,7 +101,12 @@ fn a_case_is_over_when_the_runner_says_so_and_once() {
     let (cases, run) = (cases(), RunId::fresh());
     let over = RefCell::new(Vec::new());
     let tell = |path: &str| over.borrow_mut().push(path.to_owned());
-    let mut collector = Collector::new(&job(Runner::Cargo, &cases, &run), Progress::silent(), &tell);
+    let mut collector = Collector::new(
+        &job(Runner::Cargo, &cases, &run),
+        Progress::silent(),
+        &tell,
+        Box::new(std::io::sink()),
+    );
     for line in ["running 3 tests", "test limits::aborts ... ok", "test other::case ... ok", "failures:"] {
         collector.out(line);
     }

@@ -3,11 +3,13 @@
 //! What costs nothing comes first: the binary is built and the names are checked before a server is started, so a typing
 //! error is answered at once. The server is let go before the last line is printed, whatever happened in between.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, RandomState};
 use std::path::PathBuf;
 use std::time::{Instant, SystemTime};
 
+use pool_testkit::hostile::password_of;
 use pool_testkit::run::{RunId, Sampler, read_figures, read_records};
 use pool_testkit::server::TestServer;
 
@@ -21,6 +23,7 @@ use crate::publish;
 use crate::repeat::{merge, seed_of};
 use crate::report::{CaseResult, Ending, Run};
 use crate::run::{self, Job, Planted, Runner};
+use crate::secrets::Search;
 
 /// Why a case is not run with `--short`.
 const LEFT_OUT: &str = "left out by --short, since it measures and takes its time; run it without --short";
@@ -77,7 +80,7 @@ pub fn test_pools(options: &Options, interrupts: &Interrupts) -> Result<(), Fail
         supervise(options, &runnable, interrupts)?
     };
     run.results.extend(skip.into_iter().map(|case| skipped(case, &reasons)));
-    conclude(&run, options)
+    conclude(run, options)
 }
 
 /// The cases that the command line means: what was planted runs alone unless others are named.
@@ -128,13 +131,22 @@ fn sampled_run(
         planted: options.planted,
         verbose: options.verbose,
     };
-    let rounds = rounds(options, &job, &sampler, interrupts);
+    let search = RefCell::new(Search::new(&password_of(server.config())));
+    let rounds = rounds(options, &job, &sampler, interrupts, &search);
     let watched = sampler.finish().map_err(|why| Failure::while_doing(watch, why));
     let (results, tries) = merge(rounds?);
     let mut run = Run { id: id.to_string(), seed, tries, ..Run::new(results) };
     run.note(watched, Run::take_sampled);
     run.note(read_records(records.path()), |run, records| run.records = records);
     run.note(read_figures(records.path()), |run, figures| run.figures = figures);
+    let mut search = search.into_inner();
+    for result in &run.results {
+        search.text(&format!("the output of {}", result.case.path), result.output.as_bytes());
+    }
+    let places = [Some(records.path().to_owned()), server.directory()];
+    let looked = places.into_iter().flatten().try_for_each(|place| search.directory(&place));
+    run.note(looked.map_err(|why| Failure::while_doing("search for the password", why)), |_, ()| ());
+    run.searched = search.into_searched();
     Ok(run)
 }
 
@@ -144,8 +156,10 @@ fn rounds(
     job: &Job<'_>,
     sampler: &Sampler,
     interrupts: &Interrupts,
+    search: &RefCell<Search>,
 ) -> Result<Vec<(u64, Vec<CaseResult>)>, Failure> {
     let over = |path: &str| {
+        search.borrow_mut().processes();
         if options.leak_check {
             sampler.case_is_over(path);
         }
@@ -192,13 +206,17 @@ fn skipped(case: &Case, reasons: &BTreeMap<String, String>) -> CaseResult {
 }
 
 /// Prints what a run ends with, leaves the report, and turns it into an exit code.
-fn conclude(run: &Run, options: &Options) -> Result<(), Failure> {
+fn conclude(mut run: Run, options: &Options) -> Result<(), Failure> {
     for result in &run.results {
         if !result.output.trim().is_empty() && (options.verbose || result.ending == Ending::Failed) {
             say(&format!("\n---- {} ----\n{}", result.case.path, result.output.trim_end()));
         }
     }
-    let published = options.report.as_deref().map(|dir| publish::publish(run, dir)).transpose();
+    let published = options.report.as_deref().map(|dir| publish::publish(&run, dir)).transpose();
+    if let (Ok(Some(_)), Some(dir)) = (&published, &options.report) {
+        let looked = run.searched.also(dir);
+        run.note(looked.map_err(|why| Failure::while_doing("search the report", why)), |_, ()| ());
+    }
     let counts = run.counts();
     say(&format!("\n{}", run.summary().trim_end()));
     if let Ok(Some(page)) = &published {

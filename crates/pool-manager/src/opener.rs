@@ -4,6 +4,7 @@
 //! driver, a cancel, or the end of the runtime settles it.
 
 use std::sync::{Arc, Weak};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use pool_core::{
@@ -11,7 +12,7 @@ use pool_core::{
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use crate::engine::{Engine, ShareOf};
 use crate::lease::Lease;
@@ -19,6 +20,11 @@ use crate::lease::Lease;
 /// How many connect timeouts an open that was given up may go on for, keeping its slot. A server that has
 /// not answered by then is taken not to count it either.
 const ABANDON_AFTER: u32 = 30;
+
+/// How often an open that was given up may be woken before it is dropped all the same. One whose server is
+/// merely hung sleeps, and authentication in full takes less than half of this; what is woken more often is
+/// fed by a server that is not going to come to an end, and would keep all of it.
+const WAKES_MAX: u32 = 2_000;
 
 /// A piece of work that needs to await.
 pub(crate) enum Job<D: Driver> {
@@ -140,23 +146,25 @@ impl<'a, D: Driver> OpenGuard<'a, D> {
         let engine = self.engine;
         let limit = engine.settings.connect_timeout;
         let mut connect = std::pin::pin!(engine.driver.connect(endpoint));
-        tokio::select! {
-            biased;
-            outcome = &mut connect => return outcome,
-            () = sleep(engine.settings.slow_open_after.min(limit)) => self.is_slow(),
+        // `timeout` and not a `select!` with a `sleep`: a server that never stops sending uses up the task's
+        // budget, with which a sleep beside it would not wake either.
+        let slow_after = engine.settings.slow_open_after.min(limit);
+        if let Ok(outcome) = timeout(slow_after, &mut connect).await {
+            return outcome;
         }
-        tokio::select! {
-            biased;
-            outcome = &mut connect => return outcome,
-            () = sleep(limit.saturating_sub(engine.settings.slow_open_after)) => {}
+        self.is_slow();
+        if let Ok(outcome) = timeout(limit.saturating_sub(slow_after), &mut connect).await {
+            return outcome;
         }
         self.given_up(limit);
-        let abandoned: Sleep = sleep(limit.saturating_mul(ABANDON_AFTER));
+        let abandoned = timeout(limit.saturating_mul(ABANDON_AFTER), while_quiet(connect));
         tokio::select! {
             biased;
-            outcome = &mut connect => outcome,
+            outcome = abandoned => match outcome {
+                Ok(Some(outcome)) => outcome,
+                Ok(None) | Err(_) => Err(self.timed_out(limit)),
+            },
             () = engine.is_being_closed(self.share, &endpoint.target) => Err(self.timed_out(limit)),
-            () = abandoned => Err(self.timed_out(limit)),
         }
     }
 
@@ -211,6 +219,16 @@ impl<D: Driver> Drop for OpenGuard<'_, D> {
             self.failed(error.caused_by("the open was abandoned"));
         }
     }
+}
+
+/// Waits for `work` as long as it sleeps most of the time; none if it does not.
+async fn while_quiet<T>(mut work: std::pin::Pin<&mut impl Future<Output = T>>) -> Option<T> {
+    let mut wakes = 0;
+    std::future::poll_fn(|context| {
+        wakes += 1;
+        if wakes > WAKES_MAX { Poll::Ready(None) } else { work.as_mut().poll(context).map(Some) }
+    })
+    .await
 }
 
 /// A database that was believed to exist has been dropped by somebody else.
@@ -278,5 +296,32 @@ async fn recycle<D: Driver>(engine: &Arc<Engine<D>>, lease: Lease<D>) {
             tracing::debug!(%error, "a returned connection could not be made clean and is closed");
         }
         Err(_) => tracing::debug!("a returned connection was not clean in time and is closed"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn work_that_is_woken_without_end_is_given_up() {
+        let endless = std::future::poll_fn(|context| {
+            context.waker().wake_by_ref();
+            Poll::<()>::Pending
+        });
+        assert_eq!(while_quiet(pin!(endless)).await, None);
+    }
+
+    #[tokio::test]
+    async fn work_that_sleeps_is_waited_for() {
+        let quiet = async {
+            for _ in 0..WAKES_MAX / 2 {
+                tokio::task::yield_now().await;
+            }
+            7
+        };
+        assert_eq!(while_quiet(pin!(quiet)).await, Some(7));
     }
 }

@@ -11,6 +11,7 @@ use sqlx::{AssertSqlSafe, Error, Row};
 use crate::classify::driver_error;
 use crate::config::PostgresConfig;
 use crate::connection::PgConn;
+use crate::contain::contained;
 
 /// What the comment on a workspace's database begins with; the id follows.
 const COMMENT: &str = "workspace ";
@@ -144,25 +145,25 @@ fn has_state(error: &Error, states: &[&str]) -> bool {
 #[async_trait]
 impl Catalog<PgConn> for PgCatalog {
     async fn ensure(&self, system: &mut PgConn, workspace: &WorkspaceId) -> Result<bool, DriverError> {
-        let created = self.create(system.raw_mut(), workspace).await;
+        let created = contained(self.create(system.raw_mut(), workspace)).await;
         created.map_err(|error| self.error(error, self.naming.database(workspace).as_str()))
     }
 
     async fn drop(&self, system: &mut PgConn, workspace: &WorkspaceId) -> Result<bool, DriverError> {
-        let dropped = self.remove(system.raw_mut(), workspace).await;
+        let dropped = contained(self.remove(system.raw_mut(), workspace)).await;
         dropped.map_err(|error| self.error(error, self.naming.database(workspace).as_str()))
     }
 
     async fn exists(&self, system: &mut PgConn, workspace: &WorkspaceId) -> Result<bool, DriverError> {
         let name = self.naming.database(workspace);
         let (conn, flight) = system.fly();
-        flight.ended(find(conn, &name).await).map_err(|error| self.error(error, name.as_str()))
+        flight.ended(contained(find(conn, &name)).await).map_err(|error| self.error(error, name.as_str()))
     }
 
     async fn list(&self, system: &mut PgConn) -> Result<Vec<WorkspaceId>, DriverError> {
         let all = "select datname::text, shobj_description(oid, 'pg_database') from pg_database where not datistemplate";
         let (conn, flight) = system.fly();
-        let rows = flight.ended(sqlx::query(all).fetch_all(conn).await);
+        let rows = flight.ended(contained(sqlx::query(all).fetch_all(conn)).await);
         let rows = rows.map_err(|error| self.error(error, "*"))?;
         Ok(rows
             .iter()

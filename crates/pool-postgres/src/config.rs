@@ -17,6 +17,28 @@ const TEST_VARIABLES: [&str; 6] =
     ["TEST_DB_HOST", "TEST_DB_PORT", "TEST_DB_USER", "TEST_DB_PASSWORD", "TEST_DB_NAME", "TEST_DB_SSLMODE"];
 const PG_VARIABLES: [&str; 6] = ["PGHOST", "PGPORT", "PGUSER", "PGPASSWORD", "PGDATABASE", "PGSSLMODE"];
 
+/// What sqlx makes something of in a URL.
+const URL_PARAMETERS: [&str; 18] = [
+    "sslmode",
+    "ssl-mode",
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "statement-cache-capacity",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+];
+
 /// Why a configuration was refused.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -142,7 +164,7 @@ impl PostgresConfig {
     }
 
     /// A `postgres://user:password@host:port/database?sslmode=…` URL; special characters are
-    /// percent-encoded. What it leaves open is taken from the `PG*` variables and the password file, as
+    /// percent-encoded. Parameters that are not known are ignored. What it leaves open is taken from the `PG*` variables and the password file, as
     /// libpq does.
     ///
     /// # Errors
@@ -152,13 +174,13 @@ impl PostgresConfig {
             let wrong = sqlx::Error::Configuration("it does not begin with postgres://".into());
             return Err(ConfigError::Url(wrong));
         }
-        let after_host = url.split("://").nth(1).and_then(|rest| rest.split_once('/'));
-        let database = after_host.map_or("", |(_, rest)| rest.split('?').next().unwrap_or_default());
-        if database.contains('@') {
-            let wrong = "a password with special characters must be percent-encoded (/ as %2F, @ as %40)";
+        // Behind the host, a bare @ means that the host was taken from the midst of a password.
+        let rest = url.split_once("://").map_or("", |(_, rest)| rest);
+        if rest.find(['/', '?', '#']).is_some_and(|end| rest[end..].contains('@')) {
+            let wrong = "special characters must be percent-encoded (in a password / as %2F, ? as %3F, # as %23; @ as %40)";
             return Err(ConfigError::Url(sqlx::Error::Configuration(wrong.into())));
         }
-        url.parse().map(Self::from_options).map_err(ConfigError::Url)
+        without_unknown_parameters(url).parse().map(Self::from_options).map_err(ConfigError::Url)
     }
 
     /// The port, default 5432.
@@ -274,6 +296,21 @@ impl fmt::Debug for PostgresConfig {
     }
 }
 
+/// sqlx writes a parameter that it does not know into the log, its value included, which may be the password
+/// behind a slip of the pen. It gets to see those only that it knows.
+fn without_unknown_parameters(url: &str) -> String {
+    let Some((address, query)) = url.split_once('?') else { return url.to_owned() };
+    let is_known = |pair: &&str| {
+        let key = pair.split('=').next().unwrap_or_default();
+        URL_PARAMETERS.contains(&key) || key.starts_with("options[") || key.starts_with("options%5B")
+    };
+    let (known, unknown): (Vec<&str>, Vec<&str>) = query.split('&').partition(is_known);
+    if unknown.iter().any(|pair| !pair.is_empty()) {
+        tracing::warn!(count = unknown.len(), "parameters of the database URL are unknown, and ignored");
+    }
+    format!("{address}?{}", known.join("&"))
+}
+
 fn parse<T: std::str::FromStr>(
     variable: &str,
     value: String,
@@ -310,6 +347,8 @@ mod tests {
     #[case::sslmode(&[("PGHOST", "h"), ("PGSSLMODE", "maybe")], "verify-full")]
     #[case::url(&[("DATABASE_URL", "mysql://u:hunter2@h/d")], "postgres://")]
     #[case::password_not_encoded(&[("DATABASE_URL", "postgres://u:12/hunter2@h/d")], "percent-encoded")]
+    #[case::question_mark(&[("DATABASE_URL", "postgres://u:12?hunter2@h/d")], "percent-encoded")]
+    #[case::hash(&[("DATABASE_URL", "postgres://u:12#hunter2@h/d")], "percent-encoded")]
     #[case::url_port(&[("DATABASE_URL", "postgres://u:hunter2@h:nan/d")], "cannot be read")]
     fn a_bad_variable_is_named_and_no_password_is_shown(
         #[case] variables: &[(&str, &str)],

@@ -15,6 +15,9 @@ pub(crate) struct Session {
     pub(crate) started: String,
 }
 
+/// The longest of PostgreSQL's ways to write a time has 37 bytes ("Wed Dec 17 07:37:16.123456 1997 +05:30").
+const STARTED_MAX: usize = 64;
+
 /// A live connection of the driver. Statements that go through a lease as an executor are seen, so that a
 /// connection that saw only plain ones is known to be clean without asking the server.
 #[derive(Debug)]
@@ -139,5 +142,18 @@ pub(crate) async fn session_of(conn: &mut PgConnection) -> Result<Session, Error
     // The simple protocol: one round trip, and nothing is prepared for it.
     let whoami = "select pid, backend_start::text as started from pg_stat_get_activity(pg_backend_pid())";
     let row = sqlx::raw_sql(whoami).fetch_one(conn).await?;
-    Ok(Session { pid: row.try_get("pid")?, started: row.try_get("started")? })
+    Session::new(row.try_get("pid")?, row.try_get("started")?)
+}
+
+impl Session {
+    /// What a server says of itself is asked about together with other sessions, so it must not be able to spoil the
+    /// question: PostgreSQL refuses a NUL in any text.
+    fn new(pid: i32, started: String) -> Result<Self, Error> {
+        let is_a_time =
+            started.len() <= STARTED_MAX && started.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+        if is_a_time {
+            return Ok(Self { pid, started });
+        }
+        Err(Error::Protocol("the server does not say when the session began".into()))
+    }
 }

@@ -15,6 +15,7 @@ use crate::classify::driver_error;
 use crate::config::PostgresConfig;
 use crate::connect::establish;
 use crate::connection::Session;
+use crate::contain::contained;
 
 /// The pause between two looks at backends that are to exit, doubled each time up to the second.
 const LOOK_FIRST: Duration = Duration::from_micros(300);
@@ -182,7 +183,7 @@ impl Worker {
             }
         }
         if let Some(conn) = self.conn {
-            let _ = timeout(FAREWELL_LIMIT, leave(conn)).await;
+            let _ = timeout(FAREWELL_LIMIT, contained(leave(conn))).await;
         }
     }
 
@@ -230,7 +231,7 @@ impl Worker {
         for _ in 0..2 {
             let conn = self.conn().await?;
             let query = sqlx::query(about.sql()).bind(&pids).bind(&started).fetch_all(conn);
-            let why = match timeout(ANSWER_LIMIT, query).await {
+            let why = match timeout(ANSWER_LIMIT, contained(query)).await {
                 Ok(Ok(rows)) => return Some(rows),
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => format!("no answer within {ANSWER_LIMIT:?}"),

@@ -12,6 +12,7 @@ use crate::classify::{driver_error, is_fatal};
 use crate::config::PostgresConfig;
 use crate::connect::establish;
 use crate::connection::{PgConn, Session};
+use crate::contain::contained;
 use crate::control::Control;
 
 /// How long what is left on the wire may take to arrive before the query behind it is cancelled.
@@ -125,13 +126,13 @@ impl Driver for PgDriver {
 
     async fn connect(&self, endpoint: &Endpoint) -> Result<PgConn, DriverError> {
         let options = self.config.connect_options(endpoint.database.as_str());
-        let opened = async { PgConn::identify(establish(&options).await?).await };
+        let opened = async { contained(PgConn::identify(establish(&options).await?)).await };
         opened.await.map_err(|error| driver_error(error, Phase::Connect, self.place(endpoint)))
     }
 
     async fn check(&self, conn: &mut PgConn) -> Result<(), DriverError> {
         let (raw, flight) = conn.fly();
-        flight.ended(raw.ping().await).map_err(|error| self.error(error, Phase::Check))
+        flight.ended(contained(raw.ping()).await).map_err(|error| self.error(error, Phase::Check))
     }
 
     fn inspect(&self, conn: &mut PgConn) -> Condition {
@@ -139,7 +140,7 @@ impl Driver for PgDriver {
     }
 
     async fn recycle(&self, conn: &mut PgConn) -> Result<(), DriverError> {
-        self.clean(conn).await.map_err(|error| self.error(error, Phase::Recycle))
+        contained(self.clean(conn)).await.map_err(|error| self.error(error, Phase::Recycle))
     }
 
     async fn close(&self, conn: PgConn) {
@@ -148,7 +149,7 @@ impl Driver for PgDriver {
         // A backend that is busy does not read a goodbye until it is done; it is ended from outside, and
         // sees its socket closed at once, in case that the outside cannot be reached.
         let left = if is_clean {
-            matches!(timeout(GOODBYE_LIMIT, conn.close()).await, Ok(Ok(())))
+            matches!(timeout(GOODBYE_LIMIT, contained(conn.close())).await, Ok(Ok(())))
         } else {
             drop(conn);
             false

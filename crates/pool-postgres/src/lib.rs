@@ -39,6 +39,7 @@ mod classify;
 mod config;
 mod connect;
 mod connection;
+mod contain;
 mod control;
 mod driver;
 mod errors;

@@ -30,6 +30,7 @@ pub mod fakes;
 pub mod faults;
 pub mod fixtures;
 mod helpers;
+pub mod hostile;
 mod keeper;
 mod naming;
 pub mod run;

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::path::PathBuf;
 
 use pool_postgres::PostgresConfig;
 use sqlx::Connection;
@@ -87,6 +88,12 @@ impl TestServer {
                 Err(io::Error::other(format!("the server that {variable} names is not ours to keep")).into())
             }
         }
+    }
+
+    /// Where an ephemeral server keeps its logs and data.
+    pub fn directory(&self) -> Option<PathBuf> {
+        let Origin::Ephemeral(server) = &self.origin else { return None };
+        Some(server.directory())
     }
 
     /// How to reach it.

@@ -1,0 +1,222 @@
+//! Servers that are malicious or broken on the wire: each costs a connection, and nothing else.
+
+mod evil;
+mod proxy;
+
+use std::collections::HashMap;
+use std::sync::Once;
+use std::time::{Duration, Instant};
+
+use evil::Evil;
+use futures_util::{StreamExt as _, stream};
+use pool_postgres::{
+    AcquireError, BuildError, DriverErrorKind, Limits, PgPools, PostgresConfig, WorkspaceId,
+};
+use pool_testkit::{TestPool, eventually, hostile, resident_memory_bytes, run};
+use proxy::Proxy;
+
+const SOON: Duration = Duration::from_secs(20);
+/// What servers without an end may cost all together. They send some 60 MB until they are given up.
+const MEMORY_MB_MAX: u64 = 300;
+
+fn id(name: &str) -> WorkspaceId {
+    WorkspaceId::new(name).unwrap()
+}
+
+/// A pool that reaches the server of `pool` through `proxy`, in the same namespace and with the same tag.
+async fn through(proxy: &Proxy, pool: &TestPool) -> PgPools {
+    let real = pool.config();
+    let system = real.get_system_database().unwrap();
+    let config = PostgresConfig::new("127.0.0.1")
+        .port(proxy.port)
+        .user(real.get_user())
+        .password(&hostile::password_of(real))
+        .system_database(system.as_str())
+        .application_name(&pool.tag())
+        .prefix(&pool.prefix());
+    let limits = Limits::new(14).system(5).per_workspace(4);
+    let timeouts = |builder: pool_postgres::PgPoolsBuilder| {
+        builder.connect_timeout(Duration::from_secs(1)).acquire_timeout(Duration::from_secs(3))
+    };
+    let checked = |settings: &mut pool_postgres::Settings| settings.check_after = Duration::ZERO;
+    timeouts(PgPools::builder(config).limits(limits)).adjust(checked).build().await.unwrap()
+}
+
+/// A proxy with each of these in place of a workspace's database, and those workspaces.
+async fn with(pool: &TestPool, evils: Vec<Evil>) -> (Proxy, Vec<(WorkspaceId, String)>) {
+    let numbered = (0..).zip(evils).map(|(number, evil): (u32, _)| (id(&format!("evil_{number}")), evil));
+    let mut by_database = HashMap::new();
+    let mut names = Vec::new();
+    for (id, evil) in numbered {
+        names.push((id.clone(), evil.name.clone()));
+        by_database.insert(pool.database_of(&id), evil);
+    }
+    (Proxy::start(Some(pool.config().clone()), by_database).await, names)
+}
+
+async fn is_served(pools: &PgPools, good: &WorkspaceId) -> bool {
+    sqlx::query_scalar::<_, i32>("select 7")
+        .fetch_one(&pools.workspace(good))
+        .await
+        .is_ok_and(|seven| seven == 7)
+}
+
+/// sqlx's decoder panics on worker threads by the hundred, and is contained; nobody wants to read of it.
+fn hush() {
+    static HUSHED: Once = Once::new();
+    HUSHED.call_once(|| {
+        let tell = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if std::thread::current().name() != Some("tokio-rt-worker") {
+                tell(panic);
+            }
+        }));
+    });
+}
+
+fn finite() -> Vec<Evil> {
+    let mut rng = fastrand::Rng::with_seed(run::seed());
+    let kinds = [
+        evil::identities(),
+        evil::truncated(),
+        evil::too_short(),
+        evil::noise(&mut rng),
+        evil::mutated(&mut rng),
+        evil::authentication(),
+        evil::errors(),
+    ];
+    kinds.concat()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn o1_a_server_that_breaks_the_protocol_costs_one_connection() {
+    hush();
+    let pool = TestPool::new().await.unwrap();
+    let good = pool.create_test_workspaces(1).await.unwrap().remove(0);
+    let (proxy, evils) = with(&pool, finite()).await;
+    let pools = through(&proxy, &pool).await;
+    let meet = async |(id, name): &(WorkspaceId, String)| {
+        let met = Instant::now();
+        let outcome = pools.acquire(id).await;
+        assert!(met.elapsed() < SOON, "{name}: it has taken {:?}", met.elapsed());
+        if let Err(error) = &outcome {
+            assert!(matches!(error, AcquireError::OpenFailed { .. }), "{name}: {error}");
+        }
+        assert!(is_served(&pools, &good).await, "{name}: the good workspace is not served");
+        outcome.is_err()
+    };
+    let failed = stream::iter(&evils).map(meet).buffer_unordered(6);
+    let failed = failed.filter(|failed| std::future::ready(*failed)).count().await;
+    println!("{} conversations, {failed} of them refused", evils.len());
+    assert!(failed > evils.len() / 2, "most of what is said is no PostgreSQL");
+    pools.close_workspace(&good).await.unwrap();
+    for (id, _) in &evils {
+        pools.close_workspace(id).await.unwrap();
+    }
+    eventually("every slot being free again", SOON, || async {
+        pools.stats().workspaces.connections.total() == 0
+    })
+    .await
+    .unwrap();
+    assert!(is_served(&pools, &good).await);
+    pools.close().await.unwrap();
+    pool.cleanup().await.unwrap();
+}
+
+#[tokio::test]
+async fn o1_a_pool_whose_server_breaks_the_protocol_is_not_built_and_nothing_panics() {
+    let refused = evil::too_short().into_iter().chain(evil::authentication());
+    let mut told = 0;
+    for evil in refused.filter(|evil| !evil.name.contains("answer")) {
+        let name = evil.name.clone();
+        let proxy = Proxy::start(None, HashMap::from([(String::new(), evil)])).await;
+        let config = PostgresConfig::new("127.0.0.1").port(proxy.port).password("hunter2");
+        let built = PgPools::builder(config).limits(Limits::new(10)).connect_timeout(Duration::from_secs(1));
+        let error = built.build().await.expect_err(&name);
+        let BuildError::Connect(why) = &error else { panic!("{name}: {error}") };
+        assert!(!format!("{error} {why:?}").contains("hunter2"), "{name}");
+        told += 1;
+    }
+    println!("{told} servers were refused");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn o1_a_control_connection_that_breaks_is_made_again() {
+    let pool = TestPool::new().await.unwrap();
+    let good = pool.create_test_workspaces(1).await.unwrap().remove(0);
+    let (proxy, _) = with(&pool, Vec::new()).await;
+    let pools = through(&proxy, &pool).await;
+    let before = pool.active_connection_count().await.unwrap();
+    for _ in 0..3 {
+        let lease = pools.acquire(&good).await.unwrap();
+        proxy.poison_the_next_answer();
+        // The next who is answered is the control connection, which is asked whether the session is gone.
+        lease.discard();
+        eventually("the session being seen to be gone", SOON, || async {
+            proxy.has_poisoned() && pools.stats().workspaces.connections.total() == 0
+        })
+        .await
+        .unwrap();
+        eventually("one control connection, not two", SOON, || async {
+            pool.active_connection_count().await.is_ok_and(|count| count == before)
+        })
+        .await
+        .unwrap();
+    }
+    pools.close().await.unwrap();
+    pool.cleanup().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l3_a_check_that_is_answered_with_nonsense_replaces_the_connection() {
+    let pool = TestPool::new().await.unwrap();
+    let good = pool.create_test_workspaces(1).await.unwrap().remove(0);
+    let (proxy, _) = with(&pool, Vec::new()).await;
+    let pools = through(&proxy, &pool).await;
+    for _ in 0..3 {
+        assert!(is_served(&pools, &good).await);
+        proxy.poison_the_next_answer();
+        let lease = pools.acquire(&good).await.unwrap();
+        assert!(proxy.has_poisoned(), "it was checked, and the answer was poisoned");
+        drop(lease);
+    }
+    pools.close().await.unwrap();
+    pool.cleanup().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn o1_a_server_that_never_ends_is_given_up() {
+    let pool = TestPool::new().await.unwrap();
+    let good = pool.create_test_workspaces(1).await.unwrap().remove(0);
+    let (proxy, evils) = with(&pool, evil::endless()).await;
+    let pools = through(&proxy, &pool).await;
+    let before = resident_memory_bytes().unwrap_or_default();
+    let began = Instant::now();
+    let meet = async |(id, name): &(WorkspaceId, String)| {
+        if let Err(error) = pools.acquire(id).await {
+            let AcquireError::OpenFailed { source, .. } = &error else { panic!("{name}: {error}") };
+            let expected = [DriverErrorKind::TimedOut, DriverErrorKind::Other];
+            assert!(expected.contains(&source.kind), "{name}: {error}");
+            println!("{name}: {:?} after {:?}", source.kind, began.elapsed());
+        }
+        assert!(is_served(&pools, &good).await, "{name}: the good workspace is not served");
+    };
+    stream::iter(&evils).for_each_concurrent(None, meet).await;
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    pools.close_workspace(&good).await.unwrap();
+    for (id, _) in &evils {
+        pools.close_workspace(id).await.unwrap();
+    }
+    let mut most = resident_memory_bytes().unwrap_or_default();
+    eventually("every slot being free again", SOON, || {
+        most = most.max(resident_memory_bytes().unwrap_or_default());
+        std::future::ready(pools.stats().workspaces.connections.total() == 0)
+    })
+    .await
+    .unwrap();
+    let grown = most.saturating_sub(before) >> 20;
+    println!("over after {:?}, at most {grown} MB more", began.elapsed());
+    assert!(grown < MEMORY_MB_MAX, "{grown} MB more than before");
+    pools.close().await.unwrap();
+    pool.cleanup().await.unwrap();
+}
