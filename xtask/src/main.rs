@@ -18,6 +18,7 @@ mod repeat;
 mod report;
 mod run;
 mod secrets;
+mod soak;
 mod test_pools;
 mod tidy;
 
@@ -56,6 +57,8 @@ Examples:
     cargo xtask clean
   Break servers and networks, and write down what callers see of it:
     cargo xtask reliability
+  A thousand workspaces and 256 tasks that do their worst, for as long as you like:
+    cargo xtask soak --minutes 10
   Check the layers and the contract, or do everything that CI does:
     cargo xtask tidy
     cargo xtask ci";
@@ -137,6 +140,13 @@ enum Task {
     /// Runs the fault matrix on servers of its own, and writes docs/reliability.md from what it observed.
     #[command(after_long_help = EXIT_CODES)]
     Reliability,
+    /// Runs the soak: 1,000 workspaces, 50 connections, 256 tasks, sessions ended and databases dropped all the time.
+    #[command(after_long_help = EXIT_CODES)]
+    Soak {
+        /// How long the load lasts; making and dropping the databases comes on top.
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+        minutes: u64,
+    },
     /// Does what CI does, in its order: format, clippy, tidy, documentation, all tests, test-pools.
     #[command(after_long_help = EXIT_CODES)]
     Ci,
@@ -241,6 +251,7 @@ fn perform(task: Task) -> Result<(), Failure> {
         Task::HoldServer => Ok(()),
         Task::Tidy => tidy::tidy(&interrupts),
         Task::Reliability => reliability::reliability(&interrupts),
+        Task::Soak { minutes } => soak::soak(minutes, &interrupts),
         Task::Ci => ci::ci(&interrupts),
     }
 }

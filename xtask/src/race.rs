@@ -39,9 +39,15 @@ const SEARCHES: &[Search] = &[
     },
     Search { what: "every interleaving of threads, by loom", test: "loom", filter: "", finds_planted: false },
     Search {
-        what: "cancellation at every await point of the manager",
+        what: "cancellation at every await point of the manager, with a server in memory",
         test: "cancel",
         filter: "",
+        finds_planted: false,
+    },
+    Search {
+        what: "cancellation at every await point, with a real server",
+        test: "postgres",
+        filter: "cancelled::",
         finds_planted: false,
     },
 ];
