@@ -41,8 +41,8 @@ mod test_pools;
 
 pub use error::{Session, TestError};
 pub use helpers::{
-    eventually, execute_outside, measure_operation_time, resident_memory_bytes, test_database_config,
-    wait_for_condition, wait_for_database_ready,
+    eventually, execute_outside, measure_operation_time, poll_at_most, resident_memory_bytes,
+    test_database_config, wait_for_condition, wait_for_database_ready,
 };
 pub use stock::Schema;
 pub use test_pool::{LIMITS_DEFAULT, PoolMetrics, TestPool, TestPoolBuilder};

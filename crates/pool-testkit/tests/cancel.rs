@@ -3,13 +3,12 @@
 // The allowances of clippy.toml hold inside tests; these are their helpers.
 #![allow(clippy::unwrap_used)]
 
-use std::pin::pin;
-use std::task::Poll;
 use std::time::Duration;
 
 use pool_core::{Limits, WorkspaceId};
 use pool_manager::PoolManager;
 use pool_testkit::fakes::{FakeDriver, FakeServer};
+use pool_testkit::poll_at_most;
 use rstest::rstest;
 use tokio::time::sleep;
 
@@ -17,23 +16,6 @@ type Manager = PoolManager<FakeDriver>;
 
 fn id(name: &str) -> WorkspaceId {
     WorkspaceId::new(name).unwrap()
-}
-
-/// Polls `future` at most `polls` times. Gives how often it was polled and whether it was done.
-async fn poll_at_most<F: Future>(polls: usize, future: F) -> (usize, bool) {
-    let mut future = pin!(future);
-    let mut polled = 0;
-    std::future::poll_fn(|context| {
-        if polled == polls {
-            return Poll::Ready((polled, false));
-        }
-        polled += 1;
-        match future.as_mut().poll(context) {
-            Poll::Ready(_) => Poll::Ready((polled, true)),
-            Poll::Pending => Poll::Pending,
-        }
-    })
-    .await
 }
 
 /// What is being cancelled, and the situation it is cancelled in.
@@ -88,7 +70,7 @@ async fn round(what: What, polls: usize) -> bool {
 
 async fn cancelled(what: What, polls: usize, manager: &Manager, server: &FakeServer) -> bool {
     let (a, b) = (id("a"), id("b"));
-    let (_, done) = match what {
+    match what {
         What::ColdAcquire => poll_at_most(polls, manager.acquire(&a)).await,
         What::AcquireByEviction => {
             drop(manager.acquire(&b).await.unwrap());
@@ -129,8 +111,7 @@ async fn cancelled(what: What, polls: usize, manager: &Manager, server: &FakeSer
             });
             poll_at_most(polls, manager.close()).await
         }
-    };
-    done
+    }
 }
 
 #[rstest]

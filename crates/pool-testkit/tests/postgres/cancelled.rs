@@ -1,27 +1,10 @@
 //! Cancellation at every await point, with a real server on the other side: each future is polled once, twice and so
 //! on, and dropped; whoever comes next must get his own answer on a clean connection.
 
-use std::pin::pin;
-use std::task::Poll;
-
-use pool_testkit::{TestPool, eventually};
+use pool_testkit::{TestPool, eventually, poll_at_most};
 use rstest::rstest;
 
 use crate::support::{SOON, id, one_connection};
-
-/// Polls `future` at most `polls` times, each time when it was woken. Gives whether it was done.
-async fn poll_at_most<F: Future>(polls: usize, future: F) -> bool {
-    let mut future = pin!(future);
-    let mut polled = 0;
-    std::future::poll_fn(|context| {
-        if polled == polls {
-            return Poll::Ready(false);
-        }
-        polled += 1;
-        future.as_mut().poll(context).map(|_| true)
-    })
-    .await
-}
 
 #[derive(Clone, Copy, Debug)]
 enum What {
