@@ -18,6 +18,8 @@ const COMMENT: &str = "workspace ";
 /// Somebody else created it first: `duplicate_database`, or the unique index under it.
 const EXISTS_ALREADY: [&str; 2] = ["42P04", "23505"];
 const DATABASE_MISSING: &str = "3D000";
+/// `insufficient_privilege`.
+const MAY_NOT: &str = "42501";
 
 /// Where a new workspace's database comes from.
 #[async_trait]
@@ -83,12 +85,7 @@ impl PgCatalog {
         if !find(conn, &name).await? {
             return Ok(false);
         }
-        let drop = format!("drop database {} with (force)", name.quoted());
-        match sqlx::raw_sql(AssertSqlSafe(drop)).execute(conn).await {
-            Ok(_) => Ok(true),
-            Err(error) if has_state(&error, &[DATABASE_MISSING]) => Ok(false),
-            Err(error) => Err(error),
-        }
+        drop_database(conn, &name).await
     }
 
     /// The workspace that `database` belongs to, if it is one of ours: as its comment says, or as its
@@ -106,6 +103,44 @@ impl PgCatalog {
     fn error(&self, error: Error, database: &str) -> DriverError {
         driver_error(error, Phase::Catalog, self.config.place(database))
     }
+}
+
+/// Drops a database and ends the sessions in it, over a connection to another one. False if there is none.
+///
+/// `WITH (FORCE)` ends all sessions or refuses (42501) if there is one that the role may not end; an autovacuum worker
+/// is such a one, of no role at all. A plain `DROP DATABASE` sends those away by itself, so after a refusal the sessions
+/// that the role may end are ended, and the rest is left to it. It waits up to 5 s for others to leave.
+///
+/// # Errors
+/// The server's: 42501 if the database belongs to another role, and then no session was ended; 55006 if a session of
+/// somebody else stays in it.
+///
+/// # Cancel safety
+/// A statement that was sent goes on at the server; the connection must not be used again.
+pub async fn drop_database(conn: &mut PgConnection, name: &DatabaseName) -> Result<bool, Error> {
+    match order_drop(conn, name, " with (force)").await {
+        Err(error) if has_state(&error, &[MAY_NOT]) => {
+            end_own_sessions(conn, name).await?;
+            order_drop(conn, name, "").await
+        }
+        outcome => outcome,
+    }
+}
+
+async fn order_drop(conn: &mut PgConnection, name: &DatabaseName, how: &str) -> Result<bool, Error> {
+    let drop = format!("drop database {}{how}", name.quoted());
+    match sqlx::raw_sql(AssertSqlSafe(drop)).execute(conn).await {
+        Ok(_) => Ok(true),
+        Err(error) if has_state(&error, &[DATABASE_MISSING]) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Ends those sessions in a database of ours which this role may end.
+async fn end_own_sessions(conn: &mut PgConnection, name: &DatabaseName) -> Result<(), Error> {
+    let end = "select pg_terminate_backend(pid) from pg_stat_activity join pg_database on pg_database.oid = datid \
+               where pg_database.datname = $1 and pg_has_role(datdba, 'USAGE') and pg_has_role(usesysid, 'USAGE')";
+    sqlx::query(end).bind(name.as_str()).execute(conn).await.map(drop)
 }
 
 async fn find(conn: &mut PgConnection, name: &DatabaseName) -> Result<bool, Error> {

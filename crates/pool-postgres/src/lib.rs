@@ -49,7 +49,7 @@ mod statement;
 mod transaction;
 mod workspace_pool;
 
-pub use catalog::{DatabaseSource, PgCatalog, Template};
+pub use catalog::{DatabaseSource, PgCatalog, Template, drop_database};
 pub use config::{APPLICATION_NAME_DEFAULT, ConfigError, PREFIX_DEFAULT, PostgresConfig};
 pub use connection::PgConn;
 pub use driver::{PgDriver, PgHandle};

@@ -59,7 +59,12 @@ async fn b1_s1_w4_a_soak_leaves_the_count_exact_and_the_memory_flat() {
     let tasks_before = tokio::runtime::Handle::current().metrics().num_alive_tasks();
     let made = Instant::now();
     let limits = Limits::new(BUDGET).per_workspace(5).system(8);
-    let patient = |builder: pool_postgres::PgPoolsBuilder| builder.acquire_timeout(Duration::from_secs(20));
+    // All databases are asked for at once, and the last one waits for the others: over a minute on a slow disk.
+    let patient = |builder: pool_postgres::PgPoolsBuilder| {
+        builder
+            .acquire_timeout(Duration::from_secs(20))
+            .adjust(|settings| settings.change_timeout = Duration::from_mins(10))
+    };
     let pool = TestPool::builder().limits(limits).adjust(patient).build().await.unwrap();
     let ids = pool.create_test_workspaces(WORKSPACES).await.unwrap();
     println!("{WORKSPACES} workspaces in {:.1?}", made.elapsed());

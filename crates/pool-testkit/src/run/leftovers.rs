@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use pool_core::DatabaseName;
 use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, Connection, Error, Row};
+use sqlx::{Connection, Error, Row};
 
 use crate::naming::{RunId, Tag, run_of_database, serial_of_database};
 use crate::server::{ServerError, TestServer};
@@ -197,10 +197,8 @@ async fn supervised(conn: &mut PgConnection) -> Result<BTreeSet<String>, Error> 
     Ok(runs.into_iter().collect())
 }
 
-/// Drops a database, and ends whatever is connected to it.
+/// Drops a database if it is there, and ends whatever is connected to it.
 pub(crate) async fn drop_database(conn: &mut PgConnection, name: &str) -> Result<(), Error> {
     let Ok(name) = DatabaseName::new(name) else { return Ok(()) };
-    let drop = format!("drop database if exists {} with (force)", name.quoted());
-    sqlx::raw_sql(AssertSqlSafe(drop)).execute(conn).await?;
-    Ok(())
+    pool_postgres::drop_database(conn, &name).await.map(drop)
 }

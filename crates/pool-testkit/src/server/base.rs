@@ -16,6 +16,28 @@ use super::owner::Owner;
 /// How the directories of servers are called, followed by something random.
 pub(super) const SERVER_PREFIX: &str = "srv-";
 
+/// Linux keeps what lies here in memory. A database is 300 files, and on a disk creating one takes up to five times as
+/// long.
+const SHARED_MEMORY: &str = "/dev/shm";
+/// A thousand databases of 7.5 MB, as the soak makes them, with their log. It is compared with the size of the whole and
+/// not with what is free, since all processes must come to the same answer.
+const SHARED_MEMORY_MIN: u64 = 12 << 30;
+
+fn parent(wished: Option<PathBuf>, shared_memory: Option<u64>) -> PathBuf {
+    match (wished, shared_memory) {
+        (Some(wished), _) => wished,
+        (None, Some(bytes)) if bytes >= SHARED_MEMORY_MIN => SHARED_MEMORY.into(),
+        _ => std::env::temp_dir(),
+    }
+}
+
+/// How much the file system at `path` holds when empty.
+#[allow(clippy::useless_conversion, reason = "macOS counts blocks with 32 bits")]
+fn bytes_of(path: &Path) -> Option<u64> {
+    let told = nix::sys::statvfs::statvfs(path).ok()?;
+    Some(u64::from(told.blocks()) * u64::from(told.fragment_size()))
+}
+
 /// A base directory that is known to be ours.
 #[derive(Debug, Clone)]
 pub(super) struct Base {
@@ -32,9 +54,11 @@ pub(super) struct Locked<'a> {
 }
 
 impl Base {
-    /// Where the servers of this user live unless the caller says otherwise.
+    /// Where the servers of this user live unless the caller says otherwise: under `TMPDIR` if that is set, in memory
+    /// if much fits there, and otherwise where temporary files go.
     pub(super) fn default_path() -> PathBuf {
-        std::env::temp_dir().join(format!("pool-testkit-{}", geteuid()))
+        let wished = std::env::var_os("TMPDIR").map(PathBuf::from);
+        parent(wished, bytes_of(Path::new(SHARED_MEMORY))).join(format!("pool-testkit-{}", geteuid()))
     }
 
     /// Creates or checks the directory, and gives it to the user that runs the servers.
@@ -157,7 +181,28 @@ impl Locked<'_> {
 mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
+    use rstest::rstest;
+
     use super::*;
+
+    #[rstest]
+    #[case::said_by_the_user(Some("/x"), Some(SHARED_MEMORY_MIN), Path::new("/x"))]
+    #[case::in_memory(None, Some(SHARED_MEMORY_MIN), Path::new(SHARED_MEMORY))]
+    #[case::too_small_a_memory(None, Some(SHARED_MEMORY_MIN - 1), &std::env::temp_dir())]
+    #[case::no_such_memory(None, None, &std::env::temp_dir())]
+    fn servers_live_where_the_user_says_or_in_memory(
+        #[case] wished: Option<&str>,
+        #[case] memory: Option<u64>,
+        #[case] expected: &Path,
+    ) {
+        assert_eq!(parent(wished.map(PathBuf::from), memory), expected);
+    }
+
+    #[test]
+    fn the_size_of_a_file_system_is_known() {
+        assert!(bytes_of(Path::new("/")).is_some_and(|bytes| bytes > 1 << 20));
+        assert_eq!(bytes_of(Path::new("/no/such/place")), None);
+    }
 
     fn why(path: &Path) -> String {
         Base::prepare(path).unwrap_err().to_string()

@@ -4,6 +4,7 @@
 
 mod cancelled;
 mod clean;
+mod dropping;
 mod hung;
 mod load;
 mod names_and_errors;
