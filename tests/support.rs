@@ -187,7 +187,7 @@ pub async fn assert_works(pool: &TestPool, id: &WorkspaceId, after: &str) -> Out
 /// The most sessions of a pool that the server was ever seen to count.
 #[derive(Clone, Debug, Default)]
 pub struct Peaks {
-    /// In all, the driver's own included.
+    /// In all, the driver's own included, and those that are only starting and in no database yet.
     pub total: u32,
     /// In databases of workspaces.
     pub workspaces: u32,
@@ -231,7 +231,7 @@ impl<'a> Watch<'a> {
                 if session.database.starts_with(&prefix) {
                     now.workspaces += 1;
                     *now.by_database.entry(session.database).or_default() += 1;
-                } else {
+                } else if !session.database.is_empty() {
                     now.system += 1;
                 }
             }

@@ -13,7 +13,7 @@ use crate::server::ServerError;
 pub struct Session {
     /// The process id of its backend.
     pub pid: i32,
-    /// The database it is connected to.
+    /// The database it is connected to; empty while it starts, which PostgreSQL 18 and later show.
     pub database: String,
     /// What it is doing, as `pg_stat_activity` says.
     pub state: String,
