@@ -16,6 +16,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pool_testkit::server::{Ephemeral, reap_orphans};
+use sqlx::error::DatabaseError;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{Connection, PgConnection};
 use tempfile::TempDir;
 
 /// Generous, because the machine may be busy; each wait ends as soon as its condition holds.
@@ -219,32 +222,32 @@ fn a_second_hold_joins_the_same_server() {
     assert!(ground.is_clean());
 }
 
-#[test]
-fn the_password_is_asked_for_and_settings_are_as_promised() {
+#[tokio::test]
+async fn the_password_is_asked_for_and_settings_are_as_promised() {
     let ground = Ground::new();
     let server = ground.join();
-    let psql = |password: &str, query: &str| {
-        let bin = pool_testkit::server::Search::from_env().run().unwrap();
-        let output = Command::new(bin.dir().join("psql"))
-            .args(["-XAt", "-h", server.host(), "-p", &server.port().to_string()])
-            .args(["-U", server.user(), "-d", server.database(), "-c", query])
-            .env("PGPASSWORD", password)
-            .env("PGCONNECT_TIMEOUT", "10")
-            .output()
-            .unwrap();
-        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    let login = PgConnectOptions::new_without_pgpass()
+        .host(server.host())
+        .port(server.port())
+        .username(server.user())
+        .database(server.database());
+    let refused = PgConnection::connect_with(&login.clone().password("wrong")).await.unwrap_err();
+    let code = refused.as_database_error().and_then(DatabaseError::code);
+    assert_eq!(code.as_deref(), Some("28P01"), "{refused}");
+
+    let mut connection = PgConnection::connect_with(&login.password(server.password())).await.unwrap();
+    let mut setting = async |name: &str| -> String {
+        sqlx::query_scalar("select current_setting($1)").bind(name).fetch_one(&mut connection).await.unwrap()
     };
-    let right = |query: &str| psql(server.password(), query);
-    assert_eq!(psql("wrong", "select 1"), "");
-    assert_eq!(right("select 1"), "1");
-    assert_eq!(right("show max_connections"), "100");
-    assert_eq!(right("show fsync"), "off");
-    assert_eq!(right("show server_encoding"), "UTF8");
+    assert_eq!(setting("max_connections").await, "100");
+    assert_eq!(setting("fsync").await, "off");
+    assert_eq!(setting("server_encoding").await, "UTF8");
     // In the data directory, so that a killed server leaves nothing in /dev/shm.
-    assert_eq!(right("show dynamic_shared_memory_type"), "mmap");
-    assert_eq!(right("show listen_addresses"), "127.0.0.1");
-    assert!(right("show server_version").starts_with(server.version()));
-    assert_eq!(right("show data_directory"), server.data_dir().display().to_string());
+    assert_eq!(setting("dynamic_shared_memory_type").await, "mmap");
+    assert_eq!(setting("listen_addresses").await, "127.0.0.1");
+    assert!(setting("server_version").await.starts_with(server.version()));
+    assert_eq!(setting("data_directory").await, server.data_dir().display().to_string());
+    connection.close().await.unwrap();
     server.release_now().unwrap();
 }
 
