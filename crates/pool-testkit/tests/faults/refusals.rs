@@ -1,8 +1,8 @@
 //! The server answers, and refuses.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use pool_postgres::{DriverErrorKind, WorkspaceId};
+use pool_postgres::{DriverErrorKind, PgLease, WorkspaceId};
 use pool_testkit::eventually;
 use sqlx::{Connection, Executor, PgConnection};
 
@@ -120,24 +120,34 @@ async fn o3_a_renamed_database_is_told_and_served_when_it_has_its_name_back() ->
     world.finish(bystander, Others::Spared, observed).await
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn l1_a_full_disk_is_told_untouched_and_the_connection_stays() -> Outcome {
-    let world = World::direct(PATIENT).await?;
-    let bystander = world.watch();
-    let mut lease = world.lease().await?;
+/// Gives `lease` back, and has a caller served by that very connection; how long after `since`.
+async fn back_on_the_same_connection(
+    world: &World,
+    lease: PgLease,
+    since: Instant,
+) -> Result<Duration, Failure> {
     let (pid, before) = (lease.backend_pid(), world.pools.stats().workspaces);
-
-    let full = "do $$ begin raise exception 'no space left' using errcode = '53100'; end $$";
-    let error = lease.execute(full).await.unwrap_err();
-    assert_eq!(state_of(&error).as_deref(), Some("53100"), "{error}");
-    let since = Instant::now();
-    lease.execute("select 1").await?;
     drop(lease);
     world.given_back().await?;
     let recovery = world.back_at_once(since).await?;
     assert_eq!(world.lease().await?.backend_pid(), pid, "it is the same connection");
     let after = world.pools.stats().workspaces;
     assert_eq!((after.opened, after.open_failures), (before.opened, before.open_failures));
+    Ok(recovery)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l1_a_full_disk_is_told_untouched_and_the_connection_stays() -> Outcome {
+    let world = World::direct(PATIENT).await?;
+    let bystander = world.watch();
+    let mut lease = world.lease().await?;
+
+    let full = "do $$ begin raise exception 'no space left' using errcode = '53100'; end $$";
+    let error = lease.execute(full).await.unwrap_err();
+    assert_eq!(state_of(&error).as_deref(), Some("53100"), "{error}");
+    let since = Instant::now();
+    lease.execute("select 1").await?;
+    let recovery = back_on_the_same_connection(&world, lease, since).await?;
     let seen = format!("{}; the connection stays", told_by_statement(&error));
     let observed = Observed { fault: "disk full (raised in PL/pgSQL)", law: "L1", seen, recovery };
     world.finish(bystander, Others::Spared, observed).await
@@ -148,7 +158,6 @@ async fn l1_a_read_only_transaction_is_told_untouched_and_the_connection_stays()
     let world = World::direct(PATIENT).await?;
     let bystander = world.watch();
     let mut lease = world.lease().await?;
-    let (pid, before) = (lease.backend_pid(), world.pools.stats().workspaces);
 
     lease.execute("create table note (id int)").await?;
     lease.execute("set default_transaction_read_only = on").await?;
@@ -157,12 +166,7 @@ async fn l1_a_read_only_transaction_is_told_untouched_and_the_connection_stays()
     lease.execute("set default_transaction_read_only = off").await?;
     let since = Instant::now();
     lease.execute("insert into note values (2)").await?;
-    drop(lease);
-    world.given_back().await?;
-    let recovery = world.back_at_once(since).await?;
-    assert_eq!(world.lease().await?.backend_pid(), pid, "it is the same connection");
-    let after = world.pools.stats().workspaces;
-    assert_eq!((after.opened, after.open_failures), (before.opened, before.open_failures));
+    let recovery = back_on_the_same_connection(&world, lease, since).await?;
     let seen = format!("{}; the connection stays", told_by_statement(&error));
     let observed = Observed { fault: "read-only transaction", law: "L1", seen, recovery };
     world.finish(bystander, Others::Spared, observed).await
