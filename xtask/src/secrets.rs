@@ -180,6 +180,9 @@ fn base64_core(secret: &[u8], shift: usize) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead as _, BufReader};
+    use std::process::{Command, Stdio};
+
     use rstest::rstest;
 
     use super::{Search, base64_core};
@@ -219,15 +222,23 @@ mod tests {
 
     #[test]
     fn a_password_in_the_arguments_of_a_process_is_found() {
-        use std::os::unix::process::CommandExt as _;
-        let mut sleep = std::process::Command::new("sleep");
-        let mut child = sleep.arg("60").arg0("--secret-of-60-seconds").spawn().unwrap();
-        let mut search = Search::new("--secret-of-60-seconds");
+        const WAITS: &str = "echo ready; read _";
+        let mut child = Command::new("sh")
+            .args(["-c", WAITS, "sh", PASSWORD])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // The arguments of a process can be read only some time after `spawn` has come back: it says when it runs.
+        let mut said = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut said).unwrap();
+        let mut search = Search::new(PASSWORD);
         search.processes();
-        child.kill().unwrap();
+        drop(child.stdin.take());
         child.wait().unwrap();
+        assert_eq!(said, "ready\n");
         if std::path::Path::new("/proc/self/cmdline").exists() {
-            assert_eq!(search.into_searched().hits.len(), 1);
+            assert_eq!(search.into_searched().hits, ["  the arguments of sh, at byte 28 (plain)"]);
         }
     }
 
