@@ -1,5 +1,5 @@
 //! Looks for the password of the test server in everything that a run wrote: the output of its cases, the records they
-//! left, the server's logs and settings, the report, and the arguments of processes.
+//! left, the server's whole directory (databases and write-ahead log, too), the report, and the arguments of processes.
 //!
 //! An ephemeral server's password is 128 random bits, so a hit is a leak and nothing else. Besides the plain form it is
 //! found percent-encoded and in base 64, at any of the three places that a text can have there. The password itself is
@@ -16,9 +16,6 @@ use pool_testkit::hostile::percent_encoded;
 
 /// A shorter password is found by chance: `postgres` is in every log.
 const LENGTH_MIN: usize = 12;
-
-/// What the server itself stores of its databases; that holds whatever tests put there, and of a password its hash.
-const NOT_SEARCHED: [&str; 3] = ["base", "global", "pg_wal"];
 
 /// The forms of a password.
 #[derive(Clone, Default)]
@@ -117,8 +114,7 @@ impl Searched {
         for entry in fs::read_dir(directory)? {
             let entry = entry?;
             let (path, kind) = (entry.path(), entry.file_type()?);
-            let name = entry.file_name();
-            if kind.is_dir() && !NOT_SEARCHED.iter().any(|left_out| name == *left_out) {
+            if kind.is_dir() {
                 unless_gone(self.also(&path))?;
             } else if kind.is_file() {
                 unless_gone(fs::read(&path).map(|text| {

@@ -81,6 +81,7 @@ pub struct PostgresConfig {
     system_database: String,
     prefix: String,
     application_name: String,
+    is_guarded: bool,
 }
 
 impl PostgresConfig {
@@ -106,6 +107,7 @@ impl PostgresConfig {
             options,
             prefix: PREFIX_DEFAULT.to_owned(),
             application_name,
+            is_guarded: false,
         }
     }
 
@@ -163,9 +165,9 @@ impl PostgresConfig {
         Ok(config)
     }
 
-    /// A `postgres://user:password@host:port/database?sslmode=…` URL; special characters are
-    /// percent-encoded. Parameters that are not known are ignored. What it leaves open is taken from the `PG*` variables and the password file, as
-    /// libpq does.
+    /// A `postgres://user:password@host:port/database?sslmode=…` URL; special characters are percent-encoded.
+    /// Parameters that are not known are ignored. What it leaves open is taken from the `PG*` variables and
+    /// the password file, as libpq does.
     ///
     /// # Errors
     /// [`ConfigError::Url`], which does not show the URL.
@@ -232,6 +234,23 @@ impl PostgresConfig {
         self
     }
 
+    /// Whether to stand guard over the sessions with a server that is not trusted, default no.
+    ///
+    /// sqlx does not yield while a server sends faster than it reads: such a server takes a thread of the runtime and all
+    /// memory, and no time limit holds against it. Under guard a task relays all that is said, through a Unix socket in a
+    /// directory that only this user may enter. A server that sends more than 1 MB before a session is open is given up,
+    /// and in answers of more than 4 MB the relay pauses for an eighth of the time, so that time limits hold. It costs
+    /// a copy of all bytes, and 128 KB of memory a connection.
+    #[cfg(unix)]
+    pub fn guarded(mut self, guarded: bool) -> Self {
+        self.is_guarded = guarded;
+        self
+    }
+
+    pub(crate) fn is_guarded(&self) -> bool {
+        self.is_guarded
+    }
+
     /// The host or the socket directory.
     pub fn host(&self) -> &str {
         match self.options.get_socket().and_then(|path| path.to_str()) {
@@ -292,6 +311,7 @@ impl fmt::Debug for PostgresConfig {
             .field("system_database", &self.system_database)
             .field("prefix", &self.prefix)
             .field("application_name", &self.application_name)
+            .field("guarded", &self.is_guarded)
             .finish_non_exhaustive()
     }
 }

@@ -1,35 +1,70 @@
 //! Opening a session, with the patience that a server needs which is full for a moment only: it frees a
 //! slot when the backend has exited, a little after it stopped showing it.
 
+use std::io;
 use std::time::Duration;
 
-use pool_core::DriverErrorKind;
-use sqlx::postgres::{PgConnectOptions, PgConnection};
+use pool_core::{DriverErrorKind, Phase};
+use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Error};
 use tokio::time::sleep;
 
 use crate::classify::kind_of;
+use crate::config::PostgresConfig;
 use crate::contain::contained;
+use crate::guard::Guard;
 
 /// The pauses after which a full server is asked again, about a quarter of a second in all. Each is
 /// stretched at random by up to its own length, so that those who wait do not come back together.
 const PAUSES_MILLIS: [u64; 7] = [1, 2, 4, 8, 16, 32, 64];
 
-/// Connects; asks a full server again a few times.
-pub(crate) async fn establish(options: &PgConnectOptions) -> Result<PgConnection, Error> {
-    for pause in PAUSES_MILLIS {
-        match connect(options).await {
-            Err(error) if kind_of(&error, pool_core::Phase::Connect) == DriverErrorKind::ServerFull => {
-                sleep(Duration::from_millis(pause).mul_f64(1.0 + fastrand::f64())).await;
-            }
-            outcome => return outcome,
-        }
-    }
-    connect(options).await
+/// Opens sessions with one server, under guard if it is not trusted.
+#[derive(Debug)]
+pub(crate) struct Dialer {
+    config: PostgresConfig,
+    guard: Option<Guard>,
 }
 
-async fn connect(options: &PgConnectOptions) -> Result<PgConnection, Error> {
-    contained(PgConnection::connect_with(options)).await.map_err(without_a_character)
+impl Dialer {
+    pub(crate) fn new(config: PostgresConfig) -> io::Result<Self> {
+        let guard = config.is_guarded().then(Guard::new).transpose()?;
+        Ok(Self { config, guard })
+    }
+
+    pub(crate) fn config(&self) -> &PostgresConfig {
+        &self.config
+    }
+
+    /// Connects to `database`, and has `finish` make of it what is wanted; asks a full server again a few times.
+    pub(crate) async fn connect<T>(
+        &self,
+        database: &str,
+        finish: impl AsyncFn(PgConnection) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        for pause in PAUSES_MILLIS {
+            match self.try_once(database, &finish).await {
+                Err(error) if kind_of(&error, Phase::Connect) == DriverErrorKind::ServerFull => {
+                    sleep(Duration::from_millis(pause).mul_f64(1.0 + fastrand::f64())).await;
+                }
+                outcome => return outcome,
+            }
+        }
+        self.try_once(database, &finish).await
+    }
+
+    async fn try_once<T>(
+        &self,
+        database: &str,
+        finish: &impl AsyncFn(PgConnection) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let options = self.config.connect_options(database);
+        let server = (self.config.host(), self.config.get_port());
+        let outcome = match &self.guard {
+            None => contained(async { finish(PgConnection::connect_with(&options).await?).await }).await,
+            Some(guard) => contained(guard.connect(server, options, finish)).await,
+        };
+        outcome.map_err(without_a_character)
+    }
 }
 
 /// sqlx names the character of a password that `SASLprep` forbids; no part of a password is to be told.

@@ -2,6 +2,7 @@
 //! sessions, and tells when a backend has exited, which is when the server has a free slot again. One
 //! owned task holds it; questions that come close together share a round trip.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use pool_core::{DriverError, DriverErrorKind, Phase};
@@ -12,8 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::classify::driver_error;
-use crate::config::PostgresConfig;
-use crate::connect::establish;
+use crate::connect::Dialer;
 use crate::connection::Session;
 use crate::contain::contained;
 
@@ -76,13 +76,13 @@ pub(crate) struct Control {
 impl Control {
     /// Connects, and starts the task.
     pub(crate) async fn start(
-        config: PostgresConfig,
+        dialer: Arc<Dialer>,
         database: String,
         limit: Duration,
     ) -> Result<Self, DriverError> {
-        let conn = connect(&config, &database, limit).await?;
+        let conn = connect(&dialer, &database, limit).await?;
         let (asks, questions) = mpsc::unbounded_channel();
-        let worker = Worker { config, database, conn: Some(conn), watched: Vec::new(), lost_at: None };
+        let worker = Worker { dialer, database, conn: Some(conn), watched: Vec::new(), lost_at: None };
         let task = tokio::spawn(worker.run(questions));
         Ok(Self { asks, task: Mutex::new(Some(task)) })
     }
@@ -120,14 +120,9 @@ impl Control {
     }
 }
 
-async fn connect(
-    config: &PostgresConfig,
-    database: &str,
-    limit: Duration,
-) -> Result<PgConnection, DriverError> {
-    let options = config.connect_options(database);
-    let place = || config.place(database);
-    match timeout(limit, establish(&options)).await {
+async fn connect(dialer: &Dialer, database: &str, limit: Duration) -> Result<PgConnection, DriverError> {
+    let place = || dialer.config().place(database);
+    match timeout(limit, dialer.connect(database, async |conn| Ok(conn))).await {
         Ok(outcome) => outcome.map_err(|error| driver_error(error, Phase::Connect, place())),
         Err(_) => Err(DriverError::new(Phase::Connect, DriverErrorKind::TimedOut, place())
             .caused_by(format!("gave up after {limit:?}"))),
@@ -142,7 +137,7 @@ struct Watched {
 }
 
 struct Worker {
-    config: PostgresConfig,
+    dialer: Arc<Dialer>,
     database: String,
     conn: Option<PgConnection>,
     watched: Vec<Watched>,
@@ -246,7 +241,7 @@ impl Worker {
     /// The connection, made again if it was lost.
     async fn conn(&mut self) -> Option<&mut PgConnection> {
         if self.conn.is_none() {
-            match connect(&self.config, &self.database, ANSWER_LIMIT).await {
+            match connect(&self.dialer, &self.database, ANSWER_LIMIT).await {
                 Ok(conn) => {
                     self.conn = Some(conn);
                     self.lost_at = None;

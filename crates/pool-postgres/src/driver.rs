@@ -1,5 +1,6 @@
 //! The driver: connect, check, recycle, close, on sqlx's `PgConnection`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use pool_core::{Condition, Driver, DriverError, DriverErrorKind, Endpoint, Phase};
@@ -10,7 +11,7 @@ use tokio::time::timeout;
 
 use crate::classify::{driver_error, is_fatal};
 use crate::config::PostgresConfig;
-use crate::connect::establish;
+use crate::connect::Dialer;
 use crate::connection::{PgConn, Session};
 use crate::contain::contained;
 use crate::control::Control;
@@ -29,7 +30,7 @@ const QUERY_CANCELED: &str = "57014";
 
 /// Opens and closes sessions with one `PostgreSQL` server.
 pub struct PgDriver {
-    config: PostgresConfig,
+    dialer: Arc<Dialer>,
     control: Control,
 }
 
@@ -47,17 +48,26 @@ impl PgDriver {
         system_database: &str,
         connect_timeout: Duration,
     ) -> Result<Self, DriverError> {
-        let control = Control::start(config.clone(), system_database.to_owned(), connect_timeout).await?;
-        Ok(Self { config, control })
+        let place = config.place(system_database);
+        let dialer = Dialer::new(config).map_err(|why| driver_error(why.into(), Phase::Connect, place))?;
+        let dialer = Arc::new(dialer);
+        let control =
+            Control::start(Arc::clone(&dialer), system_database.to_owned(), connect_timeout).await?;
+        Ok(Self { dialer, control })
     }
 
     /// The configuration.
     pub fn config(&self) -> &PostgresConfig {
-        &self.config
+        self.dialer.config()
+    }
+
+    /// `host:port`, for errors.
+    fn server(&self) -> String {
+        format!("{}:{}", self.config().host(), self.config().get_port())
     }
 
     fn error(&self, error: Error, phase: Phase) -> DriverError {
-        driver_error(error, phase, format!("{}:{}", self.config.host(), self.config.get_port()))
+        driver_error(error, phase, self.server())
     }
 
     /// Reads what is left on the wire; cancels the query behind it if that takes long.
@@ -125,8 +135,8 @@ impl Driver for PgDriver {
     type Handle = PgHandle;
 
     async fn connect(&self, endpoint: &Endpoint) -> Result<PgConn, DriverError> {
-        let options = self.config.connect_options(endpoint.database.as_str());
-        let opened = async { contained(PgConn::identify(establish(&options).await?)).await };
+        let database = endpoint.database.as_str();
+        let opened = self.dialer.connect(database, PgConn::identify);
         opened.await.map_err(|error| driver_error(error, Phase::Connect, self.place(endpoint)))
     }
 
@@ -158,7 +168,7 @@ impl Driver for PgDriver {
     }
 
     fn place(&self, endpoint: &Endpoint) -> String {
-        self.config.place(endpoint.database.as_str())
+        self.config().place(endpoint.database.as_str())
     }
 
     fn handle(&self, conn: &PgConn) -> PgHandle {
@@ -170,8 +180,7 @@ impl Driver for PgDriver {
         let gone = handles.into_iter().map(|PgHandle(session)| self.control.gone(session, true));
         let all = futures_util::future::join_all(gone);
         if timeout(TERMINATE_LIMIT, all).await.is_err() {
-            let place = format!("{}:{}", self.config.host(), self.config.get_port());
-            let error = DriverError::new(Phase::Close, DriverErrorKind::TimedOut, place);
+            let error = DriverError::new(Phase::Close, DriverErrorKind::TimedOut, self.server());
             return Err(error.caused_by(format!("{count} sessions were told to end")));
         }
         Ok(())

@@ -43,6 +43,7 @@ mod contain;
 mod control;
 mod driver;
 mod errors;
+mod guard;
 mod lease;
 mod pools;
 mod statement;

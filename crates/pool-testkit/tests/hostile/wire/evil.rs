@@ -189,6 +189,9 @@ pub fn endless() -> Vec<Evil> {
         go("authentication", Vec::new(), |_| message(b'R', &[0, 0, 0, 5, 1, 2, 3, 4]).repeat(100)),
         go("key data", Vec::new(), |_| message(b'K', &[0; 8]).repeat(100)),
         go("rows", greeting(), |_| message(b'D', &[0, 0]).repeat(1000)),
+        go("notices once it is open", conversation(), |_| {
+            message(b'N', b"SNOTICE\0VNOTICE\0C00000\0Mon and on\0\0").repeat(100)
+        }),
         go("a message of 2 GB", headed(b'S', 0x7fff_ffff, b""), |_| vec![b'x'; 16384]),
         go("an answer of 4 GB", [greeting(), headed(b'D', 0xffff_ffff, b"")].concat(), |_| vec![0; 16384]),
     ]

@@ -14,6 +14,9 @@ use pool_postgres::{
 };
 use pool_testkit::{TestPool, eventually, hostile, resident_memory_bytes, run};
 use proxy::Proxy;
+use rstest::rstest;
+use tokio::runtime::Builder;
+use tokio::time::timeout;
 
 const SOON: Duration = Duration::from_secs(20);
 /// What servers without an end may cost all together. They send some 60 MB until they are given up.
@@ -23,17 +26,20 @@ fn id(name: &str) -> WorkspaceId {
     WorkspaceId::new(name).unwrap()
 }
 
-/// A pool that reaches the server of `pool` through `proxy`, in the same namespace and with the same tag.
-async fn through(proxy: &Proxy, pool: &TestPool) -> PgPools {
+/// How to reach the server of `pool` through `proxy`, in the same namespace and with the same tag.
+fn config_of(proxy: &Proxy, pool: &TestPool) -> PostgresConfig {
     let real = pool.config();
     let system = real.get_system_database().unwrap();
-    let config = PostgresConfig::new("127.0.0.1")
+    PostgresConfig::new("127.0.0.1")
         .port(proxy.port)
         .user(real.get_user())
         .password(&hostile::password_of(real))
         .system_database(system.as_str())
         .application_name(&pool.tag())
-        .prefix(&pool.prefix());
+        .prefix(&pool.prefix())
+}
+
+async fn built(config: PostgresConfig) -> PgPools {
     let limits = Limits::new(14).system(5).per_workspace(4);
     let timeouts = |builder: pool_postgres::PgPoolsBuilder| {
         builder.connect_timeout(Duration::from_secs(1)).acquire_timeout(Duration::from_secs(3))
@@ -42,15 +48,25 @@ async fn through(proxy: &Proxy, pool: &TestPool) -> PgPools {
     timeouts(PgPools::builder(config).limits(limits)).adjust(checked).build().await.unwrap()
 }
 
-/// A proxy with each of these in place of a workspace's database, and those workspaces.
-async fn with(pool: &TestPool, evils: Vec<Evil>) -> (Proxy, Vec<(WorkspaceId, String)>) {
-    let numbered = (0..).zip(evils).map(|(number, evil): (u32, _)| (id(&format!("evil_{number}")), evil));
+async fn through(proxy: &Proxy, pool: &TestPool) -> PgPools {
+    built(config_of(proxy, pool)).await
+}
+
+/// The workspaces that meet each of these, by the database that they ask for.
+fn numbered(pool: &TestPool, evils: Vec<Evil>) -> (HashMap<String, Evil>, Vec<(WorkspaceId, String)>) {
     let mut by_database = HashMap::new();
     let mut names = Vec::new();
-    for (id, evil) in numbered {
+    for (number, evil) in evils.into_iter().enumerate() {
+        let id = id(&format!("evil_{number}"));
         names.push((id.clone(), evil.name.clone()));
         by_database.insert(pool.database_of(&id), evil);
     }
+    (by_database, names)
+}
+
+/// A proxy with each of these in place of a workspace's database, and those workspaces.
+async fn with(pool: &TestPool, evils: Vec<Evil>) -> (Proxy, Vec<(WorkspaceId, String)>) {
+    let (by_database, names) = numbered(pool, evils);
     (Proxy::start(Some(pool.config().clone()), by_database).await, names)
 }
 
@@ -187,24 +203,51 @@ async fn l3_a_check_that_is_answered_with_nonsense_replaces_the_connection() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn o1_a_server_that_never_ends_is_given_up() {
     let pool = TestPool::new().await.unwrap();
-    let good = pool.create_test_workspaces(1).await.unwrap().remove(0);
     let (proxy, evils) = with(&pool, evil::endless()).await;
     let pools = through(&proxy, &pool).await;
+    never_ends(pool, pools, &evils).await;
+}
+
+#[rstest]
+#[case::many_threads(Builder::new_multi_thread())]
+#[case::one_thread(Builder::new_current_thread())]
+fn o1_a_guarded_pool_gives_up_servers_that_send_faster_than_they_are_read(#[case] mut runtime: Builder) {
+    let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let pool = TestPool::new().await.unwrap();
+        let (by_database, evils) = numbered(&pool, evil::endless());
+        let proxy = Proxy::flooding(pool.config().clone(), by_database).await;
+        let pools = built(config_of(&proxy, &pool).guarded(true)).await;
+        never_ends(pool, pools, &evils).await;
+    });
+}
+
+/// Each of `evils` is given up in time and takes no memory to speak of, while a good workspace is served.
+async fn never_ends(pool: TestPool, pools: PgPools, evils: &[(WorkspaceId, String)]) {
+    let good = pool.create_test_workspaces(1).await.unwrap().remove(0);
     let before = resident_memory_bytes().unwrap_or_default();
     let began = Instant::now();
     let meet = async |(id, name): &(WorkspaceId, String)| {
-        if let Err(error) = pools.acquire(id).await {
-            let AcquireError::OpenFailed { source, .. } = &error else { panic!("{name}: {error}") };
-            let expected = [DriverErrorKind::TimedOut, DriverErrorKind::Other];
-            assert!(expected.contains(&source.kind), "{name}: {error}");
-            println!("{name}: {:?} after {:?}", source.kind, began.elapsed());
+        match pools.acquire(id).await {
+            Ok(mut lease) => {
+                let answer = sqlx::query("select 1").fetch_all(&mut lease);
+                let answer = timeout(Duration::from_millis(500), answer).await;
+                println!("{name}: no answer {:?}", began.elapsed());
+                assert!(answer.is_err(), "{name}: {answer:?}");
+            }
+            Err(error) => {
+                let AcquireError::OpenFailed { source, .. } = &error else { panic!("{name}: {error}") };
+                let expected = [DriverErrorKind::TimedOut, DriverErrorKind::Other];
+                assert!(expected.contains(&source.kind), "{name}: {error}");
+                println!("{name}: {source} {:?}", began.elapsed());
+            }
         }
         assert!(is_served(&pools, &good).await, "{name}: the good workspace is not served");
     };
-    stream::iter(&evils).for_each_concurrent(None, meet).await;
+    stream::iter(evils).for_each_concurrent(None, meet).await;
     assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
     pools.close_workspace(&good).await.unwrap();
-    for (id, _) in &evils {
+    for (id, _) in evils {
         pools.close_workspace(id).await.unwrap();
     }
     let mut most = resident_memory_bytes().unwrap_or_default();

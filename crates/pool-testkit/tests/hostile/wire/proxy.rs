@@ -10,13 +10,14 @@ use std::time::Duration;
 use pool_postgres::PostgresConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 
 use super::evil::{Evil, Then};
 
 const SSL_REQUEST: u32 = 80_877_103;
 /// Between two chunks of what has no end, so that a debug build reads as fast as it is written. What comes
-/// faster than sqlx reads keeps it from ever yielding (docs/testing.md, Limits).
+/// faster than sqlx reads keeps it from ever yielding, unless it is under guard.
 const PACE: Duration = Duration::from_millis(1);
 
 /// The listener and all its sessions; they end when it is dropped.
@@ -24,9 +25,20 @@ pub struct Proxy {
     pub port: u16,
     poison: Arc<AtomicBool>,
     _sessions: JoinSet<()>,
+    /// Where they run, if not among the clients.
+    apart: Option<Runtime>,
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.apart.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 struct Plan {
+    pace: Option<Duration>,
     real: Option<PostgresConfig>,
     /// By database; the empty name is for all that have no other.
     evil: HashMap<String, Evil>,
@@ -36,10 +48,26 @@ struct Plan {
 impl Proxy {
     /// In front of `real`, if there is one.
     pub async fn start(real: Option<PostgresConfig>, evil: HashMap<String, Evil>) -> Self {
+        Self::serve(Some(PACE), real, evil).await
+    }
+
+    /// The same on threads of its own, and what has no end is sent as fast as it can be.
+    pub async fn flooding(real: PostgresConfig, evil: HashMap<String, Evil>) -> Self {
+        let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let mut proxy = runtime.spawn(Self::serve(None, Some(real), evil)).await.unwrap();
+        proxy.apart = Some(runtime);
+        proxy
+    }
+
+    async fn serve(
+        pace: Option<Duration>,
+        real: Option<PostgresConfig>,
+        evil: HashMap<String, Evil>,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let poison = Arc::new(AtomicBool::new(false));
-        let plan = Arc::new(Plan { real, evil, poison: Arc::clone(&poison) });
+        let plan = Arc::new(Plan { pace, real, evil, poison: Arc::clone(&poison) });
         let mut sessions = JoinSet::new();
         sessions.spawn(async move {
             let mut tasks = JoinSet::new();
@@ -50,7 +78,7 @@ impl Proxy {
                 while tasks.try_join_next().is_some() {}
             }
         });
-        Self { port, poison, _sessions: sessions }
+        Self { port, poison, _sessions: sessions, apart: None }
     }
 
     /// The next answer of the real server becomes a message of length zero.
@@ -68,7 +96,7 @@ async fn serve(plan: &Plan, mut client: TcpStream) -> io::Result<()> {
     let startup = read_startup(&mut client).await?;
     let database = parameter(&startup, "database");
     match plan.evil.get(&database).or_else(|| plan.evil.get("")) {
-        Some(evil) => say(evil, client).await,
+        Some(evil) => say(plan.pace, evil, client).await,
         None => match &plan.real {
             Some(real) => splice(plan, real, client, &startup).await,
             None => Ok(()),
@@ -100,7 +128,7 @@ fn parameter(startup: &[u8], name: &str) -> String {
     String::new()
 }
 
-async fn say(evil: &Evil, mut client: TcpStream) -> io::Result<()> {
+async fn say(pace: Option<Duration>, evil: &Evil, mut client: TcpStream) -> io::Result<()> {
     client.write_all(&evil.bytes).await?;
     match evil.then {
         Then::Close => client.shutdown().await,
@@ -108,7 +136,9 @@ async fn say(evil: &Evil, mut client: TcpStream) -> io::Result<()> {
         Then::Go(more) => {
             for number in 0.. {
                 client.write_all(&more(number)).await?;
-                tokio::time::sleep(PACE).await;
+                if let Some(pace) = pace {
+                    tokio::time::sleep(pace).await;
+                }
             }
             Ok(())
         }
