@@ -222,6 +222,26 @@ fn o1_a_guarded_pool_gives_up_servers_that_send_faster_than_they_are_read(#[case
     });
 }
 
+/// Beyond the size at which the relay pauses, in both directions.
+#[tokio::test]
+async fn a_guarded_pool_passes_long_questions_and_answers_on_untouched() {
+    const LENGTH: usize = 12 << 20;
+    let pool = TestPool::new().await.unwrap();
+    let good = pool.create_test_workspaces(1).await.unwrap().remove(0);
+    let guarded = pool.config().clone().application_name(&pool.tag()).prefix(&pool.prefix()).guarded(true);
+    let pools = built(guarded).await;
+    let mut rng = fastrand::Rng::with_seed(run::seed());
+    let sent: Vec<u8> = std::iter::repeat_with(|| rng.u8(..)).take(LENGTH).collect();
+    for _ in 0..2 {
+        let answer = sqlx::query_scalar("select $1 || $1").bind(&sent);
+        let answer: Vec<u8> = answer.fetch_one(&pools.workspace(&good)).await.unwrap();
+        assert!(answer == [&sent[..], &sent[..]].concat(), "{} bytes came back", answer.len());
+    }
+    assert_eq!(pools.stats().workspaces.opened, 1, "it is the same session still");
+    pools.close().await.unwrap();
+    pool.cleanup().await.unwrap();
+}
+
 /// Each of `evils` is given up in time and takes no memory to speak of, while a good workspace is served.
 async fn never_ends(pool: TestPool, pools: PgPools, evils: &[(WorkspaceId, String)]) {
     let good = pool.create_test_workspaces(1).await.unwrap().remove(0);
