@@ -241,7 +241,6 @@ impl PostgresConfig {
     /// directory that only this user may enter. A server that sends more than 1 MB before a session is open is given up,
     /// and in answers of more than 4 MB the relay pauses for an eighth of the time, so that time limits hold. It costs
     /// a copy of all bytes, and 128 KB of memory a connection.
-    #[cfg(unix)]
     pub fn guarded(mut self, guarded: bool) -> Self {
         self.is_guarded = guarded;
         self
