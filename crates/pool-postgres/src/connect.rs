@@ -1,7 +1,6 @@
 //! Opening a session, with the patience that a server needs which is full for a moment only: it frees a
 //! slot when the backend has exited, a little after it stopped showing it.
 
-use std::io;
 use std::time::Duration;
 
 use pool_core::{DriverErrorKind, Phase};
@@ -26,9 +25,9 @@ pub(crate) struct Dialer {
 }
 
 impl Dialer {
-    pub(crate) fn new(config: PostgresConfig) -> io::Result<Self> {
-        let guard = config.is_guarded().then(Guard::new).transpose()?;
-        Ok(Self { config, guard })
+    pub(crate) fn new(config: PostgresConfig) -> Self {
+        let guard = config.is_guarded().then(Guard::default);
+        Self { config, guard }
     }
 
     pub(crate) fn config(&self) -> &PostgresConfig {

@@ -48,9 +48,7 @@ impl PgDriver {
         system_database: &str,
         connect_timeout: Duration,
     ) -> Result<Self, DriverError> {
-        let place = config.place(system_database);
-        let dialer = Dialer::new(config).map_err(|why| driver_error(why.into(), Phase::Connect, place))?;
-        let dialer = Arc::new(dialer);
+        let dialer = Arc::new(Dialer::new(config));
         let control =
             Control::start(Arc::clone(&dialer), system_database.to_owned(), connect_timeout).await?;
         Ok(Self { dialer, control })

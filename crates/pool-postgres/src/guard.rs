@@ -37,9 +37,8 @@ const PAUSE_MAX: Duration = Duration::from_millis(100);
 const BUFFER: usize = 64 << 10;
 
 /// The relays of one pool; they end with it, or with their session.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Guard {
-    directory: TempDir,
     relays: Mutex<JoinSet<()>>,
 }
 
@@ -67,11 +66,6 @@ impl Drop for Opening {
 }
 
 impl Guard {
-    pub(crate) fn new() -> io::Result<Self> {
-        // `tempfile` lets nobody but the owner enter it.
-        Ok(Self { directory: TempDir::with_prefix("pool-guard")?, relays: Mutex::default() })
-    }
-
     /// A session with the server at `host` and `port`, whose socket is the relay's. It counts as open when `finish` is
     /// done with it.
     ///
@@ -83,16 +77,17 @@ impl Guard {
         options: PgConnectOptions,
         finish: impl AsyncFnOnce(PgConnection) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let site = TempDir::new_in(self.directory.path())?;
+        // `tempfile` lets nobody but the owner enter it.
+        let site = TempDir::with_prefix("pool-guard")?;
+        let options = options.socket(site.path());
         let opening = if host.starts_with('/') {
             let server = UnixStream::connect(socket_in(host.as_ref(), port)).await?;
-            self.relay(&site, port, server.into_split())?
+            self.relay(site, port, server.into_split())?
         } else {
             let server = TcpStream::connect((host, port)).await?;
             server.set_nodelay(true)?;
-            self.relay(&site, port, server.into_split())?
+            self.relay(site, port, server.into_split())?
         };
-        let options = options.socket(site.path());
         let opened = async { finish(PgConnection::connect_with(&options).await?).await };
         match opened.await {
             Err(_) if opening.session.was_cut.load(Ordering::Relaxed) => Err(Error::Protocol(format!(
@@ -105,14 +100,14 @@ impl Guard {
         }
     }
 
-    fn relay<R, W>(&self, site: &TempDir, port: u16, server: (R, W)) -> io::Result<Opening>
+    fn relay<R, W>(&self, site: TempDir, port: u16, server: (R, W)) -> io::Result<Opening>
     where
         R: AsyncRead + Send + Unpin + 'static,
         W: AsyncWrite + Send + Unpin + 'static,
     {
         let listener = UnixListener::bind(socket_in(site.path(), port))?;
         let session = Arc::new(Session::default());
-        let work = relay(listener, server, Arc::clone(&session));
+        let work = relay((listener, site), server, Arc::clone(&session));
         let mut relays = self.relays.lock().unwrap_or_else(PoisonError::into_inner);
         while relays.try_join_next().is_some() {}
         let relay = relays.spawn(work);
@@ -126,14 +121,15 @@ fn socket_in(directory: &Path, port: u16) -> std::path::PathBuf {
 }
 
 /// Both directions of one session, until either side ends it.
-async fn relay<R, W>(listener: UnixListener, server: (R, W), session: Arc<Session>)
+async fn relay<R, W>(door: (UnixListener, TempDir), server: (R, W), session: Arc<Session>)
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
     let (from_server, to_server) = server;
-    let Ok((client, _)) = listener.accept().await else { return };
-    drop(listener);
+    let Ok((client, _)) = door.0.accept().await else { return };
+    // Nobody else is to come, and whoever is killed from now on leaves no file behind.
+    drop(door);
     let (from_client, to_client) = client.into_split();
     let ended = tokio::select! {
         ended = questions(from_client, to_server, &session) => ended,
