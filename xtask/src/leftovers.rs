@@ -90,7 +90,7 @@ fn running() -> Result<Option<TestServer>, Failure> {
 fn line(one: &TaggedConnection) -> String {
     let query: String = one.last_query.split_whitespace().collect::<Vec<_>>().join(" ");
     let query: String = query.chars().take(QUERY_CHARS).collect();
-    let kind = if one.is_keeper { " (keeper)" } else { "" };
+    let kind = if one.is_janitor { " (janitor)" } else { "" };
     let lives = if one.lives { "lives" } else { "dead" };
     let TaggedConnection { run, suite, case, pid, state, database, age, .. } = one;
     format!(

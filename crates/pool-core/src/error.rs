@@ -173,22 +173,22 @@ impl fmt::Display for DriverErrorKind {
 
 /// A failure of a driver: the phase, the kind, where, and the cause as `source`.
 #[derive(Debug, Error)]
-#[error("{phase} to {place} failed: {kind}{}", cause(.source.as_deref()))]
+#[error("{phase} to {address} failed: {kind}{}", cause(.source.as_deref()))]
 pub struct DriverError {
     /// What was being done.
     pub phase: Phase,
     /// What kind of failure it was.
     pub kind: DriverErrorKind,
     /// Host, port and database, in the driver's form; never a password.
-    pub place: String,
+    pub address: String,
     /// The cause, if there is one beyond the kind.
     pub source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
 impl DriverError {
     /// A failure without a deeper cause.
-    pub fn new(phase: Phase, kind: DriverErrorKind, place: impl Into<String>) -> Self {
-        Self { phase, kind, place: place.into(), source: None }
+    pub fn new(phase: Phase, kind: DriverErrorKind, address: impl Into<String>) -> Self {
+        Self { phase, kind, address: address.into(), source: None }
     }
 
     /// The same, with its cause.

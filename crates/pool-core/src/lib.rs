@@ -61,7 +61,7 @@ pub use naming::{DATABASE_NAME_BYTES_MAX, DatabaseName, DatabaseNaming, PREFIX_B
 pub use policy::EvictionPolicy;
 pub use ports::{Catalog, Condition, Driver, Endpoint, Observer, WorkspacePools};
 pub use registry::{
-    Acquire, Broken, Claim, GaveUp, OpeningView, Registry, RegistryConfig, View, WorkspaceView,
+    Acquire, Broken, CancelledWait, Claim, OpeningView, Registry, RegistryConfig, View, WorkspaceView,
 };
 pub use stats::{CloseReason, Counts, Event, PoolStats, ShareStats};
 pub use token::{CloseDebt, CloseWork, Effects, LeaseDebt, Leased, OpenWork, Ticket, Wakes};

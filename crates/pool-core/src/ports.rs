@@ -62,7 +62,7 @@ pub trait Driver: Send + Sync + 'static {
     fn close(&self, conn: Self::Connection) -> impl Future<Output = ()> + Send;
 
     /// Where `endpoint` is, for errors: host, port and database; never a password.
-    fn place(&self, endpoint: &Endpoint) -> String;
+    fn address(&self, endpoint: &Endpoint) -> String;
 
     /// What [`Driver::terminate`] needs to end this session.
     fn handle(&self, conn: &Self::Connection) -> Self::Handle;

@@ -112,7 +112,7 @@ impl LeaseDebt {
 }
 
 /// A place in a queue. Paid with [`Registry::claim`](crate::Registry::claim) until that is final, or with
-/// [`Registry::give_up`](crate::Registry::give_up).
+/// [`Registry::cancel_wait`](crate::Registry::cancel_wait).
 #[derive(Debug)]
 #[must_use = "a ticket that is dropped keeps its place, and may keep a connection"]
 pub struct Ticket {

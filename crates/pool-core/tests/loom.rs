@@ -38,13 +38,13 @@ fn perform(door: &Door, effects: Effects<Conn>, now: Instant) {
 }
 
 /// A place in the queue, as `pool-manager` polls and drops it.
-struct Place {
+struct QueuedAcquire {
     door: Door,
     ticket: Option<Ticket>,
     now: Instant,
 }
 
-impl Future for Place {
+impl Future for QueuedAcquire {
     type Output = Leased<Conn>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Leased<Conn>> {
@@ -63,10 +63,10 @@ impl Future for Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for QueuedAcquire {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket.take() {
-            let gave_up = self.door.lock().unwrap().give_up(ticket, self.now);
+            let gave_up = self.door.lock().unwrap().cancel_wait(ticket, self.now);
             perform(&self.door, gave_up.effects, self.now);
         }
     }
@@ -76,14 +76,14 @@ fn target(name: &str) -> Target {
     Target::Workspace(WorkspaceId::new(name).unwrap())
 }
 
-fn ask(door: &Door, name: &str, now: Instant) -> Result<Leased<Conn>, Place> {
+fn ask(door: &Door, name: &str, now: Instant) -> Result<Leased<Conn>, QueuedAcquire> {
     let answer = door.lock().unwrap().acquire(&target(name), now);
     match answer {
         Acquire::Leased(leased) => Ok(leased),
         Acquire::Queued(ticket, effects) => {
-            let place = Place { door: Arc::clone(door), ticket: Some(ticket), now };
+            let queued = QueuedAcquire { door: Arc::clone(door), ticket: Some(ticket), now };
             perform(door, effects, now);
-            Err(place)
+            Err(queued)
         }
         Acquire::Refused(error) => panic!("{error}"),
     }
@@ -97,7 +97,7 @@ fn give_back(door: &Door, debt: LeaseDebt, conn: Conn, now: Instant) {
 fn use_once(door: &Door, name: &str, now: Instant) {
     let leased = match ask(door, name, now) {
         Ok(leased) => leased,
-        Err(place) => block_on(place),
+        Err(queued) => block_on(queued),
     };
     give_back(door, leased.debt, leased.conn, now);
 }

@@ -1,4 +1,4 @@
-//! Closing one workspace, or everything: wait for the leases to come back until a deadline, then end
+//! CloseGuard one workspace, or everything: wait for the leases to come back until a deadline, then end
 //! their sessions behind their holders.
 
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use crate::engine::{Engine, SHARES, ShareOf};
 pub(crate) const CONFIRM_LIMIT: Duration = Duration::from_secs(5);
 
 /// Keeps a target closed to new work while it lives.
-pub(crate) struct Closing<'a, D: Driver> {
+pub(crate) struct CloseGuard<'a, D: Driver> {
     engine: &'a Engine<D>,
     target: Target,
 }
 
-impl<'a, D: Driver> Closing<'a, D> {
+impl<'a, D: Driver> CloseGuard<'a, D> {
     pub(crate) fn begin(engine: &'a Engine<D>, target: Target) -> Self {
         let closing = Self { engine, target };
         engine.step(closing.share(), |registry, now| registry.begin_close(&closing.target, now));
@@ -38,7 +38,7 @@ impl<'a, D: Driver> Closing<'a, D> {
     }
 }
 
-impl<D: Driver> Drop for Closing<'_, D> {
+impl<D: Driver> Drop for CloseGuard<'_, D> {
     fn drop(&mut self) {
         self.engine.step(self.share(), |registry, now| registry.end_close(&self.target, now));
     }
@@ -112,7 +112,7 @@ async fn cut<D: Driver>(engine: &Engine<D>, shares: &[ShareOf], target: Option<&
         let held = engine.with(*share, |registry, now| {
             let held = registry.in_use(target);
             for id in &held {
-                registry.condemn(*id, now);
+                registry.retire_on_return(*id, now);
             }
             held
         });

@@ -121,24 +121,24 @@ impl<D: Driver> Engine<D> {
 
     /// Performs what a transition asked for: wakes callers, and hands the rest to the task that owns it.
     pub(crate) fn perform(&self, share: ShareOf, effects: Effects<D::Connection>) {
-        let mut orphans = VecDeque::new();
-        self.submit(share, effects, &mut orphans);
+        let mut unrun = VecDeque::new();
+        self.submit(share, effects, &mut unrun);
         // Without a runtime nobody can open or close; what is owed is settled here, and what that asks
         // for is settled in turn.
-        while let Some(job) = orphans.pop_front() {
-            let (share, effects) = self.settle_orphan(job);
-            self.submit(share, effects, &mut orphans);
+        while let Some(job) = unrun.pop_front() {
+            let (share, effects) = self.settle_one(job);
+            self.submit(share, effects, &mut unrun);
         }
     }
 
-    fn submit(&self, share: ShareOf, effects: Effects<D::Connection>, orphans: &mut VecDeque<Job<D>>) {
+    fn submit(&self, share: ShareOf, effects: Effects<D::Connection>, unrun: &mut VecDeque<Job<D>>) {
         let Effects { opens, closes, wakes, drained, retry_at } = effects;
         let opens = opens.into_iter().map(|work| Job::Open { share, work });
         let closes = closes.into_iter().map(|work| Job::Close { share, work });
         let retry = retry_at.map(|(target, at)| Job::Retry { share, target, at });
         for job in opens.chain(closes).chain(retry) {
             if let Err(mpsc::error::SendError(job)) = self.jobs.send(job) {
-                orphans.push_back(job);
+                unrun.push_back(job);
             }
         }
         wakes.wake();
@@ -147,7 +147,7 @@ impl<D: Driver> Engine<D> {
         }
     }
 
-    fn settle_orphan(&self, job: Job<D>) -> (ShareOf, Effects<D::Connection>) {
+    fn settle_one(&self, job: Job<D>) -> (ShareOf, Effects<D::Connection>) {
         match job {
             Job::Open { share, work } => {
                 let error = Self::stopped(&work);
@@ -163,8 +163,8 @@ impl<D: Driver> Engine<D> {
     }
 
     /// Settles a job that nobody will perform any more.
-    pub(crate) fn perform_orphan(&self, job: Job<D>) {
-        let (share, effects) = self.settle_orphan(job);
+    pub(crate) fn settle_unrun(&self, job: Job<D>) {
+        let (share, effects) = self.settle_one(job);
         self.perform(share, effects);
     }
 
@@ -175,7 +175,7 @@ impl<D: Driver> Engine<D> {
         drop(conn);
         let (target, reason) = (debt.target().clone(), debt.reason());
         let effects = self.with(share, |registry, now| registry.closed(debt, now));
-        self.tell(&Event::Closed { target: &target, reason });
+        self.emit(&Event::Closed { target: &target, reason });
         effects
     }
 
@@ -202,13 +202,13 @@ impl<D: Driver> Engine<D> {
         self.handles.remove(&(share, debt.connection()));
         let (target, reason) = (debt.target().clone(), debt.reason());
         self.step(share, |registry, now| registry.closed(debt, now));
-        self.tell(&Event::Closed { target: &target, reason });
+        self.emit(&Event::Closed { target: &target, reason });
     }
 
     /// Hands a lease that is not known to be clean to the task that makes it so.
     pub(crate) fn recycle(&self, lease: Lease<D>) {
         if let Err(mpsc::error::SendError(job)) = self.jobs.send(Job::Recycle(lease)) {
-            self.perform_orphan(job);
+            self.settle_unrun(job);
         }
     }
 
@@ -224,7 +224,7 @@ impl<D: Driver> Engine<D> {
         Endpoint { target: target.clone(), database }
     }
 
-    pub(crate) fn tell(&self, event: &Event<'_>) {
+    pub(crate) fn emit(&self, event: &Event<'_>) {
         if let Some(observer) = &self.settings.observer {
             observer.on(event);
         }

@@ -9,7 +9,7 @@ use pool_core::{CatalogError, Driver, Target, WorkspaceId};
 use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore};
 use tokio::time::timeout;
 
-use crate::closing::Closing;
+use crate::closing::CloseGuard;
 use crate::engine::Engine;
 use crate::manager::PoolManager;
 
@@ -18,8 +18,8 @@ use crate::manager::PoolManager;
 const SIMULTANEOUS_CHANGES: usize = 4;
 
 /// Serialises what is done to one workspace's database, and only to that one.
-pub(crate) struct Changes {
-    locks: DashMap<WorkspaceId, Arc<Mutex<LastFailure>>>,
+pub(crate) struct WorkspaceLocks {
+    by_workspace: DashMap<WorkspaceId, Arc<Mutex<LastFailure>>>,
     at_a_time: Semaphore,
 }
 
@@ -27,26 +27,26 @@ pub(crate) struct Changes {
 type LastFailure = Option<(Instant, CatalogError)>;
 
 /// The right to change one workspace's database.
-struct Alone<'a> {
-    changes: &'a Changes,
+struct WorkspaceLock<'a> {
+    locks: &'a WorkspaceLocks,
     workspace: &'a WorkspaceId,
     state: Option<OwnedMutexGuard<LastFailure>>,
 }
 
-impl Changes {
+impl WorkspaceLocks {
     pub(crate) fn new() -> Self {
-        Self { locks: DashMap::new(), at_a_time: Semaphore::new(SIMULTANEOUS_CHANGES) }
+        Self { by_workspace: DashMap::new(), at_a_time: Semaphore::new(SIMULTANEOUS_CHANGES) }
     }
 
-    async fn alone<'a>(&'a self, workspace: &'a WorkspaceId) -> Alone<'a> {
-        let lock = Arc::clone(&self.locks.entry(workspace.clone()).or_default());
-        let mut alone = Alone { changes: self, workspace, state: None };
-        alone.state = Some(lock.lock_owned().await);
-        alone
+    async fn lock<'a>(&'a self, workspace: &'a WorkspaceId) -> WorkspaceLock<'a> {
+        let mutex = Arc::clone(&self.by_workspace.entry(workspace.clone()).or_default());
+        let mut lock = WorkspaceLock { locks: self, workspace, state: None };
+        lock.state = Some(mutex.lock_owned().await);
+        lock
     }
 }
 
-impl Alone<'_> {
+impl WorkspaceLock<'_> {
     /// The failure of a change that began after `moment`, which so speaks for whoever came then.
     fn failure_since(&self, moment: Instant) -> Option<CatalogError> {
         let (began, error) = self.state.as_ref()?.as_ref()?;
@@ -60,11 +60,11 @@ impl Alone<'_> {
     }
 }
 
-impl Drop for Alone<'_> {
+impl Drop for WorkspaceLock<'_> {
     /// Forgets the lock when nobody else waits for it.
     fn drop(&mut self) {
         self.state = None;
-        self.changes.locks.remove_if(self.workspace, |_, lock| Arc::strong_count(lock) == 1);
+        self.locks.by_workspace.remove_if(self.workspace, |_, lock| Arc::strong_count(lock) == 1);
     }
 }
 
@@ -84,21 +84,21 @@ impl<D: Driver> PoolManager<D> {
             return Ok(());
         }
         let came = Engine::<D>::now();
-        let mut alone = self.inner.changes.alone(workspace).await;
+        let mut lock = self.inner.locks.lock(workspace).await;
         if facts.get(workspace).await.is_some() {
             return Ok(());
         }
-        if let Some(error) = alone.failure_since(came) {
+        if let Some(error) = lock.failure_since(came) {
             return Err(error);
         }
         let began = Engine::<D>::now();
-        if let Err(error) = self.ask(Question::Ensure, workspace).await {
-            alone.failed(began, &error);
+        if let Err(error) = self.ask(CatalogOp::Ensure, workspace).await {
+            lock.failed(began, &error);
             return Err(error);
         }
         facts.insert(workspace.clone(), ()).await;
         let target = Target::from(workspace);
-        self.inner.engine.step((&target).into(), |registry, now| registry.forgive(&target, now));
+        self.inner.engine.step((&target).into(), |registry, now| registry.clear_failure(&target, now));
         Ok(())
     }
 
@@ -111,14 +111,14 @@ impl<D: Driver> PoolManager<D> {
     /// # Cancel safety
     /// Dropping the future leaves the database dropped or not; the workspace takes work again.
     pub async fn drop_workspace(&self, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
-        let _alone = self.inner.changes.alone(workspace).await;
+        let _lock = self.inner.locks.lock(workspace).await;
         let target = Target::from(workspace);
-        let closing = Closing::begin(&self.inner.engine, target.clone());
+        let closing = CloseGuard::begin(&self.inner.engine, target.clone());
         if let Err(error) = closing.finish().await {
             tracing::debug!(%workspace, %error, "the database is dropped all the same");
         }
         self.inner.engine.facts.invalidate(workspace).await;
-        self.ask(Question::Drop, workspace).await
+        self.ask(CatalogOp::Drop, workspace).await
     }
 
     /// Whether the workspace has a database, as the server says now.
@@ -129,7 +129,7 @@ impl<D: Driver> PoolManager<D> {
     /// # Cancel safety
     /// Dropping the future loses nothing.
     pub async fn workspace_exists(&self, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
-        self.ask(Question::Exists, workspace).await
+        self.ask(CatalogOp::Exists, workspace).await
     }
 
     /// The workspaces that have a database, as the server says now, in no particular order.
@@ -145,27 +145,23 @@ impl<D: Driver> PoolManager<D> {
         listed.map_err(|source| CatalogError::Driver { target: Target::System, source: Arc::new(source) })
     }
 
-    async fn ask(&self, question: Question, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
+    async fn ask(&self, op: CatalogOp, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
         let limit = self.inner.engine.settings.change_timeout;
         let late = |_| CatalogError::TimedOut { target: workspace.into(), after: limit };
-        timeout(limit, self.ask_without_limit(question, workspace)).await.map_err(late)?
+        timeout(limit, self.ask_without_limit(op, workspace)).await.map_err(late)?
     }
 
-    async fn ask_without_limit(
-        &self,
-        question: Question,
-        workspace: &WorkspaceId,
-    ) -> Result<bool, CatalogError> {
-        let _turn = match question {
-            Question::Exists => None,
-            Question::Ensure | Question::Drop => self.inner.changes.at_a_time.acquire().await.ok(),
+    async fn ask_without_limit(&self, op: CatalogOp, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
+        let _turn = match op {
+            CatalogOp::Exists => None,
+            CatalogOp::Ensure | CatalogOp::Drop => self.inner.locks.at_a_time.acquire().await.ok(),
         };
         let mut system = self.system().acquire().await?;
         let catalog = self.inner.catalog.as_ref();
-        let answer = match question {
-            Question::Ensure => catalog.ensure(&mut system, workspace).await,
-            Question::Drop => catalog.drop(&mut system, workspace).await,
-            Question::Exists => catalog.exists(&mut system, workspace).await,
+        let answer = match op {
+            CatalogOp::Ensure => catalog.ensure(&mut system, workspace).await,
+            CatalogOp::Drop => catalog.drop(&mut system, workspace).await,
+            CatalogOp::Exists => catalog.exists(&mut system, workspace).await,
         };
         answer.map_err(|source| CatalogError::Driver { target: workspace.into(), source: Arc::new(source) })
     }
@@ -173,7 +169,7 @@ impl<D: Driver> PoolManager<D> {
 
 /// What the catalog is asked about one workspace.
 #[derive(Clone, Copy)]
-enum Question {
+enum CatalogOp {
     Ensure,
     Drop,
     Exists,

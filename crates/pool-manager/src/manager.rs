@@ -14,9 +14,9 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::closing::{CONFIRM_LIMIT, Closing, close_all};
+use crate::closing::{CONFIRM_LIMIT, CloseGuard, close_all};
 use crate::engine::{Engine, ShareOf};
-use crate::ensure::Changes;
+use crate::ensure::WorkspaceLocks;
 use crate::lease::Lease;
 use crate::settings::Settings;
 use crate::workspace_pool::WorkspacePool;
@@ -33,7 +33,7 @@ pub struct PoolManager<D: Driver> {
 pub(crate) struct Inner<D: Driver> {
     pub(crate) engine: Arc<Engine<D>>,
     pub(crate) catalog: Arc<dyn Catalog<D::Connection>>,
-    pub(crate) changes: Changes,
+    pub(crate) locks: WorkspaceLocks,
     /// Held by a `close` under way; another one waits here for it.
     tasks: Mutex<Tasks>,
 }
@@ -84,8 +84,8 @@ impl<D: Driver> PoolManager<D> {
             maintenance: Some(maintenance),
             outcome: None,
         });
-        let changes = Changes::new();
-        Ok(Self { inner: Arc::new(Inner { engine, catalog, changes, tasks }) })
+        let locks = WorkspaceLocks::new();
+        Ok(Self { inner: Arc::new(Inner { engine, catalog, locks, tasks }) })
     }
 
     /// A lease on a connection to `workspace`'s database: an idle one at once, otherwise in turn.
@@ -117,7 +117,7 @@ impl<D: Driver> PoolManager<D> {
         };
         if engine.settings.observer.is_some() {
             let waited = Engine::<D>::now().saturating_duration_since(started);
-            engine.tell(&Event::Acquired { target, waited });
+            engine.emit(&Event::Acquired { target, waited });
         }
         Ok(lease)
     }
@@ -155,7 +155,7 @@ impl<D: Driver> PoolManager<D> {
     /// # Cancel safety
     /// Dropping the future ends the close: what was closed stays closed, and the workspace takes work.
     pub async fn close_workspace(&self, workspace: &WorkspaceId) -> Result<(), CloseError> {
-        Closing::begin(&self.inner.engine, workspace.into()).finish().await
+        CloseGuard::begin(&self.inner.engine, workspace.into()).finish().await
     }
 
     /// Closes everything for good: refuses new work, fails waiters, waits for leases until the close

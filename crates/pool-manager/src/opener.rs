@@ -35,32 +35,32 @@ pub(crate) enum Job<D: Driver> {
 }
 
 /// The jobs that nobody has begun; dropped, they are settled as if there were no runtime.
-struct Inbox<D: Driver> {
+struct JobQueue<D: Driver> {
     engine: Weak<Engine<D>>,
     jobs: mpsc::UnboundedReceiver<Job<D>>,
 }
 
-impl<D: Driver> Drop for Inbox<D> {
+impl<D: Driver> Drop for JobQueue<D> {
     fn drop(&mut self) {
         self.jobs.close();
         while let Ok(job) = self.jobs.try_recv() {
             if let Some(engine) = self.engine.upgrade() {
-                engine.perform_orphan(job);
+                engine.settle_unrun(job);
             }
         }
     }
 }
 
 /// A job that a task was made for; dropped before the task has begun, it is settled, too.
-struct Owed<D: Driver> {
+struct JobGuard<D: Driver> {
     engine: Arc<Engine<D>>,
     job: Option<Job<D>>,
 }
 
-impl<D: Driver> Drop for Owed<D> {
+impl<D: Driver> Drop for JobGuard<D> {
     fn drop(&mut self) {
         if let Some(job) = self.job.take() {
-            self.engine.perform_orphan(job);
+            self.engine.settle_unrun(job);
         }
     }
 }
@@ -72,17 +72,17 @@ pub(crate) async fn dispatch<D: Driver>(
     jobs: mpsc::UnboundedReceiver<Job<D>>,
     mut stop: tokio::sync::oneshot::Receiver<()>,
 ) {
-    let mut inbox = Inbox { engine, jobs };
+    let mut queue = JobQueue { engine, jobs };
     let mut tasks = JoinSet::new();
     loop {
         // In a fixed order, so that a schedule can be replayed.
         tokio::select! {
             biased;
             _ = &mut stop => break,
-            job = inbox.jobs.recv() => {
+            job = queue.jobs.recv() => {
                 let Some(job) = job else { break };
-                let Some(engine) = inbox.engine.upgrade() else { break };
-                tasks.spawn(perform(Owed { engine, job: Some(job) }));
+                let Some(engine) = queue.engine.upgrade() else { break };
+                tasks.spawn(perform(JobGuard { engine, job: Some(job) }));
             }
             Some(ended) = tasks.join_next() => {
                 if let Err(error) = ended {
@@ -92,14 +92,14 @@ pub(crate) async fn dispatch<D: Driver>(
         }
     }
     // The door closes first: what the guards of the tasks ask for is then settled at once.
-    inbox.jobs.close();
+    queue.jobs.close();
     tasks.shutdown().await;
 }
 
-async fn perform<D: Driver>(mut owed: Owed<D>) {
+async fn perform<D: Driver>(mut owed: JobGuard<D>) {
     let engine = Arc::clone(&owed.engine);
     match owed.job.take() {
-        Some(Job::Open { share, work }) => OpenGuard::new(&engine, share, work).open().await,
+        Some(Job::Open { share, work }) => OpenJob::new(&engine, share, work).open().await,
         Some(Job::Close { share, work }) => close(&engine, share, work).await,
         Some(Job::Recycle(lease)) => recycle(&engine, lease).await,
         Some(Job::Retry { share, target, at }) => {
@@ -111,23 +111,23 @@ async fn perform<D: Driver>(mut owed: Owed<D>) {
 }
 
 /// Owes the report of an open; dropped early, it reports a failure.
-struct OpenGuard<'a, D: Driver> {
+struct OpenJob<'a, D: Driver> {
     engine: &'a Arc<Engine<D>>,
     share: ShareOf,
-    place: String,
+    address: String,
     work: Option<OpenWork>,
 }
 
-impl<'a, D: Driver> OpenGuard<'a, D> {
+impl<'a, D: Driver> OpenJob<'a, D> {
     fn new(engine: &'a Arc<Engine<D>>, share: ShareOf, work: OpenWork) -> Self {
-        Self { engine, share, place: work.target().to_string(), work: Some(work) }
+        Self { engine, share, address: work.target().to_string(), work: Some(work) }
     }
 
     async fn open(mut self) {
         let Some(target) = self.work.as_ref().map(|work| work.target().clone()) else { return };
         let engine = self.engine;
         let endpoint = engine.endpoint(&target);
-        self.place = engine.driver.place(&endpoint);
+        self.address = engine.driver.address(&endpoint);
         let started = Engine::<D>::now();
         let outcome = self.connect(&endpoint).await;
         let took = Engine::<D>::now().saturating_duration_since(started);
@@ -169,7 +169,7 @@ impl<'a, D: Driver> OpenGuard<'a, D> {
     }
 
     fn timed_out(&self, limit: Duration) -> DriverError {
-        let error = DriverError::new(Phase::Connect, DriverErrorKind::TimedOut, self.place.as_str());
+        let error = DriverError::new(Phase::Connect, DriverErrorKind::TimedOut, self.address.as_str());
         error.caused_by(format!("gave up after {limit:?}"))
     }
 
@@ -182,7 +182,7 @@ impl<'a, D: Driver> OpenGuard<'a, D> {
         let Some(work) = self.work.as_ref() else { return };
         let error = Arc::new(self.timed_out(limit));
         self.engine.step(self.share, |registry, now| registry.open_given_up(work, Arc::clone(&error), now));
-        self.engine.tell(&Event::OpenFailed { target: work.target(), error: &error });
+        self.engine.emit(&Event::OpenFailed { target: work.target(), error: &error });
     }
 
     fn opened(mut self, conn: D::Connection, took: Duration) {
@@ -200,7 +200,7 @@ impl<'a, D: Driver> OpenGuard<'a, D> {
             effects
         });
         engine.perform(share, effects);
-        engine.tell(&Event::Opened { target: &target, took });
+        engine.emit(&Event::Opened { target: &target, took });
     }
 
     fn failed(&mut self, error: DriverError) {
@@ -208,14 +208,14 @@ impl<'a, D: Driver> OpenGuard<'a, D> {
         let (error, target) = (Arc::new(error), work.target().clone());
         let told = Arc::clone(&error);
         self.engine.step(self.share, |registry, now| registry.open_failed(work, told, now));
-        self.engine.tell(&Event::OpenFailed { target: &target, error: &error });
+        self.engine.emit(&Event::OpenFailed { target: &target, error: &error });
     }
 }
 
-impl<D: Driver> Drop for OpenGuard<'_, D> {
+impl<D: Driver> Drop for OpenJob<'_, D> {
     fn drop(&mut self) {
         if self.work.is_some() {
-            let error = DriverError::new(Phase::Connect, DriverErrorKind::Other, self.place.as_str());
+            let error = DriverError::new(Phase::Connect, DriverErrorKind::Other, self.address.as_str());
             self.failed(error.caused_by("the open was abandoned"));
         }
     }
@@ -239,20 +239,20 @@ async fn forget_fact<D: Driver>(engine: &Engine<D>, target: &Target, error: &Dri
 }
 
 /// Owes the report of a close.
-struct CloseGuard<'a, D: Driver> {
+struct CloseJob<'a, D: Driver> {
     engine: &'a Arc<Engine<D>>,
     share: ShareOf,
     debt: Option<CloseDebt>,
 }
 
-impl<D: Driver> CloseGuard<'_, D> {
+impl<D: Driver> CloseJob<'_, D> {
     fn is_slow(&mut self) {
         let Some(debt) = self.debt.as_mut() else { return };
         self.engine.step(self.share, |registry, _| registry.close_is_slow(debt));
     }
 }
 
-impl<D: Driver> Drop for CloseGuard<'_, D> {
+impl<D: Driver> Drop for CloseJob<'_, D> {
     fn drop(&mut self) {
         if let Some(debt) = self.debt.take() {
             self.engine.report_closed(self.share, debt);
@@ -262,7 +262,7 @@ impl<D: Driver> Drop for CloseGuard<'_, D> {
 
 async fn close<D: Driver>(engine: &Arc<Engine<D>>, share: ShareOf, work: CloseWork<D::Connection>) {
     let (conn, debt) = work.split();
-    let mut owed = CloseGuard { engine, share, debt: Some(debt) };
+    let mut owed = CloseJob { engine, share, debt: Some(debt) };
     let mut closing = std::pin::pin!(engine.driver.close(conn));
     tokio::select! {
         biased;
@@ -273,9 +273,9 @@ async fn close<D: Driver>(engine: &Arc<Engine<D>>, share: ShareOf, work: CloseWo
 }
 
 /// Owes a lease that is being made clean; dropped early, or in a panic, it is closed instead.
-struct Recycling<D: Driver>(Option<Lease<D>>);
+struct RecycleJob<D: Driver>(Option<Lease<D>>);
 
-impl<D: Driver> Drop for Recycling<D> {
+impl<D: Driver> Drop for RecycleJob<D> {
     fn drop(&mut self) {
         if let Some(lease) = self.0.take() {
             lease.discard();
@@ -284,7 +284,7 @@ impl<D: Driver> Drop for Recycling<D> {
 }
 
 async fn recycle<D: Driver>(engine: &Arc<Engine<D>>, lease: Lease<D>) {
-    let mut owed = Recycling(Some(lease));
+    let mut owed = RecycleJob(Some(lease));
     let Some(lease) = owed.0.as_mut() else { return };
     match timeout(engine.settings.recycle_timeout, engine.driver.recycle(lease)).await {
         Ok(Ok(())) => {

@@ -42,7 +42,7 @@ pub struct Settings {
     pub close_timeout: Duration,
     /// How long creating or dropping a database may take, its turn included. Default 60 s.
     pub change_timeout: Duration,
-    /// How long another workspace stands in the ring of turns before a warm connection is closed for it.
+    /// How long another workspace stands in the open queue before a warm connection is closed for it.
     /// About one connect; default 3 ms.
     pub turn: Duration,
     /// How long the catalog's facts are believed. Default 10 min.

@@ -8,7 +8,8 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use pool_core::{
-    Acquire, AcquireError, Claim, Driver, Event, GaveUp, LeaseDebt, Leased, Pressure, Stage, Target, Ticket,
+    Acquire, AcquireError, CancelledWait, Claim, Driver, Event, LeaseDebt, Leased, Pressure, Stage, Target,
+    Ticket,
 };
 use tokio::time::timeout_at;
 
@@ -28,9 +29,9 @@ pub(crate) async fn wait<D: Driver>(
         let leased = match answer {
             Acquire::Leased(leased) => leased,
             Acquire::Queued(ticket, effects) => {
-                let place = Place { engine, share, ticket: Some(ticket) };
+                let queued = QueuedAcquire { engine, share, ticket: Some(ticket) };
                 engine.perform(share, effects);
-                queue(place, target, started, deadline).await?
+                queue(queued, target, started, deadline).await?
             }
             Acquire::Refused(error) => return Err(error),
         };
@@ -85,14 +86,14 @@ async fn check<D: Driver>(
 }
 
 async fn queue<D: Driver>(
-    mut place: Place<'_, D>,
+    mut queued: QueuedAcquire<'_, D>,
     target: &Target,
     started: Instant,
     deadline: Instant,
 ) -> Result<Leased<D::Connection>, AcquireError> {
-    match timeout_at(deadline.into(), &mut place).await {
+    match timeout_at(deadline.into(), &mut queued).await {
         Ok(answer) => answer,
-        Err(_) => place.out_of_time(target, started),
+        Err(_) => queued.out_of_time(target, started),
     }
 }
 
@@ -105,35 +106,37 @@ fn timed_out<D: Driver>(
     last_failure: Option<Arc<pool_core::DriverError>>,
 ) -> AcquireError {
     let after = Engine::<D>::now().saturating_duration_since(started);
-    engine.tell(&Event::TimedOut { target, waited: after });
+    engine.emit(&Event::TimedOut { target, waited: after });
     AcquireError::TimedOut { target: target.clone(), waiting_for, after, pressure, last_failure }
 }
 
 /// A place in the queue as a future. Dropping it gives the place up, and whatever was granted to it goes
 /// to the next (law W4).
-struct Place<'a, D: Driver> {
+struct QueuedAcquire<'a, D: Driver> {
     engine: &'a Arc<Engine<D>>,
     share: ShareOf,
     ticket: Option<Ticket>,
 }
 
-impl<D: Driver> Place<'_, D> {
+impl<D: Driver> QueuedAcquire<'_, D> {
     /// The last look at the queue, at the deadline: a grant that has just come is taken.
     fn out_of_time(
         mut self,
         target: &Target,
         started: Instant,
     ) -> Result<Leased<D::Connection>, AcquireError> {
-        let Some(ticket) = self.ticket.take() else { unreachable!("an answered place has returned") };
+        let Some(ticket) = self.ticket.take() else {
+            unreachable!("a queued acquire that was answered has returned")
+        };
         let mut waker = None;
         let last = self.engine.with(self.share, |registry, now| match registry.claim(ticket, &mut waker) {
-            Claim::Waiting(ticket) => Last::GaveUp(registry.give_up(ticket, now)),
+            Claim::Waiting(ticket) => Last::Cancelled(registry.cancel_wait(ticket, now)),
             Claim::Leased(leased) => Last::Answer(Ok(leased)),
             Claim::Failed(error) => Last::Answer(Err(error)),
         });
         match last {
             Last::Answer(answer) => answer,
-            Last::GaveUp(GaveUp { waiting_for, pressure, last_failure, effects, .. }) => {
+            Last::Cancelled(CancelledWait { waiting_for, pressure, last_failure, effects, .. }) => {
                 self.engine.perform(self.share, effects);
                 Err(timed_out(self.engine, target, started, waiting_for, pressure, last_failure))
             }
@@ -144,10 +147,10 @@ impl<D: Driver> Place<'_, D> {
 /// The last look at a place.
 enum Last<C> {
     Answer(Result<Leased<C>, AcquireError>),
-    GaveUp(GaveUp<C>),
+    Cancelled(CancelledWait<C>),
 }
 
-impl<D: Driver> Future for Place<'_, D> {
+impl<D: Driver> Future for QueuedAcquire<'_, D> {
     type Output = Result<Leased<D::Connection>, AcquireError>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
@@ -166,10 +169,10 @@ impl<D: Driver> Future for Place<'_, D> {
     }
 }
 
-impl<D: Driver> Drop for Place<'_, D> {
+impl<D: Driver> Drop for QueuedAcquire<'_, D> {
     fn drop(&mut self) {
         let Some(ticket) = self.ticket.take() else { return };
-        let gave_up = self.engine.with(self.share, |registry, now| registry.give_up(ticket, now));
+        let gave_up = self.engine.with(self.share, |registry, now| registry.cancel_wait(ticket, now));
         self.engine.perform(self.share, gave_up.effects);
     }
 }

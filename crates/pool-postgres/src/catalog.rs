@@ -8,10 +8,10 @@ use pool_core::{Catalog, DatabaseName, DatabaseNaming, DriverError, Phase, Works
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Error, Row};
 
+use crate::catch_panics::catch_panics;
 use crate::classify::driver_error;
 use crate::config::PostgresConfig;
 use crate::connection::PgConn;
-use crate::contain::contained;
 
 /// What the comment on a workspace's database begins with; the id follows.
 const COMMENT: &str = "workspace ";
@@ -101,7 +101,7 @@ impl PgCatalog {
     }
 
     fn error(&self, error: Error, database: &str) -> DriverError {
-        driver_error(error, Phase::Catalog, self.config.place(database))
+        driver_error(error, Phase::Catalog, self.config.address(database))
     }
 }
 
@@ -180,25 +180,27 @@ fn has_state(error: &Error, states: &[&str]) -> bool {
 #[async_trait]
 impl Catalog<PgConn> for PgCatalog {
     async fn ensure(&self, system: &mut PgConn, workspace: &WorkspaceId) -> Result<bool, DriverError> {
-        let created = contained(self.create(system.raw_mut(), workspace)).await;
+        let created = catch_panics(self.create(system.raw_mut(), workspace)).await;
         created.map_err(|error| self.error(error, self.naming.database(workspace).as_str()))
     }
 
     async fn drop(&self, system: &mut PgConn, workspace: &WorkspaceId) -> Result<bool, DriverError> {
-        let dropped = contained(self.remove(system.raw_mut(), workspace)).await;
+        let dropped = catch_panics(self.remove(system.raw_mut(), workspace)).await;
         dropped.map_err(|error| self.error(error, self.naming.database(workspace).as_str()))
     }
 
     async fn exists(&self, system: &mut PgConn, workspace: &WorkspaceId) -> Result<bool, DriverError> {
         let name = self.naming.database(workspace);
-        let (conn, flight) = system.fly();
-        flight.ended(contained(find(conn, &name)).await).map_err(|error| self.error(error, name.as_str()))
+        let (conn, statement) = system.begin_statement();
+        statement
+            .ended(catch_panics(find(conn, &name)).await)
+            .map_err(|error| self.error(error, name.as_str()))
     }
 
     async fn list(&self, system: &mut PgConn) -> Result<Vec<WorkspaceId>, DriverError> {
         let all = "select datname::text, shobj_description(oid, 'pg_database') from pg_database where not datistemplate";
-        let (conn, flight) = system.fly();
-        let rows = flight.ended(contained(sqlx::query(all).fetch_all(conn)).await);
+        let (conn, statement) = system.begin_statement();
+        let rows = statement.ended(catch_panics(sqlx::query(all).fetch_all(conn)).await);
         let rows = rows.map_err(|error| self.error(error, "*"))?;
         Ok(rows
             .iter()

@@ -62,8 +62,8 @@ pub(crate) fn is_fatal(error: &Error) -> bool {
     }
 }
 
-pub(crate) fn driver_error(error: Error, phase: Phase, place: impl Into<String>) -> DriverError {
-    DriverError::new(phase, kind_of(&error, phase), place).caused_by(error)
+pub(crate) fn driver_error(error: Error, phase: Phase, address: impl Into<String>) -> DriverError {
+    DriverError::new(phase, kind_of(&error, phase), address).caused_by(error)
 }
 
 #[cfg(test)]

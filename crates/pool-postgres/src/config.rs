@@ -295,7 +295,7 @@ impl PostgresConfig {
     }
 
     /// `host:port/database`, for errors.
-    pub fn place(&self, database: &str) -> String {
+    pub fn address(&self, database: &str) -> String {
         format!("{}:{}/{database}", self.host(), self.get_port())
     }
 }
@@ -355,9 +355,9 @@ mod tests {
     #[case::url(&[("DATABASE_URL", "postgres://u:p@b:2/x"), ("PGHOST", "c")], "b:2/x")]
     #[case::pg(&[("PGHOST", "c"), ("PGPORT", "3"), ("PGDATABASE", "y")], "c:3/y")]
     #[case::socket(&[("PGHOST", "/run/postgresql")], "/run/postgresql:5432/postgres")]
-    fn the_environment_is_read_in_order(#[case] variables: &[(&str, &str)], #[case] place: &str) {
+    fn the_environment_is_read_in_order(#[case] variables: &[(&str, &str)], #[case] address: &str) {
         let config = config(variables).unwrap();
-        assert_eq!(config.place(&config.system_database), place);
+        assert_eq!(config.address(&config.system_database), address);
     }
 
     #[rstest]

@@ -8,10 +8,10 @@ use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Error};
 use tokio::time::sleep;
 
+use crate::catch_panics::catch_panics;
 use crate::classify::kind_of;
 use crate::config::PostgresConfig;
-use crate::contain::contained;
-use crate::guard::Guard;
+use crate::relay::Relay;
 
 /// The pauses after which a full server is asked again, about a quarter of a second in all. Each is
 /// stretched at random by up to its own length, so that those who wait do not come back together.
@@ -19,14 +19,14 @@ const PAUSES_MILLIS: [u64; 7] = [1, 2, 4, 8, 16, 32, 64];
 
 /// Opens sessions with one server, under guard if it is not trusted.
 #[derive(Debug)]
-pub(crate) struct Dialer {
+pub(crate) struct Connector {
     config: PostgresConfig,
-    guard: Option<Guard>,
+    guard: Option<Relay>,
 }
 
-impl Dialer {
+impl Connector {
     pub(crate) fn new(config: PostgresConfig) -> Self {
-        let guard = config.is_guarded().then(Guard::default);
+        let guard = config.is_guarded().then(Relay::default);
         Self { config, guard }
     }
 
@@ -59,8 +59,8 @@ impl Dialer {
         let options = self.config.connect_options(database);
         let server = (self.config.host(), self.config.get_port());
         let outcome = match &self.guard {
-            None => contained(async { finish(PgConnection::connect_with(&options).await?).await }).await,
-            Some(guard) => contained(guard.connect(server, options, finish)).await,
+            None => catch_panics(async { finish(PgConnection::connect_with(&options).await?).await }).await,
+            Some(guard) => catch_panics(guard.connect(server, options, finish)).await,
         };
         outcome.map_err(without_a_character)
     }

@@ -25,7 +25,7 @@ pub struct PgConn {
     conn: PgConnection,
     session: Session,
     /// Something went over the connection that may have left a transaction behind.
-    marked: bool,
+    dirty: bool,
     last: Last,
 }
 
@@ -46,7 +46,7 @@ impl PgConn {
     /// Asks the server who we are there.
     pub(crate) async fn identify(mut conn: PgConnection) -> Result<Self, Error> {
         let session = session_of(&mut conn).await?;
-        Ok(Self { conn, session, marked: false, last: Last::Ended })
+        Ok(Self { conn, session, dirty: false, last: Last::Ended })
     }
 
     pub(crate) fn session(&self) -> &Session {
@@ -64,21 +64,25 @@ impl PgConn {
 
     /// Access that nobody watches: the connection is verified when it comes back.
     pub(crate) fn raw_mut(&mut self) -> &mut PgConnection {
-        self.marked = true;
+        self.dirty = true;
         &mut self.conn
     }
 
     /// The connection for one statement, which marks it unless the statement is plain, and what is to be
     /// told of the statement's end.
-    pub(crate) fn track(&mut self, sql: &str, has_arguments: bool) -> (&mut PgConnection, Flight<'_>) {
-        self.marked |= !is_plain(sql, has_arguments);
-        self.fly()
+    pub(crate) fn track(
+        &mut self,
+        sql: &str,
+        has_arguments: bool,
+    ) -> (&mut PgConnection, StatementGuard<'_>) {
+        self.dirty |= !is_plain(sql, has_arguments);
+        self.begin_statement()
     }
 
     /// The same for what opens no transaction whatever it says, such as preparing a statement.
-    pub(crate) fn fly(&mut self) -> (&mut PgConnection, Flight<'_>) {
+    pub(crate) fn begin_statement(&mut self) -> (&mut PgConnection, StatementGuard<'_>) {
         self.last = Last::InFlight;
-        (&mut self.conn, Flight { last: &mut self.last })
+        (&mut self.conn, StatementGuard { last: &mut self.last })
     }
 
     /// Access for the adapter itself, which knows what it does.
@@ -86,22 +90,22 @@ impl PgConn {
         &mut self.conn
     }
 
-    pub(crate) fn is_marked(&self) -> bool {
-        self.marked
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.dirty
     }
 
-    pub(crate) fn set_marked(&mut self, marked: bool) {
-        self.marked = marked;
+    pub(crate) fn set_dirty(&mut self, dirty: bool) {
+        self.dirty = dirty;
     }
 
     /// Whether a transaction around the statements so far may have failed.
     pub(crate) fn may_have_failed(&self) -> bool {
-        self.last != Last::Ended || self.marked
+        self.last != Last::Ended || self.dirty
     }
 
     /// To be called when the connection has been made clean.
     pub(crate) fn is_clean_now(&mut self) {
-        (self.marked, self.last) = (false, Last::Ended);
+        (self.dirty, self.last) = (false, Last::Ended);
     }
 
     /// What is known without a round trip, and without touching the socket: reading what is left there
@@ -110,7 +114,7 @@ impl PgConn {
         if self.last == Last::Lost {
             return Condition::Broken;
         }
-        let is_known = !self.marked && self.last == Last::Ended;
+        let is_known = !self.dirty && self.last == Last::Ended;
         let suspect = !is_known || self.conn.is_in_transaction() || self.conn.should_flush();
         if suspect { Condition::Suspect } else { Condition::Clean }
     }
@@ -121,11 +125,11 @@ impl PgConn {
 }
 
 /// A statement on its way; dropped without a word, it has not been seen to end.
-pub(crate) struct Flight<'c> {
+pub(crate) struct StatementGuard<'c> {
     last: &'c mut Last,
 }
 
-impl Flight<'_> {
+impl StatementGuard<'_> {
     /// The statement has come to this end.
     pub(crate) fn ended<T>(self, outcome: Result<T, Error>) -> Result<T, Error> {
         *self.last = match &outcome {

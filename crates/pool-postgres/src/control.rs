@@ -12,18 +12,18 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::catch_panics::catch_panics;
 use crate::classify::driver_error;
-use crate::connect::Dialer;
+use crate::connect::Connector;
 use crate::connection::Session;
-use crate::contain::contained;
 
 /// The pause between two looks at backends that are to exit, doubled each time up to the second.
-const LOOK_FIRST: Duration = Duration::from_micros(300);
-const LOOK_MAX: Duration = Duration::from_millis(50);
+const POLL_FIRST: Duration = Duration::from_micros(300);
+const POLL_MAX: Duration = Duration::from_millis(50);
 /// A backend that has not exited by then is told to.
-const INSIST_AFTER: Duration = Duration::from_secs(1);
+const TERMINATE_AFTER: Duration = Duration::from_secs(1);
 /// Without a control connection for this long, backends are believed to have exited.
-const BELIEVE_AFTER: Duration = Duration::from_secs(30);
+const ASSUME_EXITED_AFTER: Duration = Duration::from_secs(30);
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(4);
 const FAREWELL_LIMIT: Duration = Duration::from_secs(2);
@@ -33,13 +33,13 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
 /// What is asked about a set of sessions; all have the same form and two arguments.
 #[derive(Clone, Copy)]
-enum About {
+enum Query {
     Cancel,
     Terminate,
     StillThere,
 }
 
-impl About {
+impl Query {
     fn sql(self) -> &'static str {
         match self {
             Self::Cancel => {
@@ -58,7 +58,7 @@ impl About {
     }
 }
 
-pub(crate) enum Ask {
+pub(crate) enum Request {
     /// Cancel what the session is doing.
     Cancel(Session, oneshot::Sender<()>),
     /// Tell when the session's backend has exited; end it first, if so wished.
@@ -69,37 +69,37 @@ pub(crate) enum Ask {
 
 /// The handle on the task.
 pub(crate) struct Control {
-    asks: mpsc::UnboundedSender<Ask>,
+    requests: mpsc::UnboundedSender<Request>,
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Control {
     /// Connects, and starts the task.
     pub(crate) async fn start(
-        dialer: Arc<Dialer>,
+        connector: Arc<Connector>,
         database: String,
         limit: Duration,
     ) -> Result<Self, DriverError> {
-        let conn = connect(&dialer, &database, limit).await?;
-        let (asks, questions) = mpsc::unbounded_channel();
-        let worker = Worker { dialer, database, conn: Some(conn), watched: Vec::new(), lost_at: None };
+        let conn = connect(&connector, &database, limit).await?;
+        let (requests, questions) = mpsc::unbounded_channel();
+        let worker = Worker { connector, database, conn: Some(conn), pending: Vec::new(), lost_at: None };
         let task = tokio::spawn(worker.run(questions));
-        Ok(Self { asks, task: Mutex::new(Some(task)) })
+        Ok(Self { requests, task: Mutex::new(Some(task)) })
     }
 
     /// Cancels what `session` is doing, if it can.
     pub(crate) async fn cancel(&self, session: Session) {
         let (done, told) = oneshot::channel();
-        if self.asks.send(Ask::Cancel(session, done)).is_ok() {
+        if self.requests.send(Request::Cancel(session, done)).is_ok() {
             // An answer that never comes means that the task has ended, and the session with it.
             let _ = told.await;
         }
     }
 
     /// Returns when the server no longer counts `session`, which is ended first if so wished.
-    pub(crate) async fn gone(&self, session: Session, end_it: bool) {
+    pub(crate) async fn wait_for_exit(&self, session: Session, end_it: bool) {
         let (told, answer) = oneshot::channel();
-        if self.asks.send(Ask::Gone { session, end_it, told }).is_ok() {
+        if self.requests.send(Request::Gone { session, end_it, told }).is_ok() {
             let _ = answer.await;
         }
     }
@@ -107,7 +107,7 @@ impl Control {
     /// Ends the task and its connection; returns when the server no longer counts that either.
     pub(crate) async fn shutdown(&self) {
         let mut task = self.task.lock().await;
-        let _ = self.asks.send(Ask::Shutdown);
+        let _ = self.requests.send(Request::Shutdown);
         if let Some(running) = task.as_mut() {
             match timeout(SHUTDOWN_LIMIT, &mut *running).await {
                 Ok(Ok(())) => {}
@@ -120,16 +120,20 @@ impl Control {
     }
 }
 
-async fn connect(dialer: &Dialer, database: &str, limit: Duration) -> Result<PgConnection, DriverError> {
-    let place = || dialer.config().place(database);
-    match timeout(limit, dialer.connect(database, async |conn| Ok(conn))).await {
-        Ok(outcome) => outcome.map_err(|error| driver_error(error, Phase::Connect, place())),
-        Err(_) => Err(DriverError::new(Phase::Connect, DriverErrorKind::TimedOut, place())
+async fn connect(
+    connector: &Connector,
+    database: &str,
+    limit: Duration,
+) -> Result<PgConnection, DriverError> {
+    let address = || connector.config().address(database);
+    match timeout(limit, connector.connect(database, async |conn| Ok(conn))).await {
+        Ok(outcome) => outcome.map_err(|error| driver_error(error, Phase::Connect, address())),
+        Err(_) => Err(DriverError::new(Phase::Connect, DriverErrorKind::TimedOut, address())
             .caused_by(format!("gave up after {limit:?}"))),
     }
 }
 
-struct Watched {
+struct PendingExit {
     session: Session,
     since: Instant,
     end_it: bool,
@@ -137,96 +141,96 @@ struct Watched {
 }
 
 struct Worker {
-    dialer: Arc<Dialer>,
+    connector: Arc<Connector>,
     database: String,
     conn: Option<PgConnection>,
-    watched: Vec<Watched>,
+    pending: Vec<PendingExit>,
     lost_at: Option<Instant>,
 }
 
 impl Worker {
-    async fn run(mut self, mut asks: mpsc::UnboundedReceiver<Ask>) {
-        let mut pause = LOOK_FIRST;
-        let mut look_at = Instant::now();
+    async fn run(mut self, mut requests: mpsc::UnboundedReceiver<Request>) {
+        let mut pause = POLL_FIRST;
+        let mut poll_at = Instant::now();
         loop {
-            let idle = self.watched.is_empty();
-            let ask = tokio::select! {
+            let idle = self.pending.is_empty();
+            let request = tokio::select! {
                 biased;
-                ask = asks.recv() => ask,
-                () = sleep_until(look_at), if !idle => {
-                    let found_some_gone = self.look().await;
-                    pause = if found_some_gone { LOOK_FIRST } else { (pause * 2).min(LOOK_MAX) };
-                    look_at = Instant::now() + pause;
+                request = requests.recv() => request,
+                () = sleep_until(poll_at), if !idle => {
+                    let found_some_gone = self.poll_exits().await;
+                    pause = if found_some_gone { POLL_FIRST } else { (pause * 2).min(POLL_MAX) };
+                    poll_at = Instant::now() + pause;
                     continue;
                 }
             };
-            match ask {
-                Some(Ask::Cancel(session, done)) => {
-                    self.ask(About::Cancel, vec![session]).await;
+            match request {
+                Some(Request::Cancel(session, done)) => {
+                    self.ask(Query::Cancel, vec![session]).await;
                     let _ = done.send(());
                 }
-                Some(Ask::Gone { session, end_it, told }) => {
+                Some(Request::Gone { session, end_it, told }) => {
                     let since = Instant::now();
-                    self.watched.push(Watched { session, since, end_it, told });
-                    pause = LOOK_FIRST;
-                    look_at = look_at.min(since + pause);
+                    self.pending.push(PendingExit { session, since, end_it, told });
+                    pause = POLL_FIRST;
+                    poll_at = poll_at.min(since + pause);
                     if idle {
-                        look_at = since + pause;
+                        poll_at = since + pause;
                     }
                 }
-                Some(Ask::Shutdown) | None => break,
+                Some(Request::Shutdown) | None => break,
             }
         }
         if let Some(conn) = self.conn {
-            let _ = timeout(FAREWELL_LIMIT, contained(leave(conn))).await;
+            let _ = timeout(FAREWELL_LIMIT, catch_panics(leave(conn))).await;
         }
     }
 
     /// Asks the server about all watched sessions at once, and tells those who wait. Returns whether
     /// anything was found gone.
-    async fn look(&mut self) -> bool {
-        self.insist().await;
-        let watched: Vec<Session> = self.watched.iter().map(|watched| watched.session.clone()).collect();
-        let Some(rows) = self.ask(About::StillThere, watched).await else { return self.give_up_hope() };
+    async fn poll_exits(&mut self) -> bool {
+        self.terminate_overdue().await;
+        let sessions: Vec<Session> = self.pending.iter().map(|exit| exit.session.clone()).collect();
+        let Some(rows) = self.ask(Query::StillThere, sessions).await else { return self.assume_exited() };
         let there: Vec<Session> = rows
             .iter()
             .filter_map(|row| Some(Session { pid: row.try_get(0).ok()?, started: row.try_get(1).ok()? }))
             .collect();
-        let before = self.watched.len();
-        let gone = self.watched.extract_if(.., |watched| !there.contains(&watched.session));
-        for watched in gone {
-            let _ = watched.told.send(());
+        let before = self.pending.len();
+        let gone = self.pending.extract_if(.., |exit| !there.contains(&exit.session));
+        for exit in gone {
+            let _ = exit.told.send(());
         }
-        self.watched.len() < before
+        self.pending.len() < before
     }
 
     /// Ends the sessions that were to be ended, and those that take too long to leave by themselves.
-    async fn insist(&mut self) {
+    async fn terminate_overdue(&mut self) {
         let now = Instant::now();
         let mut due = Vec::new();
-        for watched in &self.watched {
-            if watched.end_it || now.duration_since(watched.since) > INSIST_AFTER {
-                due.push(watched.session.clone());
+        for exit in &self.pending {
+            if exit.end_it || now.duration_since(exit.since) > TERMINATE_AFTER {
+                due.push(exit.session.clone());
             }
         }
-        if due.is_empty() || self.ask(About::Terminate, due.clone()).await.is_none() {
+        if due.is_empty() || self.ask(Query::Terminate, due.clone()).await.is_none() {
             return;
         }
-        for watched in self.watched.iter_mut().filter(|watched| due.contains(&watched.session)) {
-            watched.end_it = false;
-            watched.since = now;
+        for exit in self.pending.iter_mut().filter(|exit| due.contains(&exit.session)) {
+            exit.end_it = false;
+            exit.since = now;
         }
     }
 
     /// The server's answer about `sessions`, or none if it gives none. A connection that has failed may
     /// have been dead for long, so one more is tried.
-    async fn ask(&mut self, about: About, sessions: Vec<Session>) -> Option<Vec<PgRow>> {
+    async fn ask(&mut self, about: Query, sessions: Vec<Session>) -> Option<Vec<PgRow>> {
         let (pids, started): (Vec<i32>, Vec<String>) =
             sessions.into_iter().map(|Session { pid, started }| (pid, started)).unzip();
         for _ in 0..2 {
             let conn = self.conn().await?;
             let query = sqlx::query(about.sql()).bind(&pids).bind(&started).fetch_all(conn);
-            let why = match timeout(ANSWER_LIMIT, contained(query)).await {
+            let why = match timeout(ANSWER_LIMIT, catch_panics(query)).await {
                 Ok(Ok(rows)) => return Some(rows),
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => format!("no answer within {ANSWER_LIMIT:?}"),
@@ -241,7 +245,7 @@ impl Worker {
     /// The connection, made again if it was lost.
     async fn conn(&mut self) -> Option<&mut PgConnection> {
         if self.conn.is_none() {
-            match connect(&self.dialer, &self.database, ANSWER_LIMIT).await {
+            match connect(&self.connector, &self.database, ANSWER_LIMIT).await {
                 Ok(conn) => {
                     self.conn = Some(conn);
                     self.lost_at = None;
@@ -255,17 +259,17 @@ impl Worker {
         self.conn.as_mut()
     }
 
-    fn give_up_hope(&mut self) -> bool {
+    fn assume_exited(&mut self) -> bool {
         let lost_at = *self.lost_at.get_or_insert_with(Instant::now);
-        if lost_at.elapsed() < BELIEVE_AFTER {
+        if lost_at.elapsed() < ASSUME_EXITED_AFTER {
             return false;
         }
         tracing::warn!(
-            sessions = self.watched.len(),
+            sessions = self.pending.len(),
             "the server cannot be asked; sessions are believed to be gone"
         );
-        for watched in self.watched.drain(..) {
-            let _ = watched.told.send(());
+        for exit in self.pending.drain(..) {
+            let _ = exit.told.send(());
         }
         true
     }

@@ -9,11 +9,11 @@ use sqlx::{Connection, Error, Row};
 use sqlx_core::transaction::TransactionManager;
 use tokio::time::timeout;
 
+use crate::catch_panics::catch_panics;
 use crate::classify::{driver_error, is_fatal};
 use crate::config::PostgresConfig;
-use crate::connect::Dialer;
+use crate::connect::Connector;
 use crate::connection::{PgConn, Session};
-use crate::contain::contained;
 use crate::control::Control;
 
 /// How long what is left on the wire may take to arrive before the query behind it is cancelled.
@@ -30,7 +30,7 @@ const QUERY_CANCELED: &str = "57014";
 
 /// Opens and closes sessions with one `PostgreSQL` server.
 pub struct PgDriver {
-    dialer: Arc<Dialer>,
+    connector: Arc<Connector>,
     control: Control,
 }
 
@@ -48,15 +48,15 @@ impl PgDriver {
         system_database: &str,
         connect_timeout: Duration,
     ) -> Result<Self, DriverError> {
-        let dialer = Arc::new(Dialer::new(config));
+        let connector = Arc::new(Connector::new(config));
         let control =
-            Control::start(Arc::clone(&dialer), system_database.to_owned(), connect_timeout).await?;
-        Ok(Self { dialer, control })
+            Control::start(Arc::clone(&connector), system_database.to_owned(), connect_timeout).await?;
+        Ok(Self { connector, control })
     }
 
     /// The configuration.
     pub fn config(&self) -> &PostgresConfig {
-        self.dialer.config()
+        self.connector.config()
     }
 
     /// `host:port`, for errors.
@@ -74,7 +74,7 @@ impl PgDriver {
             return drained;
         }
         // The cancel may hit a ROLLBACK that waits behind the query, so that nothing is known any more.
-        conn.set_marked(true);
+        conn.set_dirty(true);
         self.control.cancel(conn.session().clone()).await;
         let late = || Error::Protocol("a cancelled query did not end in time".into());
         timeout(CANCEL_LIMIT, flush(conn)).await.unwrap_or_else(|_| Err(late()))
@@ -85,7 +85,7 @@ impl PgDriver {
         while conn.own().is_in_transaction() {
             PgTransactionManager::rollback(conn.own()).await?;
         }
-        if conn.is_marked() {
+        if conn.is_dirty() {
             verify(conn).await?;
         }
         conn.is_clean_now();
@@ -98,7 +98,7 @@ impl PgDriver {
 async fn flush(conn: &mut PgConn) -> Result<(), Error> {
     loop {
         match conn.own().flush().await {
-            Err(error) if !is_fatal(&error) => conn.set_marked(true),
+            Err(error) if !is_fatal(&error) => conn.set_dirty(true),
             outcome => return outcome,
         }
     }
@@ -134,13 +134,13 @@ impl Driver for PgDriver {
 
     async fn connect(&self, endpoint: &Endpoint) -> Result<PgConn, DriverError> {
         let database = endpoint.database.as_str();
-        let opened = self.dialer.connect(database, PgConn::identify);
-        opened.await.map_err(|error| driver_error(error, Phase::Connect, self.place(endpoint)))
+        let opened = self.connector.connect(database, PgConn::identify);
+        opened.await.map_err(|error| driver_error(error, Phase::Connect, self.address(endpoint)))
     }
 
     async fn check(&self, conn: &mut PgConn) -> Result<(), DriverError> {
-        let (raw, flight) = conn.fly();
-        flight.ended(contained(raw.ping()).await).map_err(|error| self.error(error, Phase::Check))
+        let (raw, statement) = conn.begin_statement();
+        statement.ended(catch_panics(raw.ping()).await).map_err(|error| self.error(error, Phase::Check))
     }
 
     fn inspect(&self, conn: &mut PgConn) -> Condition {
@@ -148,7 +148,7 @@ impl Driver for PgDriver {
     }
 
     async fn recycle(&self, conn: &mut PgConn) -> Result<(), DriverError> {
-        contained(self.clean(conn)).await.map_err(|error| self.error(error, Phase::Recycle))
+        catch_panics(self.clean(conn)).await.map_err(|error| self.error(error, Phase::Recycle))
     }
 
     async fn close(&self, conn: PgConn) {
@@ -157,16 +157,16 @@ impl Driver for PgDriver {
         // A backend that is busy does not read a goodbye until it is done; it is ended from outside, and
         // sees its socket closed at once, in case that the outside cannot be reached.
         let left = if is_clean {
-            matches!(timeout(GOODBYE_LIMIT, contained(conn.close())).await, Ok(Ok(())))
+            matches!(timeout(GOODBYE_LIMIT, catch_panics(conn.close())).await, Ok(Ok(())))
         } else {
             drop(conn);
             false
         };
-        self.control.gone(session, !left).await;
+        self.control.wait_for_exit(session, !left).await;
     }
 
-    fn place(&self, endpoint: &Endpoint) -> String {
-        self.config().place(endpoint.database.as_str())
+    fn address(&self, endpoint: &Endpoint) -> String {
+        self.config().address(endpoint.database.as_str())
     }
 
     fn handle(&self, conn: &PgConn) -> PgHandle {
@@ -175,7 +175,7 @@ impl Driver for PgDriver {
 
     async fn terminate(&self, handles: Vec<PgHandle>) -> Result<(), DriverError> {
         let count = handles.len();
-        let gone = handles.into_iter().map(|PgHandle(session)| self.control.gone(session, true));
+        let gone = handles.into_iter().map(|PgHandle(session)| self.control.wait_for_exit(session, true));
         let all = futures_util::future::join_all(gone);
         if timeout(TERMINATE_LIMIT, all).await.is_err() {
             let error = DriverError::new(Phase::Close, DriverErrorKind::TimedOut, self.server());

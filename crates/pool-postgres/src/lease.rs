@@ -11,9 +11,9 @@ use pool_manager::Lease;
 use sqlx::postgres::{PgConnection, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{Acquire, Describe, Either, Error, Execute, Executor, Postgres, SqlStr, Transaction};
 
-use crate::connection::{Flight, PgConn};
+use crate::connection::{PgConn, StatementGuard};
 use crate::driver::PgDriver;
-use crate::statement::Taken;
+use crate::statement::OwnedQuery;
 
 /// A connection to one workspace's database, given back when dropped, anywhere.
 ///
@@ -50,7 +50,7 @@ impl PgLease {
         &mut self.lease
     }
 
-    fn track(&mut self, query: &Taken) -> (&mut PgConnection, Flight<'_>) {
+    fn track(&mut self, query: &OwnedQuery) -> (&mut PgConnection, StatementGuard<'_>) {
         self.lease.track(query.text(), query.has_arguments())
     }
 }
@@ -97,15 +97,15 @@ impl<'c> Executor<'c> for &'c mut PgLease {
         'q: 'e,
         E: 'q,
     {
-        let query = Taken::new(query);
-        let (conn, flight) = self.track(&query);
+        let query = OwnedQuery::new(query);
+        let (conn, statement) = self.track(&query);
         Box::pin(async_stream::try_stream! {
             let mut steps = conn.fetch_many(query);
             loop {
                 match steps.try_next().await {
                     Ok(Some(step)) => yield step,
                     last => {
-                        flight.ended(last)?;
+                        statement.ended(last)?;
                         break;
                     }
                 }
@@ -120,9 +120,9 @@ impl<'c> Executor<'c> for &'c mut PgLease {
         'q: 'e,
         E: 'q,
     {
-        let query = Taken::new(query);
-        let (conn, flight) = self.track(&query);
-        Box::pin(async move { flight.ended(conn.fetch_optional(query).await) })
+        let query = OwnedQuery::new(query);
+        let (conn, statement) = self.track(&query);
+        Box::pin(async move { statement.ended(conn.fetch_optional(query).await) })
     }
 
     fn prepare_with<'e>(
@@ -133,16 +133,16 @@ impl<'c> Executor<'c> for &'c mut PgLease {
     where
         'c: 'e,
     {
-        let (conn, flight) = self.conn().fly();
-        Box::pin(async move { flight.ended(conn.prepare_with(sql, parameters).await) })
+        let (conn, statement) = self.conn().begin_statement();
+        Box::pin(async move { statement.ended(conn.prepare_with(sql, parameters).await) })
     }
 
     fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<Postgres>, Error>>
     where
         'c: 'e,
     {
-        let (conn, flight) = self.conn().fly();
-        Box::pin(async move { flight.ended(conn.describe(sql).await) })
+        let (conn, statement) = self.conn().begin_statement();
+        Box::pin(async move { statement.ended(conn.describe(sql).await) })
     }
 }
 

@@ -35,17 +35,17 @@
 //! ```
 
 mod catalog;
+mod catch_panics;
 mod classify;
 mod config;
 mod connect;
 mod connection;
-mod contain;
 mod control;
 mod driver;
 mod errors;
-mod guard;
 mod lease;
 mod pools;
+mod relay;
 mod statement;
 mod transaction;
 mod workspace_pool;

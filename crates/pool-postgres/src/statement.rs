@@ -22,14 +22,14 @@ pub(crate) fn is_plain(sql: &str, has_arguments: bool) -> bool {
 }
 
 /// A caller's query, taken apart so that its text could be read, in the form that sqlx takes.
-pub(crate) struct Taken {
+pub(crate) struct OwnedQuery {
     sql: SqlStr,
     arguments: Option<Result<Option<PgArguments>, BoxDynError>>,
     statement: Option<Arc<PgStatement>>,
     persistent: bool,
 }
 
-impl Taken {
+impl OwnedQuery {
     pub(crate) fn new<'q>(mut query: impl Execute<'q, Postgres>) -> Self {
         let statement = query.statement().cloned().map(Arc::new);
         let arguments = Some(query.take_arguments());
@@ -46,7 +46,7 @@ impl Taken {
     }
 }
 
-impl Execute<'_, Postgres> for Taken {
+impl Execute<'_, Postgres> for OwnedQuery {
     fn sql(self) -> SqlStr {
         self.sql
     }

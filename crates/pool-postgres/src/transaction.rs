@@ -62,14 +62,14 @@ impl PgTransaction {
     /// Takes a step during which the connection counts as suspect, so that a step cut short is found.
     async fn step(&mut self, step: Boundary) -> Result<(), Error> {
         let conn = self.lease.conn();
-        let was_marked = conn.is_marked();
-        conn.set_marked(true);
+        let was_dirty = conn.is_dirty();
+        conn.set_dirty(true);
         match step {
             Boundary::Begin => PgTransactionManager::begin(conn.own(), None).await?,
             Boundary::Commit => PgTransactionManager::commit(conn.own()).await?,
             Boundary::Rollback => PgTransactionManager::rollback(conn.own()).await?,
         }
-        conn.set_marked(was_marked);
+        conn.set_dirty(was_dirty);
         Ok(())
     }
 }

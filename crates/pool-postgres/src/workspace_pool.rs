@@ -11,7 +11,7 @@ use sqlx::{Describe, Error, Execute, Executor, Postgres, SqlStr};
 use crate::driver::PgDriver;
 use crate::errors::to_sqlx;
 use crate::lease::{PgLease, Step};
-use crate::statement::Taken;
+use crate::statement::OwnedQuery;
 use crate::transaction::PgTransaction;
 
 /// A cheap handle on one workspace, or on the system database. `&db` is a sqlx `Executor`: each query
@@ -72,7 +72,7 @@ impl<'p> Executor<'p> for &'p PgWorkspacePool {
         'q: 'e,
         E: 'q,
     {
-        let query = Taken::new(query);
+        let query = OwnedQuery::new(query);
         Box::pin(async_stream::try_stream! {
             let mut lease = self.acquire().await.map_err(to_sqlx)?;
             let mut steps = (&mut lease).fetch_many(query);
@@ -89,7 +89,7 @@ impl<'p> Executor<'p> for &'p PgWorkspacePool {
         'q: 'e,
         E: 'q,
     {
-        let query = Taken::new(query);
+        let query = OwnedQuery::new(query);
         Box::pin(async move {
             let mut lease = self.acquire().await.map_err(to_sqlx)?;
             lease.fetch_optional(query).await

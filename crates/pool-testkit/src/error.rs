@@ -62,7 +62,7 @@ pub enum TestError {
     /// The server has no room for a pool of this size, even alone.
     #[error("a test pool of {wanted} connections does not fit: the server can spare {capacity}")]
     TooLarge {
-        /// What was asked for, the keeper's own connection included.
+        /// What was asked for, the janitor's own connection included.
         wanted: u32,
         /// What there is for all tests together.
         capacity: u32,
@@ -73,7 +73,7 @@ pub enum TestError {
          asks `TestPools` for them, which keeps room for all at once; several of `TestPool::new` wait for each other"
     )]
     NoRoom {
-        /// What was asked for, the keeper's own connection included.
+        /// What was asked for, the janitor's own connection included.
         wanted: u32,
         /// How long was waited.
         after: Duration,
@@ -86,17 +86,17 @@ pub enum TestError {
         /// For how many pools there is room.
         room: u32,
     },
-    /// The keeper's own connection failed.
-    #[error("the keeper of the test pool failed while {doing}: {source}")]
-    Keeper {
+    /// The janitor's own connection failed.
+    #[error("the janitor of the test pool failed while {doing}: {source}")]
+    Janitor {
         /// What it was doing.
         doing: &'static str,
         /// The cause.
         source: sqlx::Error,
     },
-    /// The keeper is gone.
-    #[error("the keeper of the test pool has ended")]
-    KeeperGone,
+    /// The janitor is gone.
+    #[error("the janitor of the test pool has ended")]
+    JanitorGone,
     /// A condition did not come true in time.
     #[error("{what} did not come true within {within:?}")]
     Never {

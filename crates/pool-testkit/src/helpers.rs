@@ -82,7 +82,7 @@ pub async fn wait_for_database_ready(
     database: &str,
     within: Duration,
 ) -> Result<(), TestError> {
-    let what = format!("{} being ready", config.place(database));
+    let what = format!("{} being ready", config.address(database));
     eventually(&what, within, || async { answers(config, database).await.is_ok() }).await
 }
 

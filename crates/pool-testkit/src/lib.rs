@@ -31,11 +31,11 @@ pub mod faults;
 pub mod fixtures;
 mod helpers;
 pub mod hostile;
-mod keeper;
+mod janitor;
 mod naming;
 pub mod run;
 pub mod server;
-mod stock;
+mod template_stock;
 mod test_pool;
 mod test_pools;
 
@@ -44,6 +44,6 @@ pub use helpers::{
     eventually, execute_outside, measure_operation_time, poll_at_most, resident_memory_bytes,
     test_database_config, wait_for_condition, wait_for_database_ready,
 };
-pub use stock::Schema;
+pub use template_stock::Schema;
 pub use test_pool::{LIMITS_DEFAULT, PoolMetrics, TestPool, TestPoolBuilder};
 pub use test_pools::TestPools;

@@ -83,8 +83,8 @@ impl PoolName {
         format!("{}{}:{}", self.run.sessions(), self.pool(), self.test())
     }
 
-    /// The tag of its keeper's session, which is not the pool's.
-    pub(crate) fn keeper_tag(&self) -> String {
+    /// The tag of its janitor's session, which is not the pool's.
+    pub(crate) fn janitor_tag(&self) -> String {
         format!("pk:{}:{}:{}", self.run, self.pool(), self.test())
     }
 
@@ -128,8 +128,8 @@ pub(crate) fn run_of_database(name: &str) -> Option<RunId> {
 /// What a session's tag tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Tag {
-    /// A keeper's session and not its pool's.
-    pub(crate) is_keeper: bool,
+    /// A janitor's session and not its pool's.
+    pub(crate) is_janitor: bool,
     pub(crate) run: RunId,
     pub(crate) serial: i32,
     pub(crate) suite: String,
@@ -139,7 +139,7 @@ pub(crate) struct Tag {
 impl Tag {
     pub(crate) fn parse(application_name: &str) -> Option<Self> {
         let mut parts = application_name.splitn(4, ':');
-        let is_keeper = match parts.next()? {
+        let is_janitor = match parts.next()? {
             "pt" => false,
             "pk" => true,
             _ => return None,
@@ -147,7 +147,7 @@ impl Tag {
         let run = RunId::parse(parts.next()?)?;
         let serial = serial(parts.next()?)?;
         let (suite, case) = split_test(parts.next()?);
-        Some(Self { is_keeper, run, serial, suite, case })
+        Some(Self { is_janitor, run, serial, suite, case })
     }
 }
 
@@ -224,9 +224,9 @@ mod tests {
     fn a_tag_tells_its_case() {
         let name = PoolName { run: RunId::fresh(), serial: 7, suite: "limits".into(), case: "edge".into() };
         let tag = Tag::parse(&name.tag()).unwrap();
-        assert_eq!((tag.is_keeper, &tag.run, tag.serial), (false, &name.run, 7));
+        assert_eq!((tag.is_janitor, &tag.run, tag.serial), (false, &name.run, 7));
         assert_eq!((tag.suite.as_str(), tag.case.as_str()), ("limits", "edge"));
-        assert!(Tag::parse(&name.keeper_tag()).unwrap().is_keeper);
+        assert!(Tag::parse(&name.janitor_tag()).unwrap().is_janitor);
     }
 
     #[test]
@@ -240,7 +240,7 @@ mod tests {
     fn tests_whose_names_begin_alike_have_tags_of_their_own() {
         let name = PoolName { run: RunId::fresh(), serial: 1, suite: "limits".into(), case: "x".repeat(100) };
         let other = PoolName { case: format!("{}y", "x".repeat(99)), ..name.clone() };
-        assert_eq!((name.tag().len(), name.keeper_tag().len()), (63, 63));
+        assert_eq!((name.tag().len(), name.janitor_tag().len()), (63, 63));
         assert_ne!(name.tag(), other.tag());
         let tag = Tag::parse(&name.tag()).unwrap();
         assert_eq!(in_tag(&format!("limits::{}", name.case)), format!("{}::{}", tag.suite, tag.case));

@@ -14,14 +14,14 @@ use tokio::sync::Mutex;
 
 use crate::error::{Session, TestError};
 use crate::helpers::eventually;
-use crate::keeper::{Keeper, Ready};
+use crate::janitor::{Janitor, Ready};
 use crate::naming::{PoolName, RunId};
 use crate::run::Record;
-use crate::stock::{Schema, Stock};
+use crate::template_stock::{Schema, TemplateStock};
 
 /// The ceiling of a test pool unless another is wished.
 pub const LIMITS_DEFAULT: Limits = Limits::new(20).system(5).per_workspace(10);
-/// Connections that a test may make beside its pool, and the keeper's own.
+/// Connections that a test may make beside its pool, and the janitor's own.
 pub(crate) const BESIDE_THE_POOL: u32 = 2;
 
 /// A pool on a real server for one test. It derefs to its [`PgPools`].
@@ -31,9 +31,9 @@ pub(crate) const BESIDE_THE_POOL: u32 = 2;
 #[derive(Debug)]
 pub struct TestPool {
     pools: PgPools,
-    keeper: Keeper,
-    /// Keeps the room for this pool and others, if its own keeper does not.
-    _room: Option<Arc<Keeper>>,
+    janitor: Janitor,
+    /// Keeps the room for this pool and others, if its own janitor does not.
+    _room: Option<Arc<Janitor>>,
     name: PoolName,
     began: Instant,
     /// What the cleanup found, once it is done.
@@ -71,7 +71,7 @@ pub struct PoolMetrics {
 #[must_use = "nothing is built before `build` is awaited"]
 pub struct TestPoolBuilder {
     limits: Limits,
-    room: Option<Arc<Keeper>>,
+    room: Option<Arc<Janitor>>,
     schema: Option<Schema>,
     adjust: Vec<Adjustment>,
 }
@@ -92,7 +92,7 @@ impl TestPoolBuilder {
     }
 
     /// Uses room that somebody keeps already.
-    pub(crate) fn in_room(mut self, room: Arc<Keeper>) -> Self {
+    pub(crate) fn in_room(mut self, room: Arc<Janitor>) -> Self {
         self.room = Some(room);
         self
     }
@@ -117,11 +117,11 @@ impl TestPoolBuilder {
             TestError::Build(pool_postgres::BuildError::Start(pool_postgres::StartError::Limits(error)))
         })?;
         let connections = if self.room.is_some() { 0 } else { ceilings.total() + BESIDE_THE_POOL };
-        let (keeper, ready) = Keeper::start(name.clone(), connections).await?;
+        let (janitor, ready) = Janitor::start(name.clone(), connections).await?;
         let Ready { config, system_database } = ready;
         let config =
             config.application_name(&name.tag()).prefix(&name.prefix()).system_database(&system_database);
-        let source = source(&keeper, &config, self.schema).await?;
+        let source = source(&janitor, &config, self.schema).await?;
         let mut builder = PgPools::builder(config).limits(self.limits).databases_from(source);
         for adjust in self.adjust {
             builder = adjust(builder);
@@ -129,7 +129,7 @@ impl TestPoolBuilder {
         let pools = builder.build().await?;
         let outcome = Mutex::new(None);
         let leaked = AtomicU32::new(0);
-        Ok(TestPool { pools, keeper, _room: self.room, name, began, outcome, leaked })
+        Ok(TestPool { pools, janitor, _room: self.room, name, began, outcome, leaked })
     }
 }
 
@@ -231,7 +231,7 @@ impl TestPool {
     /// This pool's sessions on the server by database, and by state within each.
     ///
     /// # Errors
-    /// [`TestError::Keeper`] when the server cannot be asked.
+    /// [`TestError::Janitor`] when the server cannot be asked.
     ///
     /// # Cancel safety
     /// Dropping the future loses nothing.
@@ -248,12 +248,12 @@ impl TestPool {
     /// This pool's sessions on the server, the driver's own included.
     ///
     /// # Errors
-    /// [`TestError::Keeper`] when the server cannot be asked.
+    /// [`TestError::Janitor`] when the server cannot be asked.
     ///
     /// # Cancel safety
     /// Dropping the future loses nothing.
     pub async fn sessions(&self) -> Result<Vec<Session>, TestError> {
-        self.keeper.run("counting sessions", |admin| Box::pin(admin.sessions())).await
+        self.janitor.run("counting sessions", |admin| Box::pin(admin.sessions())).await
     }
 
     /// How many sessions of this pool the server counts.
@@ -290,29 +290,29 @@ impl TestPool {
     /// The databases of this pool on the server.
     ///
     /// # Errors
-    /// [`TestError::Keeper`] when the server cannot be asked.
+    /// [`TestError::Janitor`] when the server cannot be asked.
     ///
     /// # Cancel safety
     /// Dropping the future loses nothing.
     pub async fn databases(&self) -> Result<Vec<String>, TestError> {
-        self.keeper.run("listing databases", |admin| Box::pin(admin.databases())).await
+        self.janitor.run("listing databases", |admin| Box::pin(admin.databases())).await
     }
 
     /// Ends all sessions of this pool behind its back. Returns how many there were.
     ///
     /// # Errors
-    /// [`TestError::Keeper`] when the server cannot be asked.
+    /// [`TestError::Janitor`] when the server cannot be asked.
     ///
     /// # Cancel safety
     /// Dropping the future leaves open whether it took place.
     pub async fn terminate_all_connections(&self) -> Result<u32, TestError> {
-        self.keeper.run("ending sessions", |admin| Box::pin(admin.terminate())).await
+        self.janitor.run("ending sessions", |admin| Box::pin(admin.terminate())).await
     }
 
     /// What the pool has used so far.
     ///
     /// # Errors
-    /// [`TestError::Keeper`] when the server cannot be asked.
+    /// [`TestError::Janitor`] when the server cannot be asked.
     ///
     /// # Cancel safety
     /// Dropping the future loses nothing.
@@ -340,7 +340,7 @@ impl TestPool {
         let closed = self.pools.close().await;
         let left = self.sessions().await?;
         self.leaked.store(count(&left), Ordering::Relaxed);
-        self.keeper
+        self.janitor
             .run("dropping databases", |admin| {
                 Box::pin(async {
                     admin.terminate().await?;
@@ -392,7 +392,7 @@ impl Drop for TestPool {
     fn drop(&mut self) {
         let is_clean = self.outcome.get_mut().is_some();
         if !is_clean {
-            let ended = self.keeper.run_blocking(|admin| {
+            let ended = self.janitor.run_blocking(|admin| {
                 Box::pin(async {
                     admin.terminate().await?;
                     admin.drop_databases().await
@@ -409,7 +409,7 @@ impl Drop for TestPool {
 /// Where the workspaces of a pool come from: the stock of its schema, or copies of `template0`, to which
 /// nobody is ever connected, so that copies never wait for each other.
 async fn source(
-    keeper: &Keeper,
+    janitor: &Janitor,
     config: &PostgresConfig,
     schema: Option<Schema>,
 ) -> Result<Arc<dyn DatabaseSource>, TestError> {
@@ -417,12 +417,12 @@ async fn source(
         return Ok(Arc::new(Template(DatabaseName::new("template0").ok())));
     };
     let (config, to_build) = (config.clone(), schema.clone());
-    keeper
+    janitor
         .run("building a template", move |admin| {
             Box::pin(async move { admin.build(&config, &to_build).await })
         })
         .await?;
-    let stock = Stock { schema, keeper: keeper.errands() };
+    let stock = TemplateStock { schema, janitor: janitor.handle() };
     stock.restock();
     Ok(Arc::new(stock))
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::sync::Mutex;
 
 use crate::error::TestError;
-use crate::keeper::Keeper;
+use crate::janitor::Janitor;
 use crate::naming::{PoolName, RunId};
 use crate::test_pool::{BESIDE_THE_POOL, LIMITS_DEFAULT, PoolMetrics, TestPool};
 
@@ -20,7 +20,7 @@ pub struct TestPools {
 
 #[derive(Debug, Default)]
 struct Inner {
-    room: Option<Arc<Keeper>>,
+    room: Option<Arc<Janitor>>,
     pools: BTreeMap<String, Arc<TestPool>>,
 }
 
@@ -63,13 +63,13 @@ impl TestPools {
         Ok(pool)
     }
 
-    async fn room(&self, inner: &mut Inner) -> Result<Arc<Keeper>, TestError> {
+    async fn room(&self, inner: &mut Inner) -> Result<Arc<Janitor>, TestError> {
         if let Some(room) = &inner.room {
             return Ok(Arc::clone(room));
         }
         let connections = (LIMITS_DEFAULT.total() + BESIDE_THE_POOL) * self.room_for + 1;
-        let (keeper, _) = Keeper::start(PoolName::fresh(RunId::of_process()), connections).await?;
-        Ok(Arc::clone(inner.room.insert(Arc::new(keeper))))
+        let (janitor, _) = Janitor::start(PoolName::fresh(RunId::of_process()), connections).await?;
+        Ok(Arc::clone(inner.room.insert(Arc::new(janitor))))
     }
 
     /// How many there are.

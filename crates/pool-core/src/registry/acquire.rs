@@ -40,7 +40,7 @@ pub enum Claim<C> {
 /// What a caller that gave up was waiting for.
 #[derive(Debug)]
 #[must_use]
-pub struct GaveUp<C> {
+pub struct CancelledWait<C> {
     /// What was missing.
     pub waiting_for: Stage,
     /// How full things were.
@@ -54,7 +54,7 @@ pub struct GaveUp<C> {
 }
 
 /// Where in its target's queue a waiter goes.
-enum Place {
+enum QueueEnd {
     Back,
     /// For a caller that had been served already, with a connection that turned out to be broken.
     Front,
@@ -75,7 +75,7 @@ impl<C> Registry<C> {
                 return Acquire::Leased(leased);
             }
         }
-        self.queue(target, Place::Back, now)
+        self.queue(target, QueueEnd::Back, now)
     }
 
     /// Discards a leased connection that proved broken before its caller saw it, and asks again for
@@ -83,7 +83,7 @@ impl<C> Registry<C> {
     pub fn replace(&mut self, debt: LeaseDebt, conn: C, now: Instant) -> (Acquire<C>, Effects<C>) {
         let ws = self.conns[debt.id.index() as usize].workspace;
         let target = self.workspace(ws).target.clone();
-        // The discard comes first so that the slot on its way out is seen, but it must not feed the
+        // The discard comes first so that the slot on its way out is seen, but it must not start_opens the
         // queue before this caller is back in it.
         let mut effects = Effects::default();
         self.note_breakage(now);
@@ -102,7 +102,7 @@ impl<C> Registry<C> {
         }
         match self.lease_idle(ws, now) {
             Some(leased) => Acquire::Leased(leased),
-            None => self.queue(target, Place::Front, now),
+            None => self.queue(target, QueueEnd::Front, now),
         }
     }
 
@@ -115,7 +115,7 @@ impl<C> Registry<C> {
             return Claim::Waiting(ticket);
         }
         let Waiter { workspace, state, .. } = self.waiters.remove(ticket.waiter as usize);
-        self.workspace_mut(workspace).answered -= 1;
+        self.workspace_mut(workspace).unclaimed -= 1;
         self.forget_if_spent(workspace);
         match state {
             WaiterState::Granted(leased) => Claim::Leased(leased),
@@ -126,9 +126,9 @@ impl<C> Registry<C> {
 
     /// Gives up a place in the queue. It leaves no trace, and a grant that met it goes to the next
     /// (law W4).
-    pub fn give_up(&mut self, ticket: Ticket, now: Instant) -> GaveUp<C> {
+    pub fn cancel_wait(&mut self, ticket: Ticket, now: Instant) -> CancelledWait<C> {
         let ws = self.waiters[ticket.waiter as usize].workspace;
-        let mut gave_up = GaveUp {
+        let mut cancelled = CancelledWait {
             waiting_for: self.stage(ws),
             pressure: self.pressure(Some(self.workspace(ws))),
             last_failure: self.last_failure(&self.workspace(ws).target),
@@ -137,22 +137,22 @@ impl<C> Registry<C> {
         };
         let id = ticket.waiter;
         if self.has_bug(Bug::CancelledWaiterServed) {
-            return gave_up;
+            return cancelled;
         }
         let waiter = self.waiters.remove(id as usize);
-        gave_up.waker = waiter.waker;
+        cancelled.waker = waiter.waker;
         match waiter.state {
             WaiterState::Queued => self.unqueue(ws, id),
             WaiterState::Granted(leased) => {
-                self.workspace_mut(ws).answered -= 1;
+                self.workspace_mut(ws).unclaimed -= 1;
                 if !self.has_bug(Bug::GrantLostOnCancel) {
-                    self.take_back(leased.debt, leased.conn, now, &mut gave_up.effects);
+                    self.take_back(leased.debt, leased.conn, now, &mut cancelled.effects);
                 }
             }
-            WaiterState::Failed(_) => self.workspace_mut(ws).answered -= 1,
+            WaiterState::Failed(_) => self.workspace_mut(ws).unclaimed -= 1,
         }
-        self.settle(ws, now, &mut gave_up.effects);
-        gave_up
+        self.settle(ws, now, &mut cancelled.effects);
+        cancelled
     }
 
     /// The most recently used idle connection of `ws`: the one most likely to be warm and alive.
@@ -177,7 +177,7 @@ impl<C> Registry<C> {
         Some(Leased { conn, debt, check_first: stale || suspect, waited: None })
     }
 
-    fn queue(&mut self, target: &Target, place: Place, now: Instant) -> Acquire<C> {
+    fn queue(&mut self, target: &Target, end: QueueEnd, now: Instant) -> Acquire<C> {
         if let Some(refusal) = self.refusal(target, now) {
             return Acquire::Refused(refusal);
         }
@@ -185,9 +185,9 @@ impl<C> Registry<C> {
         let waiter = Waiter { workspace: ws, since: now, waker: None, state: WaiterState::Queued };
         let id = u32_of(self.waiters.insert(waiter));
         let queue = &mut self.workspaces[ws as usize].waiters;
-        match place {
-            Place::Back => queue.push_back(&mut self.waiter_links, id),
-            Place::Front => queue.push_front(&mut self.waiter_links, id),
+        match end {
+            QueueEnd::Back => queue.push_back(&mut self.waiter_links, id),
+            QueueEnd::Front => queue.push_front(&mut self.waiter_links, id),
         }
         let mut effects = Effects::default();
         self.settle(ws, now, &mut effects);

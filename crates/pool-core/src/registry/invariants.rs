@@ -26,8 +26,8 @@ fn hold(law: &'static str, holds: bool, what: impl FnOnce() -> String) -> Result
 pub struct View {
     /// The entries, by target.
     pub workspaces: Vec<WorkspaceView>,
-    /// The ring of turns, and for how long each target has stood in it.
-    pub turns: Vec<(Target, u128)>,
+    /// The open queue, and for how long each target has stood in it.
+    pub open_queue: Vec<(Target, u128)>,
     /// Whether everything is being closed.
     pub closed: bool,
     /// The failures that are remembered, by target: whether the pause goes on, and whether a retry is owed.
@@ -46,17 +46,17 @@ pub struct WorkspaceView {
     /// Connections held by callers or granted to them.
     pub in_use: u32,
     /// How many of those are to be closed when they come back.
-    pub condemned: u32,
+    pub retiring: u32,
     /// The open under way, if there is one.
     pub opening: OpeningView,
     /// Connections being closed.
     pub closing: u32,
     /// How long ago each idle connection came back, in nanoseconds, in its list's order.
     pub idle_nanos: Vec<u128>,
-    /// Waiters that have not been answered.
+    /// Waiters that have not been unclaimed.
     pub waiting: u32,
-    /// Waiters that were answered and have not fetched it.
-    pub answered: u32,
+    /// Waiters that were unclaimed and have not fetched it.
+    pub unclaimed: u32,
     /// Closes under way.
     pub closers: u32,
 }
@@ -146,7 +146,7 @@ impl<C> Registry<C> {
             // Whose pause has just ended is eligible once the retry that is owed has come.
             let failure = self.failures.get(&ws.target);
             let eligible = self.may_open(u32_of(id), now) && failure.is_none_or(|f| !f.retry_is_owed);
-            hold("W3", !eligible || self.turn_links.is_linked(u32_of(id)), || {
+            hold("W3", !eligible || self.open_queue_links.is_linked(u32_of(id)), || {
                 format!("{} is eligible for a slot but stands in no turn", ws.target)
             })?;
             let owed = failure.is_none_or(|f| f.retry_at <= now || f.retry_is_owed);
@@ -155,10 +155,10 @@ impl<C> Registry<C> {
                 format!("a free slot, and {} waits", ws.target)
             })?;
         }
-        let since = |ws: u32| self.workspace(ws).turn_since;
-        let in_order = self.turns.iter(&self.turn_links).map(since).is_sorted();
-        hold("W2", in_order, || "a target stands in the ring before one that came earlier".to_owned())?;
-        let wanted = self.turns.len().min(permits);
+        let since = |ws: u32| self.workspace(ws).queued_since;
+        let in_order = self.open_queue.iter(&self.open_queue_links).map(since).is_sorted();
+        hold("W2", in_order, || "a target stands in the open queue before one that came earlier".to_owned())?;
+        let wanted = self.open_queue.len().min(permits);
         let coming = self.slots_coming();
         hold("W3", coming >= wanted || self.policy.victim().is_none(), || {
             format!("{wanted} wait, {coming} slots are coming, and something is idle")
@@ -172,9 +172,9 @@ impl<C> Registry<C> {
         let queued = self.waiters.iter().filter(|(_, w)| matches!(w.state, WaiterState::Queued)).count();
         let chained: u32 = self.workspaces.iter().map(|(_, ws)| ws.waiters.len()).sum();
         hold("W4", queued == chained as usize, || format!("{queued} wait, {chained} stand in queues"))?;
-        let granted: u32 = self.workspaces.iter().map(|(_, ws)| ws.answered).sum();
-        let answered = u32_of(self.waiters.len() - queued);
-        hold("W4", granted == answered, || format!("{answered} answers, {granted} counted"))
+        let granted: u32 = self.workspaces.iter().map(|(_, ws)| ws.unclaimed).sum();
+        let unclaimed = u32_of(self.waiters.len() - queued);
+        hold("W4", granted == unclaimed, || format!("{unclaimed} answers, {granted} counted"))
     }
 
     /// The semantic content at `now`.
@@ -185,14 +185,14 @@ impl<C> Registry<C> {
         workspaces.sort_by(|a, b| a.target.cmp(&b.target));
         let stands = |ws: u32| {
             let workspace = self.workspace(ws);
-            (workspace.target.clone(), workspace.turn_since.map_or(0, ago))
+            (workspace.target.clone(), workspace.queued_since.map_or(0, ago))
         };
         let mut failures: Vec<_> =
             self.failures.iter().map(|(t, f)| (t.clone(), f.retry_at > now, f.retry_is_owed)).collect();
         failures.sort();
         View {
             workspaces,
-            turns: self.turns.iter(&self.turn_links).map(stands).collect(),
+            open_queue: self.open_queue.iter(&self.open_queue_links).map(stands).collect(),
             closed: self.closed,
             failures,
             opens: (self.permits_taken, self.slow_opens),
@@ -203,7 +203,7 @@ impl<C> Registry<C> {
     fn workspace_view(&self, id: u32, now: Instant) -> WorkspaceView {
         let ws = self.workspace(id);
         let idle_since = ws.idle.iter(&self.idle_links).filter_map(|conn| self.idle_since(conn));
-        let condemned = self.conns.iter().filter(|(_, conn)| {
+        let retiring = self.conns.iter().filter(|(_, conn)| {
             conn.workspace == id
                 && matches!(conn.state, ConnState::InUse)
                 && conn.retire_at.is_some_and(|at| at <= now)
@@ -211,12 +211,12 @@ impl<C> Registry<C> {
         WorkspaceView {
             target: ws.target.clone(),
             in_use: ws.in_use,
-            condemned: u32_of(condemned.count()),
+            retiring: u32_of(retiring.count()),
             opening: OpeningView::from(&ws.opening),
             closing: ws.closing,
             idle_nanos: idle_since.map(|then| now.saturating_duration_since(then).as_nanos()).collect(),
             waiting: ws.waiters.len(),
-            answered: ws.answered,
+            unclaimed: ws.unclaimed,
             closers: ws.closers,
         }
     }

@@ -4,9 +4,9 @@
 //! not do I/O if it wanted to.
 //!
 //! The transitions, by file:
-//! - `acquire`: `acquire`, `replace`, `claim`, `give_up`;
-//! - `open`: `opened`, `open_failed`, `open_is_slow`, `open_given_up`, `retry`, `forgive`;
-//! - `release`: `release`, `discard`, `closed`, `close_is_slow`, `expire`, `condemn`;
+//! - `acquire`: `acquire`, `replace`, `claim`, `cancel_wait`;
+//! - `open`: `opened`, `open_failed`, `open_is_slow`, `open_given_up`, `retry`, `clear_failure`;
+//! - `release`: `release`, `discard`, `closed`, `close_is_slow`, `expire`, `retire_on_return`;
 //! - `closing`: `begin_close`, `end_close`, `close_all`;
 //! - `waiters`: who is served next; called at the end of every transition;
 //! - `invariants`: `check`, every law that holds between transitions, and `view`.
@@ -34,7 +34,7 @@ use crate::policy::EvictionPolicy;
 use crate::stats::{Counts, ShareStats};
 use crate::token::Leased;
 
-pub use acquire::{Acquire, Claim, GaveUp};
+pub use acquire::{Acquire, CancelledWait, Claim};
 pub use invariants::{Broken, OpeningView, View, WorkspaceView};
 #[cfg(feature = "planted-bugs")]
 pub use planted::Bug;
@@ -48,7 +48,7 @@ pub struct RegistryConfig {
     pub per_target: u32,
     /// Opens under way at a time; one that is known to be slow does not count.
     pub opens: u32,
-    /// How long another target may stand in the ring of turns before a connection that comes back is
+    /// How long another target may stand in the open queue before a connection that comes back is
     /// closed for it, although its own target has callers waiting. About one connect.
     pub turn: Duration,
     /// A connection idle longer than this is to be checked before use.
@@ -89,8 +89,8 @@ pub struct Registry<C> {
     waiters: Slab<Waiter<C>>,
     waiter_links: Links,
     /// The targets that want to open and may, in turn.
-    turns: Chain,
-    turn_links: Links,
+    open_queue: Chain,
+    open_queue_links: Links,
     /// Opens that count against the limit on simultaneous ones.
     permits_taken: u32,
     /// Opens that do not any more, because they are slow.
@@ -116,12 +116,12 @@ struct Workspace {
     idle: Chain,
     /// First come at the front; only the queued ones.
     waiters: Chain,
-    /// Waiters that have been answered and have not fetched the answer yet.
-    answered: u32,
+    /// Waiters that have been unclaimed and have not fetched the answer yet.
+    unclaimed: u32,
     /// How many closes of this target are under way; it takes no new work until they end.
     closers: u32,
-    /// Since when this target has stood in the ring of turns.
-    turn_since: Option<Instant>,
+    /// Since when this target has stood in the open queue.
+    queued_since: Option<Instant>,
 }
 
 /// The one open that a target may have under way.
@@ -202,8 +202,8 @@ impl<C> Registry<C> {
             idle_links: Links::default(),
             waiters: Slab::new(),
             waiter_links: Links::default(),
-            turns: Chain::default(),
-            turn_links: Links::default(),
+            open_queue: Chain::default(),
+            open_queue_links: Links::default(),
             permits_taken: 0,
             slow_opens: 0,
             slow_closes: 0,
@@ -301,9 +301,9 @@ impl<C> Registry<C> {
             closing: 0,
             idle: Chain::default(),
             waiters: Chain::default(),
-            answered: 0,
+            unclaimed: 0,
             closers: 0,
-            turn_since: None,
+            queued_since: None,
         }));
         self.by_target.insert(target.clone(), ws);
         ws
@@ -317,7 +317,7 @@ impl Workspace {
     }
 
     fn is_spent(&self) -> bool {
-        self.counted() == 0 && self.waiters.is_empty() && self.answered == 0 && self.closers == 0
+        self.counted() == 0 && self.waiters.is_empty() && self.unclaimed == 0 && self.closers == 0
     }
 }
 

@@ -31,7 +31,7 @@ impl<C> Registry<C> {
         vacant.insert(Conn { id, workspace: ws, slot, retire_at, state: ConnState::InUse });
         self.next_serial = self.next_serial.wrapping_add(1);
         let mut effects = Effects::default();
-        self.place(LeaseDebt { id }, conn, now, &mut effects);
+        self.assign(LeaseDebt { id }, conn, now, &mut effects);
         self.settle(ws, now, &mut effects);
         (id, effects)
     }
@@ -48,7 +48,7 @@ impl<C> Registry<C> {
         let mut effects = Effects::default();
         if !matches!(was, Opening::Outdated) {
             self.back_off(&target, Arc::clone(&error), now);
-            self.tell_waiters(ws, &error, now, &mut effects);
+            self.fail_unserved(ws, &error, now, &mut effects);
         }
         self.settle(ws, now, &mut effects);
         effects
@@ -63,7 +63,7 @@ impl<C> Registry<C> {
             work.holds_permit = false;
             self.permits_taken -= 1;
             self.slow_opens += 1;
-            self.feed(&mut effects);
+            self.start_opens(&mut effects);
         }
         effects
     }
@@ -75,7 +75,7 @@ impl<C> Registry<C> {
         let mut effects = Effects::default();
         self.workspace_mut(ws).opening = Opening::GivenUp(Arc::clone(&error));
         self.back_off(&work.target, Arc::clone(&error), now);
-        self.tell_waiters(ws, &error, now, &mut effects);
+        self.fail_unserved(ws, &error, now, &mut effects);
         self.settle(ws, now, &mut effects);
         effects
     }
@@ -93,7 +93,7 @@ impl<C> Registry<C> {
     }
 
     /// Forgets that opens for `target` failed: its database has just been created.
-    pub fn forgive(&mut self, target: &Target, now: Instant) -> Effects<C> {
+    pub fn clear_failure(&mut self, target: &Target, now: Instant) -> Effects<C> {
         self.failures.remove(target);
         if let Some(ws) = self.by_target.get(target).copied()
             && let opening @ Opening::UnderWay = &mut self.workspace_mut(ws).opening
@@ -135,7 +135,7 @@ impl<C> Registry<C> {
     }
 
     /// Tells the waiters why there is no connection, unless one in use may come back to them.
-    fn tell_waiters(&mut self, ws: u32, error: &Arc<DriverError>, now: Instant, effects: &mut Effects<C>) {
+    fn fail_unserved(&mut self, ws: u32, error: &Arc<DriverError>, now: Instant, effects: &mut Effects<C>) {
         let workspace = self.workspace(ws);
         if workspace.in_use > 0 {
             return;

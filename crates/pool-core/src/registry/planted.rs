@@ -29,11 +29,11 @@ pub enum Bug {
     EvictsInUse,
     /// A connection is never closed for the turn of another target.
     NeverYields,
-    /// A target that wants to open goes to the front of the ring.
+    /// A target that wants to open goes to the front of the open queue.
     UnfairTurn,
     /// The youngest waiter is served first.
     LastComeFirstServed,
-    /// An answered waiter is not woken.
+    /// An unclaimed waiter is not woken.
     LostWakeUp,
     /// A retry after a failed open is asked of nobody.
     ForgottenRetry,
@@ -71,7 +71,7 @@ impl<C> Registry<C> {
 
     /// Closes a connection that was granted and not yet fetched, if a bug says so, and nothing is idle.
     pub(super) fn evict_wrongly(&mut self, effects: &mut Effects<C>) {
-        if !self.has_bug(Bug::EvictsInUse) || self.turns.is_empty() || self.slots_coming() > 0 {
+        if !self.has_bug(Bug::EvictsInUse) || self.open_queue.is_empty() || self.slots_coming() > 0 {
             return;
         }
         let granted = |waiter: &Waiter<C>| matches!(waiter.state, WaiterState::Granted(_));
@@ -79,7 +79,7 @@ impl<C> Registry<C> {
         let (id, ws) = (super::u32_of(id), waiter.workspace);
         if let WaiterState::Granted(leased) = std::mem::replace(&mut waiter.state, WaiterState::Queued) {
             let workspace = &mut self.workspaces[ws as usize];
-            workspace.answered -= 1;
+            workspace.unclaimed -= 1;
             workspace.waiters.push_front(&mut self.waiter_links, id);
             self.retire_leased(leased.debt, leased.conn, CloseReason::Evicted, effects);
         }

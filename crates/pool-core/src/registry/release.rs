@@ -49,7 +49,7 @@ impl<C> Registry<C> {
         let mut effects = Effects::default();
         if !std::mem::replace(&mut debt.is_slow, true) {
             self.slow_closes += 1;
-            self.feed(&mut effects);
+            self.start_opens(&mut effects);
         }
         effects
     }
@@ -87,12 +87,12 @@ impl<C> Registry<C> {
         if self.must_yield(self.conns[debt.id.index() as usize].workspace, now) {
             return self.retire_leased(debt, conn, CloseReason::Yielded, effects);
         }
-        self.place(debt, conn, now, effects);
+        self.assign(debt, conn, now, effects);
     }
 
     /// Decides what a connection that nobody holds is for: a close under way, its own target's eldest
     /// waiter, or the idle set. One that was just opened comes here directly: it is its target's turn.
-    pub(super) fn place(&mut self, debt: LeaseDebt, conn: C, now: Instant, effects: &mut Effects<C>) {
+    pub(super) fn assign(&mut self, debt: LeaseDebt, conn: C, now: Instant, effects: &mut Effects<C>) {
         let ws = self.conns[debt.id.index() as usize].workspace;
         if self.closed {
             self.retire_leased(debt, conn, CloseReason::PoolClosed, effects);
@@ -106,7 +106,7 @@ impl<C> Registry<C> {
     }
 
     /// Has a connection that is in use closed when it comes back: it has been cut behind its holder.
-    pub fn condemn(&mut self, id: ConnectionId, now: Instant) {
+    pub fn retire_on_return(&mut self, id: ConnectionId, now: Instant) {
         let stale = self.has_bug(Bug::StaleToken);
         if let Some(entry) = self.conns.get_mut(id.index() as usize).filter(|entry| entry.id == id || stale) {
             entry.retire_at = Some(now);

@@ -1,5 +1,5 @@
 //! First come first served within a target, in turn between targets. [`Registry::settle`] ends every
-//! transition: it brings the ring of turns up to date and hands out what can be handed out, so that a
+//! transition: it brings the open queue up to date and hands out what can be handed out, so that a
 //! free slot and an eligible waiter never coexist (law W3).
 
 use std::time::Instant;
@@ -14,8 +14,8 @@ use crate::token::{Effects, LeaseDebt, Leased, OpenWork};
 impl<C> Registry<C> {
     /// Brings the world up to date after something about `ws` changed.
     pub(super) fn settle(&mut self, ws: u32, now: Instant, effects: &mut Effects<C>) {
-        self.review_turn(ws, now);
-        self.feed(effects);
+        self.review_open_queue(ws, now);
+        self.start_opens(effects);
         self.owe_retry(ws, now, effects);
         let workspace = self.workspace(ws);
         let drained = workspace.closers > 0 && workspace.counted() == workspace.in_use
@@ -24,19 +24,19 @@ impl<C> Registry<C> {
         self.forget_if_spent(ws);
     }
 
-    /// A target that has callers waiting and could open a connection stands in the ring of turns. It
+    /// A target that has callers waiting and could open a connection stands in the open queue. It
     /// keeps its place while it stays eligible, and starts at the back when it becomes so again.
-    fn review_turn(&mut self, ws: u32, now: Instant) {
-        let (wants, stands) = (self.may_open(ws, now), self.turn_links.is_linked(ws));
+    fn review_open_queue(&mut self, ws: u32, now: Instant) {
+        let (wants, stands) = (self.may_open(ws, now), self.open_queue_links.is_linked(ws));
         if wants && !stands {
             if self.has_bug(Bug::UnfairTurn) {
-                self.turns.push_front(&mut self.turn_links, ws);
+                self.open_queue.push_front(&mut self.open_queue_links, ws);
             } else {
-                self.turns.push_back(&mut self.turn_links, ws);
+                self.open_queue.push_back(&mut self.open_queue_links, ws);
             }
-            self.workspace_mut(ws).turn_since = Some(now);
+            self.workspace_mut(ws).queued_since = Some(now);
         } else if !wants && stands {
-            self.turns.remove(&mut self.turn_links, ws);
+            self.open_queue.remove(&mut self.open_queue_links, ws);
         }
     }
 
@@ -55,12 +55,12 @@ impl<C> Registry<C> {
     /// Starts opens while there is room, then makes room for the opens that could start at once if there
     /// were some. Room is made only when there is none (law E3), and only as much as is wanted, so that a
     /// queue of misses does not empty the idle set.
-    pub(super) fn feed(&mut self, effects: &mut Effects<C>) {
+    pub(super) fn start_opens(&mut self, effects: &mut Effects<C>) {
         while self.permits_taken < self.config.opens
-            && let Some(ws) = self.turns.front()
+            && let Some(ws) = self.open_queue.front()
             && let Some(slot) = self.budget.reserve().or_else(|| self.reserve_wrongly())
         {
-            self.turns.remove(&mut self.turn_links, ws);
+            self.open_queue.remove(&mut self.open_queue_links, ws);
             self.permits_taken += 1;
             self.totals.peak = self.totals.peak.max(self.budget.counted());
             let workspace = self.workspace_mut(ws);
@@ -82,7 +82,7 @@ impl<C> Registry<C> {
 
     /// How many opens would start now if there were slots.
     fn opens_wanted(&self) -> u32 {
-        self.turns.len().min(self.config.opens - self.permits_taken.min(self.config.opens))
+        self.open_queue.len().min(self.config.opens - self.permits_taken.min(self.config.opens))
     }
 
     /// Slots that will be free in a moment.
@@ -91,7 +91,7 @@ impl<C> Registry<C> {
     }
 
     /// Whether a connection of `ws` that came back must be closed for another target although callers of
-    /// `ws` wait for it (law W2). The slots already on their way serve the first targets of the ring; the
+    /// `ws` wait for it (law W2). The slots already on their way serve the first targets of the open queue; the
     /// first one they do not reach decides, by how long it has stood there.
     pub(super) fn must_yield(&self, ws: u32, now: Instant) -> bool {
         if self.workspace(ws).waiters.is_empty() || self.has_bug(Bug::NeverYields) {
@@ -101,9 +101,9 @@ impl<C> Registry<C> {
         if !self.budget.is_full() || coming >= self.opens_wanted() {
             return false;
         }
-        let mut unreached = self.turns.iter(&self.turn_links).skip(coming as usize);
+        let mut unreached = self.open_queue.iter(&self.open_queue_links).skip(coming as usize);
         let next = unreached.find(|other| *other != ws);
-        let since = next.and_then(|next| self.workspace(next).turn_since);
+        let since = next.and_then(|next| self.workspace(next).queued_since);
         since.is_some_and(|since| now.saturating_duration_since(since) >= self.config.turn)
     }
 
@@ -148,7 +148,7 @@ impl<C> Registry<C> {
 
     fn answer(&mut self, ws: u32, id: u32, answer: WaiterState<C>, effects: &mut Effects<C>) {
         self.unqueue(ws, id);
-        self.workspace_mut(ws).answered += 1;
+        self.workspace_mut(ws).unclaimed += 1;
         let waiter = &mut self.waiters[id as usize];
         waiter.state = answer;
         if !self.has_bug(Bug::LostWakeUp) {

@@ -27,7 +27,7 @@ fn o1_a_hung_open_neither_blocks_other_opens_nor_keeps_its_permit() {
 fn o2_an_open_outlives_the_caller_that_asked_for_it() {
     let mut world = World::new(1, 1);
     let ticket = world.ask("a");
-    let gave_up = world.registry.give_up(ticket, world.now);
+    let gave_up = world.registry.cancel_wait(ticket, world.now);
     assert_eq!(gave_up.waiting_for, Stage::Opening);
     world.take(gave_up.effects);
     world.open_all();
@@ -102,7 +102,7 @@ fn o4_a_database_that_was_just_created_is_opened_at_once() {
     let mut world = World::new(8, 8);
     let _told = world.ask("new");
     world.fail_first();
-    let effects = world.registry.forgive(&target("new"), world.now);
+    let effects = world.registry.clear_failure(&target("new"), world.now);
     world.take(effects);
     world.lease("new");
 }
@@ -148,7 +148,7 @@ fn w3_a_waiter_that_queues_during_a_back_off_is_retried_after_it() {
     let mut world = World::new(4, 4);
     let _held = world.lease("a");
     let gone = world.ask("a");
-    let gave_up = world.registry.give_up(gone, world.now);
+    let gave_up = world.registry.cancel_wait(gone, world.now);
     world.take(gave_up.effects);
     world.fail_first();
     // Nobody waited when the open failed; this one comes during the pause.
@@ -168,7 +168,7 @@ fn o4_a_failure_from_before_the_creation_is_not_told() {
     let mut world = World::new(8, 8);
     let _first = world.ask("new");
     // The database is created while an open is under way that did not see it.
-    let effects = world.registry.forgive(&target("new"), world.now);
+    let effects = world.registry.clear_failure(&target("new"), world.now);
     world.take(effects);
     let second = world.ask("new");
     world.fail_first();

@@ -125,7 +125,7 @@ impl Chaos {
             }
             9 => {
                 if let Some((ticket, _)) = self.any(|world| &mut world.tickets) {
-                    let gave_up = self.registry.give_up(ticket, self.now);
+                    let gave_up = self.registry.cancel_wait(ticket, self.now);
                     self.perform(gave_up.effects);
                 }
             }
@@ -197,10 +197,10 @@ impl Chaos {
                 Some(whom) => self.registry.end_close(&whom, self.now),
                 None => return,
             },
-            5..=6 => self.registry.forgive(&whom, self.now),
+            5..=6 => self.registry.clear_failure(&whom, self.now),
             7 => {
                 for id in self.registry.in_use(Some(&whom)) {
-                    self.registry.condemn(id, self.now);
+                    self.registry.retire_on_return(id, self.now);
                 }
                 return;
             }

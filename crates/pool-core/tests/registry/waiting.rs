@@ -82,7 +82,7 @@ fn w4_a_cancelled_waiter_leaves_no_trace() {
     let held = world.lease("a");
     let before = world.registry.view(world.now);
     let ticket = world.ask("b");
-    let gave_up = world.registry.give_up(ticket, world.now);
+    let gave_up = world.registry.cancel_wait(ticket, world.now);
     assert_eq!((gave_up.waiting_for, gave_up.pressure.in_use), (Stage::Budget, 1));
     world.take(gave_up.effects);
     assert_eq!(world.registry.view(world.now), before);
@@ -96,7 +96,7 @@ fn w4_a_grant_that_meets_a_cancelled_waiter_goes_to_the_next() {
     let held = world.lease("a");
     let (first, second) = (world.ask("a"), world.ask("a"));
     world.release(held);
-    let gave_up = world.registry.give_up(first, world.now);
+    let gave_up = world.registry.cancel_wait(first, world.now);
     world.take(gave_up.effects);
     world.served(second);
 }
@@ -127,7 +127,7 @@ fn w2_impatient_callers_do_not_stop_the_turns() {
         let next = world.ask("loud");
         world.pass(Duration::from_millis(2));
         let newer = world.ask("hasty");
-        let gave_up = world.registry.give_up(hasty, world.now);
+        let gave_up = world.registry.cancel_wait(hasty, world.now);
         world.take(gave_up.effects);
         hasty = newer;
         world.release(held);

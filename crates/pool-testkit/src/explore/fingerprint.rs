@@ -58,7 +58,7 @@ impl World {
         for age in view.workspaces.iter_mut().flat_map(|ws| &mut ws.idle_nanos) {
             *age = ages.iter().position(|other| other == age).unwrap_or_default() as u128;
         }
-        for (_, since) in &mut view.turns {
+        for (_, since) in &mut view.open_queue {
             *since = u128::from(*since >= TURN.as_nanos());
         }
         view

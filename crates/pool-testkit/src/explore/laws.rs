@@ -92,14 +92,14 @@ impl World {
         broken("W4", format!("{queued} stand in the queues, {waiting} callers wait"))
     }
 
-    /// W2: no target that stood in the ring was passed by one behind it.
+    /// W2: no target that stood in the open queue was passed by one behind it.
     fn check_turns(&self, before: &View) -> Result<(), Broken> {
         let after = self.registry.view(self.now);
         let kept = |target: &Target, since: u128| {
-            after.turns.iter().any(|(other, now)| other == target && *now >= since)
+            after.open_queue.iter().any(|(other, now)| other == target && *now >= since)
         };
         let mut passed: Option<&Target> = None;
-        for (target, since) in &before.turns {
+        for (target, since) in &before.open_queue {
             match passed {
                 _ if kept(target, *since) => passed = passed.or(Some(target)),
                 Some(waiting) if self.opens.iter().any(|open| open.work.target() == target) => {
@@ -115,12 +115,12 @@ impl World {
     }
 
     /// W2, the simple case: a connection comes back to a workspace whose callers wait, the budget is spent, no slot
-    /// is on its way, and the first other target of the ring has stood there for a turn.
+    /// is on its way, and the first other target of the open queue has stood there for a turn.
     fn must_yield(&self, step: Step, before: &View) -> bool {
         let Step::Release(c) = step else { return false };
         let target = self.target(self.wants(c));
         let its_callers_wait = before.workspaces.iter().any(|ws| ws.target == target && ws.waiting > 0);
-        let next = before.turns.iter().find(|(other, _)| *other != target);
+        let next = before.open_queue.iter().find(|(other, _)| *other != target);
         its_callers_wait
             && self.closes.is_empty()
             && self.counted(None) == self.scenario.budget as usize

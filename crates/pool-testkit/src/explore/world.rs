@@ -158,7 +158,7 @@ impl World {
         match step {
             Step::Ask(c) => self.ask(c),
             Step::Fetch(c) => self.fetch(c),
-            Step::GiveUp(c) => self.give_up(c),
+            Step::GiveUp(c) => self.cancel_wait(c),
             Step::Release(c) => self.give_back(c, Registry::release),
             Step::Break(c) => self.give_back(c, Registry::discard),
             Step::CheckFails(c) => self.check_fails(c),
@@ -198,7 +198,7 @@ impl World {
                 self.perform(effects)
             }
             Step::DatabaseIsMade(w) => {
-                let effects = self.registry.forgive(&self.target(w), self.now);
+                let effects = self.registry.clear_failure(&self.target(w), self.now);
                 self.perform(effects)
             }
             Step::BeginClose(w) => {
@@ -218,7 +218,7 @@ impl World {
             Step::Cut(k) => {
                 self.closers[k].has_cut = true;
                 for id in self.closers[k].listed.iter().flatten() {
-                    self.registry.condemn(*id, self.now);
+                    self.registry.retire_on_return(*id, self.now);
                     self.cut.push(*id);
                 }
                 self.closers[k].told = true;
@@ -302,9 +302,9 @@ impl World {
         Ok(())
     }
 
-    fn give_up(&mut self, c: usize) -> Result<(), Broken> {
+    fn cancel_wait(&mut self, c: usize) -> Result<(), Broken> {
         let Caller::Waiting { ticket, .. } = self.replace(c, Caller::Done) else { return Ok(()) };
-        let gave_up = self.registry.give_up(ticket, self.now);
+        let gave_up = self.registry.cancel_wait(ticket, self.now);
         self.perform(gave_up.effects)
     }
 

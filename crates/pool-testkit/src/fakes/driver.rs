@@ -105,7 +105,7 @@ impl Driver for FakeDriver {
         drop(conn);
     }
 
-    fn place(&self, endpoint: &Endpoint) -> String {
+    fn address(&self, endpoint: &Endpoint) -> String {
         format!("fake/{}", endpoint.database)
     }
 

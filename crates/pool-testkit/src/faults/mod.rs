@@ -6,11 +6,11 @@
 //! row.rs      what one test has observed: a row of docs/reliability.md
 //! ```
 //!
-//! A server that can be stopped, frozen and killed is [`OwnServer`]; it is at home in [`crate::server`].
+//! A server that can be stopped, frozen and killed is [`DedicatedServer`]; it is at home in [`crate::server`].
 
 mod proxy;
 mod row;
 
-pub use crate::server::{OwnServer, Stop};
+pub use crate::server::{DedicatedServer, Stop};
 pub use proxy::{Link, Proxy};
 pub use row::{RELIABILITY_ENV, Row, read_rows};

@@ -141,7 +141,7 @@ fn shows_nothing(
     only_there: bool,
 ) -> Result<(), String> {
     let shown = match config {
-        Ok(config) => format!("{config:?} {}", config.place("d")),
+        Ok(config) => format!("{config:?} {}", config.address("d")),
         Err(error) => format!("{error} {error:?}"),
     };
     holds(!only_there || !shown.contains(secret), || format!("a password is shown: {shown}"))

@@ -28,8 +28,8 @@ pub struct TaggedConnection {
     pub case: String,
     /// The process id of its backend.
     pub pid: i32,
-    /// Whether it is the connection of a pool's keeper, and not one of the pool.
-    pub is_keeper: bool,
+    /// Whether it is the connection of a pool's janitor, and not one of the pool.
+    pub is_janitor: bool,
     /// Whether its pool lives: its process runs, and looks after what it has opened.
     pub lives: bool,
     /// The database it is connected to.
@@ -68,7 +68,7 @@ pub fn connections(server: &TestServer) -> Result<Vec<TaggedConnection>, ServerE
 pub fn terminate(server: &TestServer, run: Option<&RunId>) -> Result<Vec<TaggedConnection>, ServerError> {
     let is_meant = |session: &TaggedConnection| match run {
         Some(run) => session.run == *run,
-        None => !session.lives && !session.is_keeper,
+        None => !session.lives && !session.is_janitor,
     };
     on(server, async |conn| {
         let meant: Vec<_> = tagged(conn).await?.into_iter().filter(is_meant).collect();
@@ -84,7 +84,7 @@ pub fn terminate(server: &TestServer, run: Option<&RunId>) -> Result<Vec<TaggedC
 /// When the server cannot be asked.
 pub fn clean(server: &TestServer) -> Result<Cleaned, ServerError> {
     on(server, async |conn| {
-        let dead: Vec<_> = tagged(conn).await?.into_iter().filter(|s| !s.lives && !s.is_keeper).collect();
+        let dead: Vec<_> = tagged(conn).await?.into_iter().filter(|s| !s.lives && !s.is_janitor).collect();
         end(conn, &dead).await?;
         Ok(Cleaned { connections: dead, databases: reap_databases(conn).await? })
     })
@@ -117,13 +117,15 @@ async fn tagged(conn: &mut PgConnection) -> Result<Vec<TaggedConnection>, Error>
     let living = living(conn).await?;
     let mut sessions = Vec::with_capacity(rows.len());
     for row in rows {
-        let Some(Tag { is_keeper, run, serial, suite, case }) = Tag::parse(row.try_get(1)?) else { continue };
+        let Some(Tag { is_janitor, run, serial, suite, case }) = Tag::parse(row.try_get(1)?) else {
+            continue;
+        };
         sessions.push(TaggedConnection {
             run,
             suite,
             case,
             pid: row.try_get(0)?,
-            is_keeper,
+            is_janitor,
             lives: living.contains(&serial),
             database: row.try_get(2)?,
             state: row.try_get(3)?,
@@ -135,7 +137,7 @@ async fn tagged(conn: &mut PgConnection) -> Result<Vec<TaggedConnection>, Error>
     Ok(sessions)
 }
 
-/// The numbers of the pools whose keeper holds its lock, in whichever database.
+/// The numbers of the pools whose janitor holds its lock, in whichever database.
 async fn living(conn: &mut PgConnection) -> Result<BTreeSet<i32>, Error> {
     let serials: Vec<i32> = sqlx::query_scalar(
         "select objid::bigint::int from pg_locks \
@@ -159,7 +161,7 @@ async fn end(conn: &mut PgConnection, sessions: &[TaggedConnection]) -> Result<(
     Ok(())
 }
 
-/// Drops the databases of pools whose keeper is gone: their processes were killed, or they leaked. Those of
+/// Drops the databases of pools whose janitor is gone: their processes were killed, or they leaked. Those of
 /// a run under supervision are left to whoever looks after it, who counts them before they are dropped.
 pub(crate) async fn reap_databases(conn: &mut PgConnection) -> Result<Vec<String>, Error> {
     let mut names: Vec<String> = sqlx::query_scalar(

@@ -15,7 +15,7 @@ use sqlx::{Connection, Error, Row};
 
 use super::leftovers::drop_database;
 use super::timeline::{Point, Timeline};
-use crate::keeper::budget;
+use crate::janitor::budget;
 use crate::naming::{RunId, Tag, in_tag, serial_of_database};
 use crate::server::{ServerError, TestServer};
 
@@ -237,7 +237,7 @@ impl Watch {
         Ok(())
     }
 
-    /// The sessions of the run's pools now. Those of their keepers are only looked at to learn whose a pool is.
+    /// The sessions of the run's pools now. Those of their janitors are only looked at to learn whose a pool is.
     async fn sessions(&mut self) -> Result<Vec<LeftConnection>, Error> {
         let rows = sqlx::query(
             "select pid, application_name, coalesce(state, ''), coalesce(query, '') from pg_stat_activity \
@@ -250,9 +250,9 @@ impl Watch {
         let mut sessions = Vec::new();
         for row in rows {
             let Some(tag) = Tag::parse(row.try_get(1)?) else { continue };
-            let Tag { is_keeper, serial, suite, case, .. } = tag;
+            let Tag { is_janitor, serial, suite, case, .. } = tag;
             self.pools.entry(serial).or_insert_with(|| (suite.clone(), case.clone()));
-            if !is_keeper {
+            if !is_janitor {
                 let (pid, state, last_query) = (row.try_get(0)?, row.try_get(2)?, row.try_get(3)?);
                 sessions.push(LeftConnection { pid, suite, case, state, last_query });
             }

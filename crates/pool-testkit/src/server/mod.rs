@@ -15,18 +15,18 @@
 //!         watchdog.sh, watchdog.log starts the server, sees the last user go, ends it   watchdog.sh
 //! ```
 //!
-//! A test that breaks its server has one of its own, [`OwnServer`], beside it in another `srv-` directory.
+//! A test that breaks its server has one of its own, [`DedicatedServer`], beside it in another `srv-` directory.
 //!
 //! A server whose watchdog is dead is an orphan; `reap.rs` removes it on the next occasion.
 
 mod base;
 mod binaries;
+mod dedicated;
 pub mod ephemeral;
 mod error;
 mod guarded;
 mod hold;
 mod kept;
-mod own;
 mod owner;
 mod reap;
 mod record;
@@ -34,9 +34,9 @@ mod start;
 mod test_server;
 
 pub use binaries::{Binaries, Search};
+pub use dedicated::{DedicatedServer, Stop};
 pub use ephemeral::Ephemeral;
 pub use error::ServerError;
 pub use kept::{KeptMark, KeptServer, kept_server};
-pub use own::{OwnServer, Stop};
 pub use reap::{Reaped, reap_orphans};
 pub use test_server::TestServer;

@@ -118,7 +118,7 @@ impl TestServer {
             Origin::Ephemeral(server) => server.directory().join("gate"),
             Origin::Environment { .. } => {
                 let user = nix::unistd::Uid::effective();
-                let place = self.config.place("");
+                let place = self.config.address("");
                 let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
                 let name: String = place.chars().map(plain).collect();
                 std::env::temp_dir().join(format!("pool-testkit-{user}-{name}.gate"))

@@ -10,7 +10,7 @@ use pool_postgres::{
     AcquireError, DatabaseNaming, DriverErrorKind, Limits, PgLease, PgPools, PostgresConfig, WorkspaceId,
     acquire_error,
 };
-use pool_testkit::faults::{OwnServer, Proxy, Row};
+use pool_testkit::faults::{DedicatedServer, Proxy, Row};
 use pool_testkit::{eventually, execute_outside, wait_for_condition};
 use sqlx::{Connection, PgConnection};
 use tokio::task::JoinHandle;
@@ -54,24 +54,24 @@ pub struct World {
     pub hit: WorkspaceId,
     pub other: WorkspaceId,
     proxy: Option<Proxy>,
-    pub server: OwnServer,
+    pub server: DedicatedServer,
 }
 
 impl World {
     /// A pool that is connected to its server, and gives an open or a check up after `connect_timeout`.
     pub async fn direct(connect_timeout: Duration) -> Result<Self, Failure> {
-        Self::new(OwnServer::start().await?, None, connect_timeout).await
+        Self::new(DedicatedServer::start().await?, None, connect_timeout).await
     }
 
     /// The same through a proxy.
     pub async fn proxied(connect_timeout: Duration) -> Result<Self, Failure> {
-        let server = OwnServer::start().await?;
+        let server = DedicatedServer::start().await?;
         let proxy = Proxy::start(([127, 0, 0, 1], server.port()).into()).await?;
         Self::new(server, Some(proxy), connect_timeout).await
     }
 
     async fn new(
-        server: OwnServer,
+        server: DedicatedServer,
         proxy: Option<Proxy>,
         connect_timeout: Duration,
     ) -> Result<Self, Failure> {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use pool_postgres::{CatalogError, DatabaseNaming, Limits, PgPools, WorkspaceId};
-use pool_testkit::faults::OwnServer;
+use pool_testkit::faults::DedicatedServer;
 use pool_testkit::{eventually, execute_outside};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection};
@@ -14,12 +14,12 @@ use crate::support::{SOON, id};
 /// A server of its own, and a pool on it whose role has no rights over anybody else.
 struct World {
     pools: PgPools,
-    server: OwnServer,
+    server: DedicatedServer,
 }
 
 impl World {
     async fn new() -> Self {
-        let server = OwnServer::start().await.unwrap();
+        let server = DedicatedServer::start().await.unwrap();
         let role = "create role maker login createdb password 'maker'";
         execute_outside(&server.config(), "postgres", role).await.unwrap();
         let pools = PgPools::builder(server.config().user("maker").password("maker"))

@@ -46,8 +46,8 @@ impl Driver for Detour {
     async fn close(&self, conn: PgConn) {
         self.real.close(conn).await;
     }
-    fn place(&self, endpoint: &Endpoint) -> String {
-        self.real.place(endpoint)
+    fn address(&self, endpoint: &Endpoint) -> String {
+        self.real.address(endpoint)
     }
     fn handle(&self, conn: &PgConn) -> PgHandle {
         self.real.handle(conn)

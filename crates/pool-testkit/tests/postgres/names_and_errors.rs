@@ -34,7 +34,7 @@ async fn i3_a_server_that_cannot_be_used_is_named_without_the_password(
     if !password.is_empty() {
         config = config.password(password);
     }
-    let place = config.place(database);
+    let place = config.address(database);
     let error = PgPools::builder(config).limits(Limits::new(10)).build().await.unwrap_err();
     let pool_postgres::BuildError::Connect(source) = &error else { panic!("{error}") };
     let told = error.to_string();

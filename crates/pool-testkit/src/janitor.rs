@@ -1,4 +1,4 @@
-//! The keeper of one test pool: a thread with a runtime and a connection of its own, so that it can count,
+//! The janitor of one test pool: a thread with a runtime and a connection of its own, so that it can count,
 //! end and drop whatever the pool has left on the server even when the test's own runtime is blocked,
 //! panicking or gone. While it lives it holds, as advisory locks of its session, the pool's share of the
 //! server's connections and the sign that the pool is alive; both vanish with its process.
@@ -19,7 +19,7 @@ use crate::error::{Session, TestError};
 use crate::naming::PoolName;
 use crate::run::{ALIVE_CLASS, drop_database, reap_databases};
 use crate::server::{ServerError, TestServer};
-use crate::stock::{self, Schema};
+use crate::template_stock::{self, Schema};
 
 /// The class of the advisory locks that stand for the connections which tests may use, one each. That of
 /// living pools is [`ALIVE_CLASS`].
@@ -31,10 +31,10 @@ const ROOM_PAUSE: Duration = Duration::from_millis(20);
 /// How long to wait for room in all.
 const ROOM_LIMIT: Duration = Duration::from_secs(100);
 
-/// Work for the keeper's connection.
+/// Work for the janitor's connection.
 type Task = Box<dyn for<'a> FnOnce(&'a mut Admin) -> BoxFuture<'a, ()> + Send>;
 
-/// What a keeper tells once it is ready.
+/// What a janitor tells once it is ready.
 #[derive(Clone, Debug)]
 pub(crate) struct Ready {
     pub(crate) config: PostgresConfig,
@@ -42,27 +42,27 @@ pub(crate) struct Ready {
 }
 
 #[derive(Debug)]
-pub(crate) struct Keeper {
+pub(crate) struct Janitor {
     tasks: Option<mpsc::UnboundedSender<Task>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Keeper {
+impl Janitor {
     /// Finds the server, waits until it has room for `connections` more, and keeps that room; none where
     /// somebody else keeps it.
     pub(crate) async fn start(name: PoolName, connections: u32) -> Result<(Self, Ready), TestError> {
         let (tasks, todo) = mpsc::unbounded_channel();
         let (ready, is_ready) = oneshot::channel();
         let thread = thread::Builder::new()
-            .name(format!("keeper of {name}"))
+            .name(format!("janitor of {name}"))
             .spawn(move || keep(name, connections, todo, ready))
             .map_err(ServerError::from)?;
-        let keeper = Self { tasks: Some(tasks), thread: Some(thread) };
-        let ready = is_ready.await.map_err(|_| TestError::KeeperGone)??;
-        Ok((keeper, ready))
+        let janitor = Self { tasks: Some(tasks), thread: Some(thread) };
+        let ready = is_ready.await.map_err(|_| TestError::JanitorGone)??;
+        Ok((janitor, ready))
     }
 
-    /// Runs `task` on the keeper's connection.
+    /// Runs `task` on the janitor's connection.
     pub(crate) async fn run<R: Send + 'static>(
         &self,
         doing: &'static str,
@@ -75,15 +75,15 @@ impl Keeper {
                 let _ = answer.send(task(admin).await);
             })
         });
-        let tasks = self.tasks.as_ref().ok_or(TestError::KeeperGone)?;
-        tasks.send(task).map_err(|_| TestError::KeeperGone)?;
-        let outcome = answered.await.map_err(|_| TestError::KeeperGone)?;
-        outcome.map_err(|source| TestError::Keeper { doing, source })
+        let tasks = self.tasks.as_ref().ok_or(TestError::JanitorGone)?;
+        tasks.send(task).map_err(|_| TestError::JanitorGone)?;
+        let outcome = answered.await.map_err(|_| TestError::JanitorGone)?;
+        outcome.map_err(|source| TestError::Janitor { doing, source })
     }
 
-    /// What hands work to this keeper without keeping it.
-    pub(crate) fn errands(&self) -> Errands {
-        Errands(self.tasks.as_ref().map(mpsc::UnboundedSender::downgrade))
+    /// What hands work to this janitor without keeping it.
+    pub(crate) fn handle(&self) -> JanitorHandle {
+        JanitorHandle(self.tasks.as_ref().map(mpsc::UnboundedSender::downgrade))
     }
 
     /// The same from a place that cannot await, such as a `Drop`: blocks until it is done.
@@ -102,12 +102,12 @@ impl Keeper {
     }
 }
 
-/// Hands work to a keeper that may be gone.
+/// Hands work to a janitor that may be gone.
 #[derive(Clone, Debug)]
-pub(crate) struct Errands(Option<mpsc::WeakUnboundedSender<Task>>);
+pub(crate) struct JanitorHandle(Option<mpsc::WeakUnboundedSender<Task>>);
 
-impl Errands {
-    /// Has `task` done some time, without waiting for it; not at all when the keeper is gone.
+impl JanitorHandle {
+    /// Has `task` done some time, without waiting for it; not at all when the janitor is gone.
     pub(crate) fn hand(
         &self,
         task: impl for<'a> FnOnce(&'a mut Admin) -> BoxFuture<'a, Result<(), Error>> + Send + 'static,
@@ -115,7 +115,7 @@ impl Errands {
         let task: Task = Box::new(move |admin| {
             Box::pin(async move {
                 if let Err(error) = task(admin).await {
-                    tracing::warn!(%error, "the keeper of a test pool could not do its work");
+                    tracing::warn!(%error, "the janitor of a test pool could not do its work");
                 }
             })
         });
@@ -125,19 +125,19 @@ impl Errands {
     }
 }
 
-impl Drop for Keeper {
-    /// Blocks until the keeper's session has ended, so that the room it kept is free.
+impl Drop for Janitor {
+    /// Blocks until the janitor's session has ended, so that the room it kept is free.
     fn drop(&mut self) {
         self.tasks = None;
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::error!("the keeper of a test pool panicked");
+            tracing::error!("the janitor of a test pool panicked");
         }
     }
 }
 
-/// The keeper's view of the server: what is this pool's, and nothing else.
+/// The janitor's view of the server: what is this pool's, and nothing else.
 pub(crate) struct Admin {
     conn: PgConnection,
     tag: String,
@@ -169,7 +169,7 @@ fn keep(
                 }
                 // What is stocked on a server that is taken away goes with it.
                 if !server.is_ephemeral()
-                    && let Err(error) = stock::leave(&mut admin.conn).await
+                    && let Err(error) = template_stock::leave(&mut admin.conn).await
                 {
                     tracing::error!(%error, "stocked databases could not be removed");
                 }
@@ -187,16 +187,16 @@ impl Admin {
         connections: u32,
         is_dropped: impl Fn() -> bool,
     ) -> Result<Self, TestError> {
-        let config = server.config().clone().application_name(&name.keeper_tag());
+        let config = server.config().clone().application_name(&name.janitor_tag());
         let options = config.connect_options(server.system_database());
         let began = Instant::now();
         let gives_up = || is_dropped() || began.elapsed() > ROOM_LIMIT;
         // One asker at a time on this machine, so that those who wait for room do not take it up. Whoever
         // needs none passes by: it may be what the asker is waiting for.
         let gate = if connections > 0 { Some(pass_gate(server, connections, gives_up).await?) } else { None };
-        let failed = |doing| move |source| TestError::Keeper { doing, source };
+        let failed = |doing| move |source| TestError::Janitor { doing, source };
         let mut conn = PgConnection::connect_with(&options).await.map_err(failed("connecting"))?;
-        stock::arrive(&mut conn).await.map_err(failed("registering"))?;
+        template_stock::arrive(&mut conn).await.map_err(failed("registering"))?;
         reap_databases(&mut conn).await.map_err(failed("removing what dead runs have left"))?;
         if connections > 0 {
             wait_for_room(&mut conn, connections, gives_up).await?;
@@ -242,12 +242,12 @@ impl Admin {
 
     /// Builds the template of a schema if there is none.
     pub(crate) async fn build(&mut self, config: &PostgresConfig, schema: &Schema) -> Result<(), Error> {
-        stock::build(&mut self.conn, config, schema).await
+        template_stock::build(&mut self.conn, config, schema).await
     }
 
     /// Has copies of a schema at hand.
     pub(crate) async fn refill(&mut self, schema: &Schema) -> Result<(), Error> {
-        stock::refill(&mut self.conn, schema).await
+        template_stock::refill(&mut self.conn, schema).await
     }
 
     /// The databases of this pool.
@@ -288,7 +288,7 @@ async fn wait_for_room(
     wanted: u32,
     gives_up: impl Fn() -> bool,
 ) -> Result<(), TestError> {
-    let failed = |source| TestError::Keeper { doing: "waiting for room on the server", source };
+    let failed = |source| TestError::Janitor { doing: "waiting for room on the server", source };
     let wanted_too = i64::from(wanted);
     while !gives_up() {
         let Room { capacity, others, held } = room(conn).await.map_err(failed)?;

@@ -48,7 +48,7 @@ enum Until {
 /// nothing synced. Dropping it, in a panic too, blocks until it has ended and its directory is gone; the death
 /// of the process does the same.
 #[derive(Debug)]
-pub struct OwnServer {
+pub struct DedicatedServer {
     place: GuardedDirectory,
     port: u16,
     cluster: &'static Cluster,
@@ -112,7 +112,7 @@ impl Cluster {
     }
 }
 
-impl OwnServer {
+impl DedicatedServer {
     /// Makes a data directory and starts a server on it; returns when it takes connections.
     ///
     /// # Errors
@@ -171,7 +171,7 @@ impl OwnServer {
         self.launch(Until::Ready).await
     }
 
-    /// Starts it after a stop as a server that recovers until [`OwnServer::end_recovery`], and refuses sessions.
+    /// Starts it after a stop as a server that recovers until [`DedicatedServer::end_recovery`], and refuses sessions.
     ///
     /// # Errors
     /// [`ServerError`] with the end of the log.
@@ -322,7 +322,7 @@ impl OwnServer {
     }
 }
 
-impl Drop for OwnServer {
+impl Drop for DedicatedServer {
     fn drop(&mut self) {
         self.place.remove();
         if let Some(postmaster) = &mut self.postmaster {
@@ -423,7 +423,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_frozen_server_is_gone_when_it_is_dropped() {
-        let server = OwnServer::start().await.unwrap();
+        let server = DedicatedServer::start().await.unwrap();
         let (dir, pid) = (server.directory().to_owned(), server.postmaster_pid().unwrap());
         assert!(runs(pid, &dir));
         server.freeze().unwrap();
@@ -434,7 +434,7 @@ mod tests {
     #[tokio::test]
     async fn a_frozen_server_is_gone_when_its_process_was_killed() {
         let mut process = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "server::own::tests::another_process", "--nocapture"])
+            .args(["--exact", "server::dedicated::tests::another_process", "--nocapture"])
             .env(JOB, "yes")
             .stdout(Stdio::piped())
             .spawn()
@@ -457,7 +457,7 @@ mod tests {
         if std::env::var_os(JOB).is_none() {
             return;
         }
-        let server = OwnServer::start().await.unwrap();
+        let server = DedicatedServer::start().await.unwrap();
         server.freeze().unwrap();
         println!("frozen: {} {}", server.postmaster_pid().unwrap(), server.directory().display());
         std::future::pending::<()>().await;

@@ -1,6 +1,6 @@
 //! sqlx trusts the server to keep to the protocol: a message that is shorter than its kind must be makes
 //! its decoder panic. Whoever speaks with a server does it in here, so that a malicious or broken one costs
-//! a connection, and not the caller's task or the control task. (Nothing can be contained in a program that is
+//! a connection, and not the caller's task or the control task. (Nothing can be catch_panics in a program that is
 //! built to abort on a panic.)
 
 use std::panic::AssertUnwindSafe;
@@ -13,7 +13,7 @@ const UNREADABLE: &str = "the server sent a message that cannot be read";
 
 /// Does `work`, and makes an error of a panic in it. The connection that it used must not be used again before
 /// it has been made clean: what was left on the wire is unknown.
-pub(crate) async fn contained<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+pub(crate) async fn catch_panics<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     let outcome = AssertUnwindSafe(work).catch_unwind().await;
     outcome.unwrap_or_else(|_| Err(Error::Protocol(UNREADABLE.into())))
 }
@@ -24,8 +24,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_an_error_and_an_outcome_stays_what_it_is() {
-        let broken = contained(async { if true { panic!("advance past the end") } else { Ok(()) } }).await;
+        let broken = catch_panics(async { if true { panic!("advance past the end") } else { Ok(()) } }).await;
         assert!(matches!(broken, Err(Error::Protocol(why)) if why == UNREADABLE));
-        assert_eq!(contained(async { Ok(7) }).await.unwrap(), 7);
+        assert_eq!(catch_panics(async { Ok(7) }).await.unwrap(), 7);
     }
 }

@@ -38,7 +38,7 @@ const BUFFER: usize = 64 << 10;
 
 /// The relays of one pool; they end with it, or with their session.
 #[derive(Debug, Default)]
-pub(crate) struct Guard {
+pub(crate) struct Relay {
     relays: Mutex<JoinSet<()>>,
 }
 
@@ -65,7 +65,7 @@ impl Drop for Opening {
     }
 }
 
-impl Guard {
+impl Relay {
     /// A session with the server at `host` and `port`, whose socket is the relay's. It counts as open when `finish` is
     /// done with it.
     ///

@@ -1,6 +1,6 @@
 //! Ready-made databases. A schema is built once, into a template named by the hash of its text; copies of
-//! the template are stocked ahead by the keepers; a test that asks for a workspace waits for a rename, not
-//! for a copy. On a server that lives on, the last keeper to leave takes templates and stock away.
+//! the template are stocked ahead by the janitors; a test that asks for a workspace waits for a rename, not
+//! for a copy. On a server that lives on, the last janitor to leave takes templates and stock away.
 
 use async_trait::async_trait;
 use pool_core::DatabaseName;
@@ -9,7 +9,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection, Error};
 use tokio::time::{Duration, sleep};
 
-use crate::keeper::Errands;
+use crate::janitor::JanitorHandle;
 use crate::run::drop_database;
 
 /// What the names of all templates and stocked copies begin with.
@@ -18,7 +18,7 @@ const PREFIX: &str = "tk_";
 const STOCK: usize = 4;
 /// The class of the locks under which templates are built.
 const BUILD_CLASS: i32 = 0x6275_696c;
-/// The lock that every keeper shares while it lives.
+/// The lock that every janitor shares while it lives.
 const PRESENCE: (i32, i32) = (0x7072_6573, 0);
 /// A database cannot be renamed while a session that has just left it is still counted.
 const RENAME_TRIES: usize = 50;
@@ -74,21 +74,21 @@ fn fnv1a(bytes: &[u8]) -> u64 {
 }
 
 /// Gives out stocked copies, and asks for more.
-pub(crate) struct Stock {
+pub(crate) struct TemplateStock {
     pub(crate) schema: Schema,
-    pub(crate) keeper: Errands,
+    pub(crate) janitor: JanitorHandle,
 }
 
-impl Stock {
-    /// Has the keeper make up for what was taken, off the test's path.
+impl TemplateStock {
+    /// Has the janitor make up for what was taken, off the test's path.
     pub(crate) fn restock(&self) {
         let schema = self.schema.clone();
-        self.keeper.hand(move |admin| Box::pin(async move { admin.refill(&schema).await }));
+        self.janitor.hand(move |admin| Box::pin(async move { admin.refill(&schema).await }));
     }
 }
 
 #[async_trait]
-impl DatabaseSource for Stock {
+impl DatabaseSource for TemplateStock {
     async fn make(&self, system: &mut PgConnection, name: &DatabaseName) -> Result<(), Error> {
         let copies: Vec<String> = stocked(system, &self.schema).await?;
         for copy in copies {
@@ -148,17 +148,17 @@ pub(crate) async fn refill(system: &mut PgConnection, schema: &Schema) -> Result
     Ok(())
 }
 
-/// Says that a keeper is there, until its session ends or [`leave`].
+/// Says that a janitor is there, until its session ends or [`leave`].
 pub(crate) async fn arrive(system: &mut PgConnection) -> Result<(), Error> {
     lock("pg_advisory_lock_shared", system).await
 }
 
-/// Says that a keeper is gone; the last one takes everything stocked away. Its session ends next, and with
+/// Says that a janitor is gone; the last one takes everything stocked away. Its session ends next, and with
 /// it whatever lock it holds.
 pub(crate) async fn leave(system: &mut PgConnection) -> Result<(), Error> {
     lock("pg_advisory_unlock_shared", system).await?;
     let (class, key) = PRESENCE;
-    // The locks of keepers that are connected to another database are seen, though not in the way.
+    // The locks of janitors that are connected to another database are seen, though not in the way.
     let alone: bool = sqlx::query_scalar(
         "select pg_try_advisory_lock($1, $2) and not exists(select from pg_locks where locktype = 'advisory' \
          and classid::bigint = $1::bigint and pid <> pg_backend_pid())",
