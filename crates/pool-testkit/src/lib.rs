@@ -25,7 +25,6 @@
 mod readme {}
 
 mod error;
-pub mod explore;
 pub mod fakes;
 pub mod faults;
 pub mod fixtures;

@@ -25,6 +25,11 @@ struct Layer {
 /// The layers of the design. A package that is not in here has none, and is a violation.
 const LAYERS: &[Layer] = &[
     Layer { package: "pool-core", workspace: &[], never: &["tokio*", "sqlx*", "moka", "dashmap"] },
+    Layer {
+        package: "pool-explore",
+        workspace: &["pool-core"],
+        never: &["tokio*", "sqlx*", "moka", "dashmap"],
+    },
     Layer { package: "pool-manager", workspace: &["pool-core"], never: &["sqlx*"] },
     Layer { package: "pool-postgres", workspace: &["pool-core", "pool-manager"], never: &[] },
     Layer { package: "pool-sqlite", workspace: &["pool-core", "pool-manager"], never: &[] },
@@ -38,7 +43,7 @@ const LAYERS: &[Layer] = &[
         workspace: &["pool-core", "pool-manager", "pool-postgres", "pool-sqlite", "pool-testkit"],
         never: &[],
     },
-    Layer { package: "xtask", workspace: &["pool-testkit"], never: &[] },
+    Layer { package: "xtask", workspace: &["pool-explore", "pool-testkit"], never: &[] },
 ];
 
 /// A package, and what it uses by normal and build dependencies.

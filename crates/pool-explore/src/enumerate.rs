@@ -7,7 +7,7 @@
 //! each reachable state serves everybody.
 //!
 //! ```
-//! use pool_testkit::explore::{Scenario, explore};
+//! use pool_explore::enumerate::{Scenario, explore};
 //!
 //! let report = explore(&Scenario { workspaces: 1, budget: 1, callers: 2, ..Scenario::default() });
 //! report.expect("no law is broken");

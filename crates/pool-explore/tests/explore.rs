@@ -1,6 +1,6 @@
 //! Every schedule of small worlds: no law is broken, and a planted bug breaks one.
 
-use pool_testkit::explore::{Bug, Scenario, explore};
+use pool_explore::enumerate::{Bug, Scenario, explore};
 use rstest::rstest;
 
 /// Callers 0 and 2 share a workspace; caller 3 shares caller 1's.
