@@ -185,6 +185,11 @@ mod tests {
 
     const PASSWORD: &str = "correct/horse battery";
 
+    /// A password of its own for each test that looks at the processes of the machine: others run the same tests there.
+    fn own_password() -> String {
+        format!("{PASSWORD} {:032x}", fastrand::u128(..))
+    }
+
     #[rstest]
     #[case::plain("url=postgres://u:correct/horse battery@h/d", "plain")]
     #[case::encoded("postgres://u:correct%2Fhorse%20battery@h/d", "percent-encoded")]
@@ -206,7 +211,7 @@ mod tests {
 
     #[test]
     fn what_is_clean_is_counted() {
-        let mut search = Search::new(PASSWORD);
+        let mut search = Search::new(&own_password());
         search.text("the output of a case", b"correct horse battery");
         search.processes();
         let searched = search.into_searched();
@@ -219,8 +224,9 @@ mod tests {
     #[test]
     fn a_password_in_the_arguments_of_a_process_is_found() {
         const WAITS: &str = "echo ready; read _";
+        let password = own_password();
         let mut child = Command::new("sh")
-            .args(["-c", WAITS, "sh", PASSWORD])
+            .args(["-c", WAITS, "sh", &password])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -228,7 +234,7 @@ mod tests {
         // The arguments of a process can be read only some time after `spawn` has come back: it says when it runs.
         let mut said = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut said).unwrap();
-        let mut search = Search::new(PASSWORD);
+        let mut search = Search::new(&password);
         search.processes();
         drop(child.stdin.take());
         child.wait().unwrap();
