@@ -70,6 +70,17 @@ pub trait Driver: Send + Sync + 'static {
     /// Ends sessions from outside, and returns when the server no longer counts them.
     fn terminate(&self, handles: Vec<Self::Handle>) -> impl Future<Output = Result<(), DriverError>> + Send;
 
+    /// Which of these sessions the server has ended, by their place in `handles`: one question about all of them, however
+    /// many. Asked about idle connections, so that those that died do not count until somebody wants them. A driver that
+    /// cannot tell says nothing of any of them, as the default does.
+    fn departed(
+        &self,
+        handles: Vec<Self::Handle>,
+    ) -> impl Future<Output = Result<Vec<usize>, DriverError>> + Send {
+        drop(handles);
+        std::future::ready(Ok(Vec::new()))
+    }
+
     /// How many connections the driver may keep for its own use; they come out of the system share.
     fn control_connections(&self) -> u32;
 

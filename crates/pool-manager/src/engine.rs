@@ -34,6 +34,8 @@ pub(crate) struct Engine<D: Driver> {
     pub(crate) drained: Notify,
     /// Told whenever something begins to be closed.
     pub(crate) closing: Notify,
+    /// Told whenever a connection has proved broken; others may have broken with it.
+    pub(crate) breakage: Arc<Notify>,
 }
 
 impl<D: Driver> Engine<D> {
@@ -60,6 +62,7 @@ impl<D: Driver> Engine<D> {
             jobs,
             drained: Notify::new(),
             closing: Notify::new(),
+            breakage: Arc::default(),
         }
     }
 

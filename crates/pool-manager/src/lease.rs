@@ -59,6 +59,7 @@ impl<D: Driver> Lease<D> {
     pub(crate) fn into_discard(mut self) -> Effects<D::Connection> {
         match self.take() {
             Some((conn, debt)) => {
+                self.engine.breakage.notify_one();
                 let share = self.engine.share(&self.target);
                 share.with("discard", |registry, now| registry.discard(debt, conn, now))
             }

@@ -44,6 +44,8 @@ struct Tasks {
     stop: Option<oneshot::Sender<()>>,
     dispatcher: Option<JoinHandle<()>>,
     maintenance: Option<JoinHandle<()>>,
+    /// Finds idle connections that have died.
+    watch: Option<JoinHandle<()>>,
     /// What the first close to come to its end has found.
     outcome: Option<Result<(), CloseError>>,
 }
@@ -77,11 +79,14 @@ impl<D: Driver> PoolManager<D> {
         let (stop, stopped) = oneshot::channel();
         let engine = Arc::new(Engine::new(driver, settings, ceilings, jobs));
         let dispatcher = runtime.spawn(opener::dispatch(Arc::downgrade(&engine), todo, stopped));
+        let breakage = Arc::clone(&engine.breakage);
         let maintenance = runtime.spawn(maintenance::maintain(Arc::downgrade(&engine), every));
+        let watch = runtime.spawn(maintenance::find_departed(Arc::downgrade(&engine), breakage));
         let tasks = Mutex::new(Tasks {
             stop: Some(stop),
             dispatcher: Some(dispatcher),
             maintenance: Some(maintenance),
+            watch: Some(watch),
             outcome: None,
         });
         let locks = WorkspaceLocks::new();
@@ -175,11 +180,11 @@ impl<D: Driver> PoolManager<D> {
         }
         let outcome = close_all(&self.inner.engine).await;
         tasks.stop = None;
-        if let Some(maintenance) = &tasks.maintenance {
-            maintenance.abort();
+        let Tasks { dispatcher, maintenance, watch, .. } = &mut *tasks;
+        for task in [&maintenance, &watch].into_iter().filter_map(|task| task.as_ref()) {
+            task.abort();
         }
-        let Tasks { dispatcher, maintenance, .. } = &mut *tasks;
-        for task in [dispatcher, maintenance] {
+        for task in [dispatcher, maintenance, watch] {
             join(task).await;
         }
         if timeout(CONFIRM_LIMIT, self.driver().shutdown()).await.is_err() {

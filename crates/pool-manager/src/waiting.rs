@@ -46,6 +46,7 @@ pub(crate) async fn wait<D: Driver>(
             Checked::Broken(conn, debt) => {
                 let (again, mut effects) =
                     share.with("replace", |registry, now| registry.replace(debt, conn, now));
+                engine.breakage.notify_one();
                 if let Acquire::Queued(ticket, more) = again {
                     effects.append(more);
                     answer = Acquire::Queued(ticket, effects);

@@ -2,6 +2,7 @@
 //! sessions, and tells when a backend has exited, which is when the server has a free slot again. One
 //! owned task holds it; questions that come close together share a round trip.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ const POLL_FIRST: Duration = Duration::from_micros(300);
 const POLL_MAX: Duration = Duration::from_millis(50);
 /// A backend that has not exited by then is told to.
 const TERMINATE_AFTER: Duration = Duration::from_secs(1);
-/// Without a control connection for this long, backends are believed to have exited.
+/// Without a control connection for this long, backends that should have exited since are believed to have done so.
 const ASSUME_EXITED_AFTER: Duration = Duration::from_secs(30);
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(4);
@@ -39,21 +40,27 @@ enum Query {
     StillThere,
 }
 
+/// A statement about those of the sessions that are still there. Names are qualified, so that nothing that was put into
+/// the database stands in for them; `unnest` of two arrays at once is known by its unqualified name only.
+macro_rules! about_sessions {
+    ($what:literal) => {
+        concat!(
+            "select ",
+            $what,
+            " from rows from (pg_catalog.unnest($1::pg_catalog.int4[]), pg_catalog.unnest($2::pg_catalog.text[])) \
+             as s(pid, started) \
+             cross join lateral pg_catalog.pg_stat_get_activity(s.pid) as a \
+             where a.backend_start::pg_catalog.text operator(pg_catalog.=) s.started"
+        )
+    };
+}
+
 impl Query {
     fn sql(self) -> &'static str {
         match self {
-            Self::Cancel => {
-                "select pg_cancel_backend(s.pid) from unnest($1::int[], $2::text[]) as s(pid, started) \
-                 cross join lateral pg_stat_get_activity(s.pid) as a where a.backend_start::text = s.started"
-            }
-            Self::Terminate => {
-                "select pg_terminate_backend(s.pid) from unnest($1::int[], $2::text[]) as s(pid, started) \
-                 cross join lateral pg_stat_get_activity(s.pid) as a where a.backend_start::text = s.started"
-            }
-            Self::StillThere => {
-                "select s.pid, s.started from unnest($1::int[], $2::text[]) as s(pid, started) \
-                 cross join lateral pg_stat_get_activity(s.pid) as a where a.backend_start::text = s.started"
-            }
+            Self::Cancel => about_sessions!("pg_catalog.pg_cancel_backend(s.pid)"),
+            Self::Terminate => about_sessions!("pg_catalog.pg_terminate_backend(s.pid)"),
+            Self::StillThere => about_sessions!("s.pid, s.started"),
         }
     }
 }
@@ -63,6 +70,8 @@ pub(crate) enum Request {
     Cancel(Session, oneshot::Sender<()>),
     /// Tell when the session's backend has exited; end it first, if so wished.
     Gone { session: Session, end_it: bool, told: oneshot::Sender<()> },
+    /// Tell which of the sessions are not there any more, by their places; nothing if the server does not answer.
+    Departed(Vec<Session>, oneshot::Sender<Option<Vec<usize>>>),
     /// End the task.
     Shutdown,
 }
@@ -102,6 +111,13 @@ impl Control {
         if self.requests.send(Request::Gone { session, end_it, told }).is_ok() {
             let _ = answer.await;
         }
+    }
+
+    /// Which of `sessions` the server no longer has, by their places; none if it could not be asked.
+    pub(crate) async fn departed(&self, sessions: Vec<Session>) -> Option<Vec<usize>> {
+        let (told, answer) = oneshot::channel();
+        self.requests.send(Request::Departed(sessions, told)).ok()?;
+        answer.await.ok()?
     }
 
     /// Ends the task and its connection; returns when the server no longer counts that either.
@@ -178,6 +194,11 @@ impl Worker {
                         poll_at = since + pause;
                     }
                 }
+                // An asker who has gone would only keep the others waiting.
+                Some(Request::Departed(_, told)) if told.is_closed() => {}
+                Some(Request::Departed(sessions, told)) => {
+                    let _ = told.send(self.departed(sessions).await);
+                }
                 Some(Request::Shutdown) | None => break,
             }
         }
@@ -191,17 +212,26 @@ impl Worker {
     async fn poll_exits(&mut self) -> bool {
         self.terminate_overdue().await;
         let sessions: Vec<Session> = self.pending.iter().map(|exit| exit.session.clone()).collect();
-        let Some(rows) = self.ask(Query::StillThere, sessions).await else { return self.assume_exited() };
-        let there: Vec<Session> = rows
-            .iter()
-            .filter_map(|row| Some(Session { pid: row.try_get(0).ok()?, started: row.try_get(1).ok()? }))
-            .collect();
+        let Some(there) = self.still_there(sessions).await else { return self.assume_exited() };
         let before = self.pending.len();
         let gone = self.pending.extract_if(.., |exit| !there.contains(&exit.session));
         for exit in gone {
             let _ = exit.told.send(());
         }
         self.pending.len() < before
+    }
+
+    async fn departed(&mut self, sessions: Vec<Session>) -> Option<Vec<usize>> {
+        let there = self.still_there(sessions.clone()).await?;
+        let is_gone = |(place, session)| (!there.contains(&session)).then_some(place);
+        Some(sessions.into_iter().enumerate().filter_map(is_gone).collect())
+    }
+
+    /// Those of `sessions` that the server has; none if it gives no answer.
+    async fn still_there(&mut self, sessions: Vec<Session>) -> Option<HashSet<Session>> {
+        let rows = self.ask(Query::StillThere, sessions).await?;
+        let session = |row: &PgRow| Ok(Session { pid: row.try_get(0)?, started: row.try_get(1)? });
+        rows.iter().map(session).collect::<Result<_, Error>>().ok()
     }
 
     /// Ends the sessions that were to be ended, and those that take too long to leave by themselves.
@@ -264,14 +294,15 @@ impl Worker {
         if lost_at.elapsed() < ASSUME_EXITED_AFTER {
             return false;
         }
-        tracing::warn!(
-            sessions = self.pending.len(),
-            "the server cannot be asked; sessions are believed to be gone"
-        );
-        for exit in self.pending.drain(..) {
+        let before = self.pending.len();
+        for exit in self.pending.extract_if(.., |exit| exit.since.elapsed() >= ASSUME_EXITED_AFTER) {
             let _ = exit.told.send(());
         }
-        true
+        let sessions = before - self.pending.len();
+        if sessions > 0 {
+            tracing::warn!(sessions, "the server cannot be asked; sessions are believed to be gone");
+        }
+        sessions > 0
     }
 }
 
@@ -279,11 +310,13 @@ impl Worker {
 /// is read to its end. A backend that is told to terminate says so and exits, and the kernel closes its
 /// socket when it is dead. A superuser keeps that out of the server's log; others leave one line there.
 async fn leave(mut conn: PgConnection) -> Result<(), Error> {
-    let row = sqlx::raw_sql("select current_setting('is_superuser') = 'on'").fetch_one(&mut conn).await?;
+    let is_superuser = "select pg_catalog.current_setting('is_superuser') operator(pg_catalog.=) 'on'";
+    let row = sqlx::raw_sql(is_superuser).fetch_one(&mut conn).await?;
     if row.try_get::<bool, _>(0)? {
         sqlx::raw_sql("set log_min_messages = panic").execute(&mut conn).await?;
     }
-    let farewell = sqlx::raw_sql("select pg_terminate_backend(pg_backend_pid())").execute(&mut conn).await;
+    let end = "select pg_catalog.pg_terminate_backend(pg_catalog.pg_backend_pid())";
+    let farewell = sqlx::raw_sql(end).execute(&mut conn).await;
     if farewell.is_err_and(|error| matches!(error, Error::Database(_))) {
         // The rest of the wire: nothing, then its end.
         while let Err(Error::Database(_)) = conn.flush().await {}

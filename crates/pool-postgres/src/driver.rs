@@ -184,6 +184,12 @@ impl Driver for PgDriver {
         Ok(())
     }
 
+    async fn departed(&self, handles: Vec<PgHandle>) -> Result<Vec<usize>, DriverError> {
+        let sessions = handles.into_iter().map(|PgHandle(session)| session).collect();
+        let gone = self.control.departed(sessions).await;
+        gone.ok_or_else(|| DriverError::new(Phase::Check, DriverErrorKind::ConnectionLost, self.server()))
+    }
+
     fn control_connections(&self) -> u32 {
         1
     }

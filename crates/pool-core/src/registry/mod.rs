@@ -7,12 +7,14 @@
 //! - `acquire`: `acquire`, `replace`, `claim`, `cancel_wait`;
 //! - `open`: `opened`, `open_failed`, `open_is_slow`, `open_given_up`, `retry`, `clear_failure`;
 //! - `release`: `release`, `discard`, `closed`, `close_is_slow`, `expire`, `retire_on_return`;
+//! - `gone`: `vanished`, for sessions that the server has ended by itself;
 //! - `closing`: `begin_close`, `end_close`, `close_all`;
 //! - `waiters`: who is served next; called at the end of every transition;
 //! - `invariants`: `check`, every law that holds between transitions, and `view`.
 
 mod acquire;
 mod closing;
+mod gone;
 mod invariants;
 mod open;
 mod planted;

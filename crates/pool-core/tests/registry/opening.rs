@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pool_core::{Acquire, AcquireError, Claim, RegistryConfig, Stage};
+use pool_core::{Acquire, AcquireError, Claim, CloseReason, RegistryConfig, Stage};
 
 use crate::world::{World, refused, target};
 
@@ -133,6 +133,41 @@ fn l3_connections_that_were_idle_when_another_broke_are_checked() {
     let effects = world.registry.discard(broken.debt, broken.conn, world.now);
     world.take(effects);
     assert!(world.hit("b").check_first);
+}
+
+#[test]
+fn s1_idle_connections_whose_sessions_are_gone_are_closed_and_the_others_checked() {
+    let mut world = World::new(4, 4);
+    let (first, second, leased) = (world.lease("a"), world.lease("a"), world.lease("b"));
+    for leased in [first, second, leased] {
+        world.release(leased);
+    }
+    let asked = world.registry.idle();
+    assert_eq!(asked.len(), 3);
+    let lease = world.hit("b");
+    let effects = world.registry.vanished(&asked[1..], world.now);
+    assert_eq!((effects.closes.len(), effects.opens.len()), (1, 0), "what is leased is left to its holder");
+    world.take(effects);
+    assert_eq!(world.close_all_owed(), [(2, CloseReason::Broken)]);
+    assert!(world.hit("a").check_first, "it may have broken with the other");
+    world.release(lease);
+}
+
+#[test]
+fn e1_a_connection_is_not_taken_for_the_one_that_had_its_place_before() {
+    let mut world = World::new(1, 1);
+    world.idle("a");
+    let gone = world.registry.idle();
+    let leased = world.hit("a");
+    let effects = world.registry.discard(leased.debt, leased.conn, world.now);
+    world.take(effects);
+    world.close_all_owed();
+    world.pass(Duration::from_millis(1));
+    world.idle("a");
+    let effects = world.registry.vanished(&gone, world.now);
+    world.take(effects);
+    assert!(world.closes.is_empty());
+    assert!(!world.hit("a").check_first);
 }
 
 #[test]

@@ -4,7 +4,8 @@
 use std::time::{Duration, Instant};
 
 use pool_core::{
-    Acquire, Claim, CloseDebt, Effects, LeaseDebt, Lru, OpenWork, Registry, RegistryConfig, Target, Ticket,
+    Acquire, Claim, CloseDebt, ConnectionId, Effects, LeaseDebt, Lru, OpenWork, Registry, RegistryConfig,
+    Target, Ticket,
 };
 
 use crate::world::{Conn, refused, target};
@@ -23,6 +24,8 @@ struct Chaos {
     tickets: Vec<(Ticket, Target)>,
     held: Vec<(Conn, LeaseDebt)>,
     closing: Vec<Target>,
+    /// Sessions that were found gone when they were idle.
+    gone: Vec<ConnectionId>,
 }
 
 impl Chaos {
@@ -44,6 +47,7 @@ impl Chaos {
             tickets: Vec::new(),
             held: Vec::new(),
             closing: Vec::new(),
+            gone: Vec::new(),
         }
     }
 
@@ -104,7 +108,7 @@ impl Chaos {
 
     fn step(&mut self, may_ask: bool) {
         let whom = target(["a", "b", "c", "d"][self.roll(4)]);
-        match self.roll(13) {
+        match self.roll(14) {
             0..=3 if may_ask => {
                 let answer = self.registry.acquire(&whom, self.now);
                 self.answered(whom, answer);
@@ -135,8 +139,18 @@ impl Chaos {
                 let effects = self.registry.expire(self.now);
                 self.perform(effects);
             }
+            11 => self.sessions_vanish(),
             _ => self.somebody_closes_or_creates(whom),
         }
+    }
+
+    /// What was found gone some time ago is told now, and some of what is idle now will be told later.
+    fn sessions_vanish(&mut self) {
+        let gone = std::mem::take(&mut self.gone);
+        let effects = self.registry.vanished(&gone, self.now);
+        self.perform(effects);
+        let idle = self.registry.idle();
+        self.gone = idle.into_iter().filter(|_| self.dice.bool()).collect();
     }
 
     fn give_back(&mut self) {

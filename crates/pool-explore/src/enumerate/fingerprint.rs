@@ -1,7 +1,7 @@
 //! What two worlds have in common that will behave alike: the registry's view with times reduced to their order, and
 //! what the world owns, without names that do not matter.
 
-use pool_core::{Target, View};
+use pool_core::{ConnectionId, Target, View};
 
 use super::world::{Caller, History, TURN, World};
 
@@ -12,7 +12,10 @@ pub(super) struct Fingerprint {
     /// By workspace: callers that have not asked, those that hold, those that wait in their order.
     callers: Vec<(usize, Vec<Holder>, Vec<bool>)>,
     opens: Vec<(Target, bool, bool)>,
-    closes: Vec<(Target, bool)>,
+    /// For whom, slow, vanished.
+    closes: Vec<(Target, bool, bool)>,
+    /// Whether a session has vanished; how many idle connections came back before it, if it is idle still.
+    vanished: (bool, Option<usize>),
     /// For whom, told, how many leases were listed, cut.
     closers: Vec<(Option<Target>, bool, Option<usize>, bool)>,
     retries: Vec<Target>,
@@ -20,8 +23,8 @@ pub(super) struct Fingerprint {
     left: [u32; 2],
 }
 
-/// A caller that holds a connection: fresh, listed by a closer, cut by one.
-type Holder = (bool, bool, bool);
+/// A caller that holds a connection: fresh, listed by a closer, cut by one, vanished.
+type Holder = (bool, bool, bool, bool);
 
 impl World {
     pub(super) fn fingerprint(&self) -> Fingerprint {
@@ -32,8 +35,14 @@ impl World {
         let mut opens: Vec<_> =
             self.opens.iter().map(|open| (open.work.target().clone(), open.slow, open.given_up)).collect();
         opens.sort();
-        let mut closes: Vec<_> =
-            self.closes.iter().map(|close| (close.debt.target().clone(), close.slow)).collect();
+        let mut closes: Vec<_> = self
+            .closes
+            .iter()
+            .map(|close| {
+                let id = close.debt.connection();
+                (close.debt.target().clone(), close.slow, self.vanished == Some(id))
+            })
+            .collect();
         closes.sort();
         let closing = self.closers.iter().map(|closer| {
             (closer.target.clone(), closer.told, closer.listed.as_ref().map(Vec::len), closer.has_cut)
@@ -44,6 +53,7 @@ impl World {
             opens,
             closes,
             closers: closing.collect(),
+            vanished: (self.vanished.is_some(), self.vanished.and_then(|id| self.age_rank(id))),
             retries: sorted(self.retries.iter().map(|(target, _)| target.clone()).collect()),
             history: self.history,
             left: [self.mishaps_left, self.turns_left],
@@ -64,6 +74,15 @@ impl World {
         view
     }
 
+    /// How many of the idle connections came back before `id`; none if that is not idle.
+    fn age_rank(&self, id: ConnectionId) -> Option<usize> {
+        let idle = self.registry.idle();
+        let returned =
+            |id: ConnectionId| self.live.iter().find(|live| live.id == id).map(|live| live.returned);
+        let its = idle.contains(&id).then(|| returned(id))?;
+        Some(idle.iter().filter(|other| returned(**other) < its).count())
+    }
+
     fn callers_of(&self, workspace: usize) -> (usize, Vec<Holder>, Vec<bool>) {
         let mut new = 0;
         let mut holders = Vec::new();
@@ -81,6 +100,7 @@ impl World {
                         is_fresh,
                         id.is_some_and(listed),
                         id.is_some_and(|id| self.cut.contains(&id)),
+                        id.is_some() && id == self.vanished,
                     ));
                 }
                 Caller::Waiting { woken, asked, .. } => waiting.push((*asked, c, woken.is_up())),

@@ -173,7 +173,9 @@ impl World {
             CloseReason::Yielded => self.is_budget_spent(),
             CloseReason::IdleTimeout => self.during == Step::IdleTimeout,
             CloseReason::Lifetime => self.cut.contains(&live.id),
-            CloseReason::Broken => matches!(self.during, Step::Break(_) | Step::CheckFails(_)),
+            CloseReason::Broken => {
+                matches!(self.during, Step::Break(_) | Step::CheckFails(_) | Step::VanishedIsTold)
+            }
             CloseReason::WorkspaceClosed => self.history.closed & self.bit_of(&live.target) != 0,
             CloseReason::PoolClosed => self.history.all_closed,
             // A reason that is new to this world must be taught to it.

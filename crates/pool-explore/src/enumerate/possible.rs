@@ -70,7 +70,11 @@ impl World {
         }
         if self.mishaps_left > 0 && self.registry.stats().connections.idle > 0 {
             steps.push(Step::IdleTimeout);
+            if self.vanished.is_none() {
+                steps.extend((0..self.registry.idle().len()).map(Step::SessionVanishes));
+            }
         }
+        steps.extend(self.vanished.map(|_| Step::VanishedIsTold));
     }
 
     fn steps_of_closers(&self, steps: &mut Vec<Step>) {
@@ -106,6 +110,7 @@ impl World {
             | Step::OpenSucceeds(_)
             | Step::CloseIsConfirmed(_)
             | Step::RetryIsDue(_)
+            | Step::VanishedIsTold
             | Step::CloserLooks(_) => true,
             Step::OpenFails(i) => self.opens[i].given_up,
             _ => false,
@@ -119,6 +124,7 @@ impl World {
             | Step::OpenIsSlow(_)
             | Step::CloseIsSlow(_)
             | Step::IdleTimeout
+            | Step::SessionVanishes(_)
             | Step::DatabaseIsMade(_)
             | Step::BeginClose(_)
             | Step::CloseAll => true,

@@ -38,6 +38,10 @@ pub enum Step {
     TurnPasses,
     /// So much time passes that whatever is idle has been so for too long.
     IdleTimeout,
+    /// The session of an idle connection ends on the server; the driver is asked about it at this moment.
+    SessionVanishes(usize),
+    /// The driver tells which session has vanished.
+    VanishedIsTold,
     /// The database of a workspace is made by somebody.
     DatabaseIsMade(usize),
     /// Somebody begins to close a workspace.
@@ -72,6 +76,8 @@ impl fmt::Display for Step {
             Self::RetryIsDue(i) => write!(f, "the pause of retry number {i} is over"),
             Self::TurnPasses => f.write_str("the length of a turn passes"),
             Self::IdleTimeout => f.write_str("the idle timeout passes"),
+            Self::SessionVanishes(i) => write!(f, "the session of idle connection number {i} vanishes"),
+            Self::VanishedIsTold => f.write_str("the driver tells which session has vanished"),
             Self::DatabaseIsMade(w) => write!(f, "the database of workspace {w} is made"),
             Self::BeginClose(w) => write!(f, "somebody begins to close workspace {w}"),
             Self::CloseAll => f.write_str("somebody begins to close everything"),

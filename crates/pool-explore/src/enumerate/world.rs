@@ -111,6 +111,8 @@ pub(super) struct World {
     pub(super) retries: Vec<(Target, Instant)>,
     pub(super) live: Vec<Live>,
     pub(super) cut: Vec<ConnectionId>,
+    /// A session that had ended when the driver was asked, and has not been told of yet.
+    pub(super) vanished: Option<ConnectionId>,
     pub(super) history: History,
     pub(super) mishaps_left: u32,
     pub(super) turns_left: u32,
@@ -141,6 +143,7 @@ impl World {
             retries: Vec::new(),
             live: Vec::new(),
             cut: Vec::new(),
+            vanished: None,
             history: History::default(),
             mishaps_left: scenario.mishaps,
             turns_left: scenario.turns,
@@ -195,6 +198,15 @@ impl World {
             Step::IdleTimeout => {
                 self.now += IDLE_TIMEOUT;
                 let effects = self.registry.expire(self.now);
+                self.perform(effects)
+            }
+            Step::SessionVanishes(i) => {
+                self.vanished = Some(self.registry.idle()[i]);
+                Ok(())
+            }
+            Step::VanishedIsTold => {
+                let gone = self.vanished.take();
+                let effects = self.registry.vanished(gone.as_slice(), self.now);
                 self.perform(effects)
             }
             Step::DatabaseIsMade(w) => {

@@ -121,6 +121,18 @@ impl Driver for FakeDriver {
         Ok(())
     }
 
+    async fn departed(&self, handles: Vec<u64>) -> Result<Vec<usize>, DriverError> {
+        let takes = {
+            let mut state = self.server.state();
+            state.questions += 1;
+            state.answers_take
+        };
+        sleep(takes).await;
+        let state = self.server.state();
+        let gone = |handle: &u64| !state.sessions.contains_key(handle);
+        Ok(handles.iter().enumerate().filter(|(_, handle)| gone(handle)).map(|(place, _)| place).collect())
+    }
+
     fn control_connections(&self) -> u32 {
         0
     }

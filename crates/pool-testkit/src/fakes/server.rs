@@ -43,8 +43,10 @@ pub(super) struct State {
     peak: usize,
     connects: u64,
     look_ups: u64,
+    pub(super) questions: u64,
     pub(super) connect_takes: Duration,
     pub(super) close_takes: Duration,
+    pub(super) answers_take: Duration,
 }
 
 impl FakeServer {
@@ -94,6 +96,11 @@ impl FakeServer {
         self.state().close_takes = time;
     }
 
+    /// How long the server thinks about which sessions it has from now on.
+    pub fn answers_take(&self, time: Duration) {
+        self.state().answers_take = time;
+    }
+
     /// Ends every session with `database` behind its holder.
     pub fn kill_sessions_of(&self, database: &str) {
         self.state().sessions.retain(|_, of| of != database);
@@ -122,6 +129,11 @@ impl FakeServer {
     /// Catalog look-ups so far.
     pub fn look_ups(&self) -> u64 {
         self.state().look_ups
+    }
+
+    /// How often the driver has asked which sessions are still there.
+    pub fn questions(&self) -> u64 {
+        self.state().questions
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {

@@ -55,6 +55,9 @@ impl Driver for Detour {
     async fn terminate(&self, handles: Vec<PgHandle>) -> Result<(), DriverError> {
         self.real.terminate(handles).await
     }
+    async fn departed(&self, handles: Vec<PgHandle>) -> Result<Vec<usize>, DriverError> {
+        self.real.departed(handles).await
+    }
     fn control_connections(&self) -> u32 {
         self.real.control_connections()
     }

@@ -6,6 +6,7 @@ mod cancelled;
 mod clean;
 mod dropping;
 mod hung;
+mod idle;
 mod load;
 mod names_and_errors;
 mod support;

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod closing;
+mod idle;
 mod random;
 mod serving;
 mod support;

@@ -1,0 +1,74 @@
+//! What becomes of connections that nobody holds: those that die, and those whose check is cut short.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use crate::support::{id, settle, start};
+
+#[tokio::test(start_paused = true)]
+async fn s1_idle_connections_that_died_leave_the_count_without_an_acquire() {
+    let (server, manager) = start(8, &["a", "b"], |_| ()).await;
+    let held = [manager.acquire(&id("a")).await.unwrap(), manager.acquire(&id("a")).await.unwrap()];
+    drop((held, manager.acquire(&id("b")).await.unwrap(), manager.system().acquire().await.unwrap()));
+    settle().await;
+    assert_eq!(manager.stats().connections().idle, 4);
+    server.kill_sessions_of("fake_ws_a");
+    server.kill_sessions_of("postgres");
+    sleep(Duration::from_secs(2)).await;
+    let counted = manager.stats().connections();
+    assert_eq!((counted.total(), counted.idle), (1, 1), "{counted:?}");
+    assert_eq!(server.sessions(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s1_nothing_is_asked_of_the_server_while_nothing_is_idle() {
+    let (server, manager) = start(8, &["a"], |_| ()).await;
+    manager.close_workspace(&id("a")).await.unwrap();
+    let _all = [manager.acquire(&id("a")).await.unwrap(), manager.system().acquire().await.unwrap()];
+    let before = server.questions();
+    sleep(Duration::from_mins(1)).await;
+    assert_eq!(server.questions(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s1_idle_connections_are_asked_about_once_a_second_in_one_question() {
+    let (server, manager) = start(8, &["a", "b"], |s| s.idle_timeout = None).await;
+    drop([manager.acquire(&id("a")).await.unwrap(), manager.acquire(&id("b")).await.unwrap()]);
+    let before = server.questions();
+    sleep(Duration::from_mins(1)).await;
+    let asked = server.questions() - before;
+    assert!((55..=61).contains(&asked), "asked {asked} times in a minute");
+}
+
+#[tokio::test(start_paused = true)]
+async fn l3_a_breakage_is_followed_by_the_question_at_once() {
+    let (server, manager) = start(8, &["a", "b"], |_| ()).await;
+    let (held, idle) = (manager.acquire(&id("a")).await.unwrap(), manager.acquire(&id("b")).await.unwrap());
+    drop(idle);
+    // Some time after the last question, long before the next one.
+    sleep(Duration::from_millis(100)).await;
+    server.kill_sessions_of("fake_ws_a");
+    server.kill_sessions_of("fake_ws_b");
+    drop(held);
+    sleep(Duration::from_millis(20)).await;
+    assert_eq!(manager.stats().workspaces.connections.total(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn e1_a_connection_that_is_leased_while_the_question_is_under_way_is_left_to_its_holder() {
+    let (server, manager) = start(1, &["a"], |s| s.check_after = Duration::MAX).await;
+    drop(manager.acquire(&id("a")).await.unwrap());
+    server.answers_take(Duration::from_millis(300));
+    server.kill_sessions_of("fake_ws_a");
+    let before = server.questions();
+    while server.questions() == before {
+        sleep(Duration::from_millis(1)).await;
+    }
+    let lease = manager.acquire(&id("a")).await.unwrap();
+    sleep(Duration::from_millis(400)).await;
+    assert_eq!(manager.stats().workspaces.connections.in_use, 1, "its holder has it");
+    drop(lease);
+    settle().await;
+    assert_eq!(manager.stats().workspaces.connections.total(), 0);
+}
