@@ -149,6 +149,8 @@ pub struct Effects<C> {
     pub opens: Vec<OpenWork>,
     /// Connections to close.
     pub closes: Vec<CloseWork<C>>,
+    /// Connections whose sessions the server has ended, and that count no longer: to be dropped.
+    pub dead: Vec<C>,
     /// Callers to wake.
     pub wakes: Wakes,
     /// Something that is being closed has no connection left but those in use, if any.
@@ -162,6 +164,7 @@ impl<C> Default for Effects<C> {
         Self {
             opens: Vec::new(),
             closes: Vec::new(),
+            dead: Vec::new(),
             wakes: Wakes::default(),
             drained: false,
             retry_at: None,
@@ -170,11 +173,17 @@ impl<C> Default for Effects<C> {
 }
 
 impl<C> Effects<C> {
+    /// A connection that counts no longer is to be dropped, and nothing else.
+    pub(crate) fn dead(conn: C) -> Self {
+        Self { dead: vec![conn], ..Self::default() }
+    }
+
     /// These effects and `others`, to be performed together.
     pub fn append(&mut self, others: Self) {
-        let Self { opens, closes, wakes, drained, retry_at } = others;
+        let Self { opens, closes, dead, wakes, drained, retry_at } = others;
         self.opens.extend(opens);
         self.closes.extend(closes);
+        self.dead.extend(dead);
         self.wakes.0.extend(wakes.0);
         self.drained |= drained;
         // Both come from one target's transition, which owes one retry.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pool_core::{CloseError, Driver, Target};
+use pool_core::{CloseError, CloseReason, ConnectionId, Driver, Event, Target};
 use tokio::time::{timeout, timeout_at};
 
 use crate::engine::Engine;
@@ -65,8 +65,8 @@ async fn finish<D: Driver>(
         return Ok(());
     }
     let leases = cut(engine, shares, target).await;
-    // What the cut did not end is on its way to be closed; only leases still in their holders' hands may
-    // stay counted.
+    // What the cut did not end is on its way to be closed; only leases that could not be cut may stay
+    // counted.
     let only_leases_left = || held(shares, target, |counts| counts.total() - counts.in_use) == 0;
     let after = engine.settings.close_timeout;
     if !wait_until(engine, Engine::<D>::now() + CONFIRM_LIMIT, only_leases_left).await {
@@ -104,28 +104,45 @@ async fn wait_until<D: Driver>(engine: &Engine<D>, deadline: Instant, done: impl
     }
 }
 
-/// Ends the sessions of leases that are still out. Their holders see a broken connection.
+/// Ends the sessions of leases that are still out. Their holders see a broken connection. Returns how many there were.
 async fn cut<D: Driver>(engine: &Engine<D>, shares: &[&Share<D>], target: Option<&Target>) -> usize {
-    let mut handles = Vec::new();
+    let (mut leases, mut handles) = (Vec::new(), Vec::new());
     for share in shares {
-        let held = share.with("cut", |registry, now| {
+        let held = share.with("list leases", |registry, now| {
             let held = registry.in_use(target);
             for id in &held {
                 registry.retire_on_return(*id, now);
             }
             held
         });
-        handles.extend(held.iter().filter_map(|id| share.handle(*id)));
-    }
-    let leases = handles.len();
-    if leases > 0 {
-        match timeout(CONFIRM_LIMIT, engine.driver.terminate(handles)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::warn!(%error, leases, "leases that were held past the deadline could not be cut");
-            }
-            Err(_) => tracing::warn!(leases, "the driver did not cut leases in time"),
+        for (id, handle) in held.into_iter().filter_map(|id| Some((id, share.handle(id)?))) {
+            leases.push((*share, id));
+            handles.push(handle);
         }
     }
-    leases
+    let count = leases.len();
+    if count == 0 {
+        return 0;
+    }
+    match timeout(CONFIRM_LIMIT, engine.driver.terminate(handles)).await {
+        Ok(Ok(())) => {
+            for (share, id) in leases {
+                settle_cut(engine, share, id, target);
+            }
+        }
+        Ok(Err(error)) => {
+            tracing::warn!(%error, count, "leases that were held past the deadline could not be cut");
+        }
+        Err(_) => tracing::warn!(count, "the driver did not cut leases in time"),
+    }
+    count
+}
+
+/// The server has said that the session of a lease is gone: it counts no longer, although its holder has it.
+fn settle_cut<D: Driver>(engine: &Engine<D>, share: &Share<D>, id: ConnectionId, target: Option<&Target>) {
+    let Some((whose, effects)) = share.with("cut", |registry, now| registry.cut(id, now)) else { return };
+    share.forget(id);
+    engine.perform(effects);
+    let reason = target.map_or(CloseReason::PoolClosed, |_| CloseReason::WorkspaceClosed);
+    engine.emit(&Event::Closed { target: &whose, reason });
 }

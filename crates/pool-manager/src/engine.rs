@@ -111,7 +111,7 @@ impl<D: Driver> Engine<D> {
     }
 
     fn submit(&self, effects: Effects<D::Connection>, unrun: &mut VecDeque<Job<D>>) {
-        let Effects { opens, closes, wakes, drained, retry_at } = effects;
+        let Effects { opens, closes, dead, wakes, drained, retry_at } = effects;
         let opens = opens.into_iter().map(|work| Job::Open(work));
         let closes = closes.into_iter().map(|work| Job::Close(work));
         let retry = retry_at.map(|(target, at)| Job::Retry { target, at });
@@ -124,6 +124,7 @@ impl<D: Driver> Engine<D> {
         if drained {
             self.drained.notify_waiters();
         }
+        drop(dead);
     }
 
     fn settle_one(&self, job: Job<D>) -> Effects<D::Connection> {

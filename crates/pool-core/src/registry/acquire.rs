@@ -64,6 +64,10 @@ impl<C> Registry<C> {
     /// Asks for a connection to `target`. Cost: one hash of the target; no allocation when a connection
     /// is idle.
     pub fn acquire(&mut self, target: &Target, now: Instant) -> Acquire<C> {
+        self.acquire_at(target, QueueEnd::Back, now)
+    }
+
+    fn acquire_at(&mut self, target: &Target, end: QueueEnd, now: Instant) -> Acquire<C> {
         if self.closed {
             return Acquire::Refused(AcquireError::Closed);
         }
@@ -75,12 +79,15 @@ impl<C> Registry<C> {
                 return Acquire::Leased(leased);
             }
         }
-        self.queue(target, QueueEnd::Back, now)
+        self.queue(target, end, now)
     }
 
     /// Discards a leased connection that proved broken before its caller saw it, and asks again for
     /// another one at the front of the queue (law L3).
     pub fn replace(&mut self, debt: LeaseDebt, conn: C, now: Instant) -> (Acquire<C>, Effects<C>) {
+        if let Some(target) = self.forget_cut(&debt) {
+            return (self.acquire_at(&target, QueueEnd::Front, now), Effects::dead(conn));
+        }
         let ws = self.conns[debt.id.index() as usize].workspace;
         let target = self.workspace(ws).target.clone();
         // The discard comes first so that the slot on its way out is seen, but it must not start_opens the
@@ -88,22 +95,9 @@ impl<C> Registry<C> {
         let mut effects = Effects::default();
         self.note_breakage(now);
         self.retire_leased(debt, conn, CloseReason::Broken, &mut effects);
-        let again = self.acquire_again(ws, &target, now);
+        let again = self.acquire_at(&target, QueueEnd::Front, now);
         self.settle(ws, now, &mut effects);
         (again, effects)
-    }
-
-    fn acquire_again(&mut self, ws: u32, target: &Target, now: Instant) -> Acquire<C> {
-        if self.closed {
-            return Acquire::Refused(AcquireError::Closed);
-        }
-        if self.workspace(ws).closers > 0 {
-            return Acquire::Refused(AcquireError::WorkspaceClosing { target: target.clone() });
-        }
-        match self.lease_idle(ws, now) {
-            Some(leased) => Acquire::Leased(leased),
-            None => self.queue(target, QueueEnd::Front, now),
-        }
     }
 
     /// Fetches the answer to a ticket, or leaves `waker` to be told of it. A waker left before comes back

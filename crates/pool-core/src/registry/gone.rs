@@ -3,10 +3,11 @@
 use std::time::Instant;
 
 use super::planted::Bug;
-use super::{ConnState, Registry};
-use crate::ids::ConnectionId;
+use super::{Conn, ConnState, Registry, WaiterState};
+use crate::error::AcquireError;
+use crate::ids::{ConnectionId, Target};
 use crate::stats::CloseReason;
-use crate::token::Effects;
+use crate::token::{Effects, LeaseDebt};
 
 impl<C> Registry<C> {
     /// The connections that are idle, for a driver that can tell which of them still exist. Costs a pass over the
@@ -30,6 +31,56 @@ impl<C> Registry<C> {
             self.note_breakage(now);
         }
         effects
+    }
+
+    /// A close has ended the session of a connection in use, and the server says that it is gone: its slot is free,
+    /// although its holder still has the connection, whose return changes no count any more. A caller that it was
+    /// granted to, and who has not fetched it, is refused. Returns whose it was; none if it has come back meanwhile, so
+    /// that its close is under way.
+    pub fn cut(&mut self, id: ConnectionId, now: Instant) -> Option<(Target, Effects<C>)> {
+        let entry = self.conns.get(id.index() as usize)?;
+        let is_it = entry.id == id || self.has_bug(Bug::StaleToken);
+        if !is_it || !matches!(entry.state, ConnState::InUse) {
+            return None;
+        }
+        if self.has_bug(Bug::CutKeepsSlot) {
+            return Some((self.workspace(entry.workspace).target.clone(), Effects::default()));
+        }
+        let Conn { id, workspace: ws, slot, .. } = self.conns.remove(id.index() as usize);
+        self.budget.free(slot);
+        self.totals.closed += 1;
+        let workspace = self.workspace_mut(ws);
+        workspace.in_use -= 1;
+        let target = workspace.target.clone();
+        let mut effects = Effects::default();
+        match self.revoke_grant(id, &target) {
+            Some(conn) => effects.dead.push(conn),
+            None => drop(self.cut.insert(id, target.clone())),
+        }
+        self.settle(ws, now, &mut effects);
+        Some((target, effects))
+    }
+
+    /// Whose the connection behind `debt` was, if it has been cut; with this, it is forgotten.
+    pub(super) fn forget_cut(&mut self, debt: &LeaseDebt) -> Option<Target> {
+        // Almost always there is none, and the warm path saves the hash.
+        if self.cut.is_empty() { None } else { self.cut.remove(&debt.id) }
+    }
+
+    /// Takes a connection back from the caller that it was granted to, unless that has fetched it. The caller has been
+    /// woken, and is told that there is none after all.
+    fn revoke_grant(&mut self, id: ConnectionId, target: &Target) -> Option<C> {
+        let is_it = |state: &WaiterState<C>| matches!(state, WaiterState::Granted(l) if l.debt.id == id);
+        let (_, waiter) = self.waiters.iter_mut().find(|(_, waiter)| is_it(&waiter.state))?;
+        let refusal = if self.closed {
+            AcquireError::Closed
+        } else {
+            AcquireError::WorkspaceClosing { target: target.clone() }
+        };
+        match std::mem::replace(&mut waiter.state, WaiterState::Failed(refusal)) {
+            WaiterState::Granted(leased) => Some(leased.conn),
+            WaiterState::Queued | WaiterState::Failed(_) => None,
+        }
     }
 
     /// The connection that `id` means, if it is idle: an index alone may be that of a later connection.

@@ -7,7 +7,7 @@
 //! - `acquire`: `acquire`, `replace`, `claim`, `cancel_wait`;
 //! - `open`: `opened`, `open_failed`, `open_is_slow`, `open_given_up`, `retry`, `clear_failure`;
 //! - `release`: `release`, `discard`, `closed`, `close_is_slow`, `expire`, `retire_on_return`;
-//! - `gone`: `vanished`, for sessions that the server has ended by itself;
+//! - `gone`: `vanished` and `cut`, for sessions that ended behind the registry's back;
 //! - `closing`: `begin_close`, `end_close`, `close_all`;
 //! - `waiters`: who is served next; called at the end of every transition;
 //! - `invariants`: `check`, every law that holds between transitions, and `view`.
@@ -101,6 +101,9 @@ pub struct Registry<C> {
     slow_closes: u32,
     policy: Box<dyn EvictionPolicy>,
     failures: HashMap<Target, Failure>,
+    /// Leases whose sessions have been ended behind their holders: nothing is counted for them any more, and they have
+    /// no entry. Each is forgotten when its holder brings it back.
+    cut: HashMap<ConnectionId, Target>,
     broken_at: Option<Instant>,
     closed: bool,
     totals: Totals,
@@ -211,6 +214,7 @@ impl<C> Registry<C> {
             slow_closes: 0,
             policy,
             failures: HashMap::new(),
+            cut: HashMap::new(),
             broken_at: None,
             closed: false,
             totals: Totals::default(),

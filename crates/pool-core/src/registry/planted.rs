@@ -43,6 +43,8 @@ pub enum Bug {
     SlotFreedEarly,
     /// The serial number of a connection is not looked at, so a token of its predecessor passes for its own.
     StaleToken,
+    /// A lease that was cut goes on counting.
+    CutKeepsSlot,
     /// Nobody is told that what is being closed has no connection left.
     ForgottenCloser,
 }

@@ -12,6 +12,9 @@ use crate::token::{CloseDebt, CloseWork, Effects, LeaseDebt};
 impl<C> Registry<C> {
     /// A connection came back clean. Cost without waiters: O(1), no allocation.
     pub fn release(&mut self, debt: LeaseDebt, conn: C, now: Instant) -> Effects<C> {
+        if self.forget_cut(&debt).is_some() {
+            return Effects::dead(conn);
+        }
         let ws = self.conns[debt.id.index() as usize].workspace;
         let mut effects = Effects::default();
         self.take_back(debt, conn, now, &mut effects);
@@ -22,6 +25,9 @@ impl<C> Registry<C> {
     /// A connection came back broken, or could not be made clean. Connections that were idle at this
     /// moment are checked before their next use, for they may have broken with it.
     pub fn discard(&mut self, debt: LeaseDebt, conn: C, now: Instant) -> Effects<C> {
+        if self.forget_cut(&debt).is_some() {
+            return Effects::dead(conn);
+        }
         let ws = self.conns[debt.id.index() as usize].workspace;
         let mut effects = Effects::default();
         self.note_breakage(now);

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use pool_core::{AcquireError, Claim, CloseReason};
+use pool_core::{Acquire, AcquireError, Claim, CloseReason, Effects, Leased};
 
-use crate::world::{World, target};
+use crate::world::{Conn, World, target};
 
 #[test]
 fn c1_a_closed_registry_refuses_work_fails_waiters_and_closes_what_comes_back() {
@@ -72,4 +72,57 @@ fn s1_s2_every_snapshot_adds_up() {
     assert_eq!((counts.in_use, counts.idle, counts.opening, counts.closing), (1, 1, 1, 0));
     assert_eq!(stats.opened, stats.closed + u64::from(counts.in_use + counts.idle + counts.closing));
     world.release(held);
+}
+
+#[test]
+fn c1_b2_a_lease_that_was_cut_counts_no_longer_and_its_return_changes_nothing() {
+    type Return = fn(&mut World, Leased<Conn>) -> Effects<Conn>;
+    let returns: [Return; 3] = [
+        |world, leased| world.registry.release(leased.debt, leased.conn, world.now),
+        |world, leased| world.registry.discard(leased.debt, leased.conn, world.now),
+        |world, leased| {
+            let (again, effects) = world.registry.replace(leased.debt, leased.conn, world.now);
+            assert!(matches!(again, Acquire::Queued(..)), "{again:?}");
+            effects
+        },
+    ];
+    for give_back in returns {
+        let mut world = World::new(1, 1);
+        let held = world.lease("a");
+        let effects = world.registry.begin_close(&target("a"), world.now);
+        world.take(effects);
+        let listed = world.registry.in_use(None);
+        let (whose, effects) = world.registry.cut(listed[0], world.now).unwrap();
+        assert!(effects.drained && whose == target("a"));
+        world.take(effects);
+        assert!(world.registry.is_drained(&target("a")));
+        let effects = world.registry.end_close(&target("a"), world.now);
+        world.take(effects);
+        // Another connection is in its place, in the budget and in the table, when the holder comes back.
+        let next = world.lease("a");
+        let before = world.registry.stats();
+        let effects = give_back(&mut world, held);
+        assert_eq!((effects.dead.as_slice(), effects.closes.len()), ([1].as_slice(), 0));
+        world.take(effects);
+        let after = world.registry.stats();
+        assert_eq!((after.connections, after.closed), (before.connections, before.closed));
+        assert!(world.registry.cut(listed[0], world.now).is_none(), "it is another connection's place now");
+        world.release(next);
+    }
+}
+
+#[test]
+fn c1_a_grant_that_was_cut_before_it_was_fetched_is_refused() {
+    let mut world = World::new(1, 1);
+    let held = world.lease("a");
+    let ticket = world.ask("a");
+    world.release(held);
+    let effects = world.registry.begin_close(&target("a"), world.now);
+    world.take(effects);
+    let listed = world.registry.in_use(None);
+    let (_, effects) = world.registry.cut(listed[0], world.now).unwrap();
+    assert_eq!(effects.dead, [1]);
+    world.take(effects);
+    let answer = world.claim(ticket);
+    assert!(matches!(answer, Claim::Failed(AcquireError::WorkspaceClosing { .. })), "{answer:?}");
 }

@@ -26,6 +26,8 @@ struct Chaos {
     closing: Vec<Target>,
     /// Sessions that were found gone when they were idle.
     gone: Vec<ConnectionId>,
+    /// Leases that a close is going to cut.
+    cut: Vec<ConnectionId>,
 }
 
 impl Chaos {
@@ -48,6 +50,7 @@ impl Chaos {
             held: Vec::new(),
             closing: Vec::new(),
             gone: Vec::new(),
+            cut: Vec::new(),
         }
     }
 
@@ -201,7 +204,7 @@ impl Chaos {
     }
 
     fn somebody_closes_or_creates(&mut self, whom: Target) {
-        let effects = match self.roll(9) {
+        let effects = match self.roll(10) {
             0 => {
                 let effects = self.registry.begin_close(&whom, self.now);
                 self.closing.push(whom);
@@ -215,8 +218,15 @@ impl Chaos {
             7 => {
                 for id in self.registry.in_use(Some(&whom)) {
                     self.registry.retire_on_return(id, self.now);
+                    self.cut.push(id);
                 }
                 return;
+            }
+            8 => {
+                let Some((_, effects)) = self.cut.pop().and_then(|id| self.registry.cut(id, self.now)) else {
+                    return;
+                };
+                effects
             }
             _ if self.roll(40) == 0 => self.registry.close_all(self.now),
             _ => return,

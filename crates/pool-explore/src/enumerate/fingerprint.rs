@@ -16,15 +16,17 @@ pub(super) struct Fingerprint {
     closes: Vec<(Target, bool, bool)>,
     /// Whether a session has vanished; how many idle connections came back before it, if it is idle still.
     vanished: (bool, Option<usize>),
-    /// For whom, told, how many leases were listed, cut.
-    closers: Vec<(Option<Target>, bool, Option<usize>, bool)>,
+    closers: Vec<Closing>,
     retries: Vec<Target>,
     history: History,
     left: [u32; 2],
 }
 
-/// A caller that holds a connection: fresh, listed by a closer, cut by one, vanished.
-type Holder = (bool, bool, bool, bool);
+/// A close under way: for whom; how many leases were listed; told, cut, confirmed.
+type Closing = (Option<Target>, Option<usize>, [bool; 3]);
+
+/// A caller that holds a connection: fresh, listed by a closer, cut by one, vanished, dead.
+type Holder = [bool; 5];
 
 impl World {
     pub(super) fn fingerprint(&self) -> Fingerprint {
@@ -45,7 +47,8 @@ impl World {
             .collect();
         closes.sort();
         let closing = self.closers.iter().map(|closer| {
-            (closer.target.clone(), closer.told, closer.listed.as_ref().map(Vec::len), closer.has_cut)
+            let steps = [closer.told, closer.has_cut, closer.is_confirmed];
+            (closer.target.clone(), closer.listed.as_ref().map(Vec::len), steps)
         });
         Fingerprint {
             view: self.ranked_view(),
@@ -95,13 +98,13 @@ impl World {
                     let listed = |id| {
                         self.closers.iter().any(|closer| closer.listed.iter().flatten().any(|l| *l == id))
                     };
-                    let is_fresh = *fresh && self.mishaps_left > 0;
-                    holders.push((
-                        is_fresh,
+                    holders.push([
+                        *fresh && self.mishaps_left > 0,
                         id.is_some_and(listed),
                         id.is_some_and(|id| self.cut.contains(&id)),
                         id.is_some() && id == self.vanished,
-                    ));
+                        self.dead.contains(conn),
+                    ]);
                 }
                 Caller::Waiting { woken, asked, .. } => waiting.push((*asked, c, woken.is_up())),
                 Caller::Done => {}

@@ -4,7 +4,7 @@
 use pool_core::{AcquireError, Broken, CloseReason, ConnectionId, Target, View};
 
 use super::Step;
-use super::world::{Caller, Conn, TURN, World};
+use super::world::{Caller, Conn, Live, TURN, World};
 
 fn broken<T>(law: &'static str, what: String) -> Result<T, Broken> {
     Err(Broken { law, what })
@@ -18,6 +18,7 @@ impl World {
         self.step(step)?;
         self.registry.check(self.now)?;
         self.check_budget()?;
+        self.check_count()?;
         self.check_queues()?;
         self.check_turns(&before)?;
         if must_yield && self.closes.is_empty() {
@@ -33,6 +34,9 @@ impl World {
     pub(super) fn check_the_end(&self) -> Result<(), Broken> {
         if let Some(c) = self.callers.iter().position(|caller| matches!(caller, Caller::Waiting { .. })) {
             return broken("W3", format!("nothing can happen any more, and caller {c} waits"));
+        }
+        if !self.dead.is_empty() {
+            return broken("C1", "a connection that was cut has not come out".to_owned());
         }
         let counts = self.registry.stats().connections;
         if counts.in_use > 0 {
@@ -74,6 +78,15 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// S1: what the registry counts is what the server may see.
+    fn check_count(&self) -> Result<(), Broken> {
+        let (counts, counted) = (self.registry.stats().connections, self.counted(None));
+        if counts.total() as usize == counted {
+            return Ok(());
+        }
+        broken("S1", format!("{} connections are counted, the server may see {counted}", counts.total()))
     }
 
     fn counted(&self, target: Option<&Target>) -> usize {
@@ -118,6 +131,9 @@ impl World {
     /// is on its way, and the first other target of the open queue has stood there for a turn.
     fn must_yield(&self, step: Step, before: &View) -> bool {
         let Step::Release(c) = step else { return false };
+        if matches!(&self.callers[c], Caller::Holding { conn, .. } if self.dead.contains(conn)) {
+            return false;
+        }
         let target = self.target(self.wants(c));
         let its_callers_wait = before.workspaces.iter().any(|ws| ws.target == target && ws.waiting > 0);
         let next = before.open_queue.iter().find(|(other, _)| *other != target);
@@ -186,6 +202,26 @@ impl World {
         }
         let law = if reason == CloseReason::Lifetime { "E1" } else { "E3" };
         broken(law, format!("a connection of {} is closed without need ({reason:?})", live.target))
+    }
+
+    /// E1: only leases that a closer has listed are cut, and none that has come back.
+    pub(super) fn check_cut(&self, id: ConnectionId) -> Result<(), Broken> {
+        let is_its = |live: &Live| live.id == id && !self.closes.iter().any(|close| close.conn == live.conn);
+        if self.cut.contains(&id) && self.live.iter().any(is_its) && !self.registry.idle().contains(&id) {
+            return Ok(());
+        }
+        broken("E1", "a connection is taken for one that was cut".to_owned())
+    }
+
+    /// S1: only what is gone is dropped without a close, and nobody holds it.
+    pub(super) fn check_dead(&self, conn: Conn) -> Result<(), Broken> {
+        if self.is_held(conn) {
+            return broken("E1", "a connection is dropped under its holder".to_owned());
+        }
+        if self.dead.contains(&conn) {
+            return Ok(());
+        }
+        broken("S1", "a connection is dropped whose session is there".to_owned())
     }
 
     fn is_budget_spent(&self) -> bool {

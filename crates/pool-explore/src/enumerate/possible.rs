@@ -84,6 +84,7 @@ impl World {
             match &closer.listed {
                 None if self.registry.stats().connections.in_use > 0 => steps.push(Step::Deadline(k)),
                 Some(_) if !closer.has_cut => steps.push(Step::Cut(k)),
+                Some(_) if !closer.is_confirmed => steps.push(Step::CutIsConfirmed(k)),
                 _ => {}
             }
         }
@@ -111,6 +112,7 @@ impl World {
             | Step::CloseIsConfirmed(_)
             | Step::RetryIsDue(_)
             | Step::VanishedIsTold
+            | Step::CutIsConfirmed(_)
             | Step::CloserLooks(_) => true,
             Step::OpenFails(i) => self.opens[i].given_up,
             _ => false,

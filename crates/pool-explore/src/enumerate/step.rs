@@ -56,6 +56,8 @@ pub enum Step {
     Deadline(usize),
     /// A closer cuts the leases that it has listed.
     Cut(usize),
+    /// The server confirms that the leases that a closer has cut are gone.
+    CutIsConfirmed(usize),
 }
 
 impl fmt::Display for Step {
@@ -85,6 +87,7 @@ impl fmt::Display for Step {
             Self::CloserGoes(k) => write!(f, "closer {k} is dropped"),
             Self::Deadline(k) => write!(f, "closer {k} runs out of time and lists the leases"),
             Self::Cut(k) => write!(f, "closer {k} cuts the leases it has listed"),
+            Self::CutIsConfirmed(k) => write!(f, "the leases that closer {k} has cut are gone"),
         }
     }
 }

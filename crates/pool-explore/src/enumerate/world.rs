@@ -76,6 +76,7 @@ pub(super) struct Closer {
     /// The leases that it is going to cut, once its time is over.
     pub(super) listed: Option<Vec<ConnectionId>>,
     pub(super) has_cut: bool,
+    pub(super) is_confirmed: bool,
 }
 
 /// A connection that the server counts.
@@ -111,6 +112,8 @@ pub(super) struct World {
     pub(super) retries: Vec<(Target, Instant)>,
     pub(super) live: Vec<Live>,
     pub(super) cut: Vec<ConnectionId>,
+    /// Connections whose sessions are gone, and count no longer, while their holders still have them.
+    pub(super) dead: Vec<Conn>,
     /// A session that had ended when the driver was asked, and has not been told of yet.
     pub(super) vanished: Option<ConnectionId>,
     pub(super) history: History,
@@ -143,6 +146,7 @@ impl World {
             retries: Vec::new(),
             live: Vec::new(),
             cut: Vec::new(),
+            dead: Vec::new(),
             vanished: None,
             history: History::default(),
             mishaps_left: scenario.mishaps,
@@ -236,6 +240,7 @@ impl World {
                 self.closers[k].told = true;
                 Ok(())
             }
+            Step::CutIsConfirmed(k) => self.cut_is_confirmed(k),
         }
     }
 
@@ -374,7 +379,7 @@ impl World {
     fn begin_closer(&mut self, target: Option<Target>, effects: Effects<Conn>) -> Result<(), Broken> {
         self.perform(effects)?;
         // A closer looks once before it waits.
-        self.closers.push(Closer { target, told: true, listed: None, has_cut: false });
+        self.closers.push(Closer { target, told: true, listed: None, has_cut: false, is_confirmed: false });
         Ok(())
     }
 
@@ -407,13 +412,29 @@ impl World {
         Ok(())
     }
 
+    fn cut_is_confirmed(&mut self, k: usize) -> Result<(), Broken> {
+        self.closers[k].is_confirmed = true;
+        for id in self.closers[k].listed.clone().unwrap_or_default() {
+            let Some((_, effects)) = self.registry.cut(id, self.now) else { continue };
+            self.check_cut(id)?;
+            let live = self.live.extract_if(.., |live| live.id == id);
+            self.dead.extend(live.map(|live| live.conn));
+            self.perform(effects)?;
+        }
+        Ok(())
+    }
+
     fn perform(&mut self, effects: Effects<Conn>) -> Result<(), Broken> {
-        let Effects { opens, closes, wakes, drained, retry_at } = effects;
+        let Effects { opens, closes, dead, wakes, drained, retry_at } = effects;
         self.opens.extend(opens.into_iter().map(|work| Open { work, slow: false, given_up: false }));
         wakes.wake();
         self.retries.extend(retry_at);
         for closer in &mut self.closers {
             closer.told |= drained;
+        }
+        for conn in dead {
+            self.check_dead(conn)?;
+            self.dead.retain(|other| *other != conn);
         }
         for work in closes {
             let reason = work.reason();

@@ -115,6 +115,9 @@ impl Driver for FakeDriver {
 
     async fn terminate(&self, handles: Vec<u64>) -> Result<(), DriverError> {
         let mut state = self.server.state();
+        if state.refuses_to_terminate {
+            return Err(DriverError::new(Phase::Close, DriverErrorKind::ConnectionLost, "fake"));
+        }
         for handle in handles {
             state.sessions.remove(&handle);
         }

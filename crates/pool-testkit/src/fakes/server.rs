@@ -47,6 +47,7 @@ pub(super) struct State {
     pub(super) connect_takes: Duration,
     pub(super) close_takes: Duration,
     pub(super) answers_take: Duration,
+    pub(super) refuses_to_terminate: bool,
 }
 
 impl FakeServer {
@@ -99,6 +100,11 @@ impl FakeServer {
     /// How long the server thinks about which sessions it has from now on.
     pub fn answers_take(&self, time: Duration) {
         self.state().answers_take = time;
+    }
+
+    /// Whether the server refuses to end sessions from outside from now on.
+    pub fn refuse_to_terminate(&self, refuses: bool) {
+        self.state().refuses_to_terminate = refuses;
     }
 
     /// Ends every session with `database` behind its holder.

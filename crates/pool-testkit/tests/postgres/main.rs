@@ -4,6 +4,7 @@
 
 mod cancelled;
 mod clean;
+mod cut;
 mod dropping;
 mod hung;
 mod idle;

@@ -121,6 +121,41 @@ async fn c1_leases_held_past_the_deadline_are_cut_and_their_drop_is_safe() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn c1_a_lease_that_was_cut_gives_its_slot_back_and_its_drop_is_harmless() {
+    let (server, manager) = start(1, &["a"], |s| s.close_timeout = Duration::from_secs(3)).await;
+    let mut held = [manager.acquire(&id("a")).await.unwrap()];
+    for round in 1..4 {
+        let outcome = manager.close_workspace(&id("a")).await;
+        assert!(matches!(outcome, Err(CloseError::Cut { leases: 1, .. })), "{outcome:?}");
+        assert_eq!(manager.stats().workspaces.connections.total(), 0, "the server has no session of it");
+        let next = manager.acquire(&id("a")).await.unwrap();
+        drop(std::mem::replace(&mut held[0], next));
+        settle().await;
+        let stats = manager.stats().workspaces;
+        assert_eq!((stats.connections.in_use, stats.connections.total()), (1, 1), "round {round}: {stats:?}");
+        assert_eq!((stats.opened, stats.closed), (round + 1, round), "{stats:?}");
+    }
+    assert_eq!(server.sessions_of("fake_ws_a"), 1);
+    drop(held);
+    settle().await;
+    assert_eq!((busy(&manager), manager.stats().workspaces.connections.idle), (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn c1_a_lease_that_could_not_be_cut_stays_counted_until_it_comes_back() {
+    let (server, manager) = start(1, &["a"], |s| s.close_timeout = Duration::from_secs(3)).await;
+    let held = manager.acquire(&id("a")).await.unwrap();
+    server.refuse_to_terminate(true);
+    let outcome = manager.close_workspace(&id("a")).await;
+    assert!(matches!(outcome, Err(CloseError::Cut { leases: 1, .. })), "{outcome:?}");
+    assert_eq!(manager.stats().workspaces.connections.in_use, 1, "the server may count it");
+    drop(held);
+    settle().await;
+    assert_eq!(manager.stats().workspaces.connections.total(), 0);
+    assert_eq!(server.sessions_of("fake_ws_a"), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn c1_a_close_that_had_to_cut_returns_as_soon_as_only_leases_are_left() {
     let (server, manager) = start(2, &["a", "b"], |s| s.close_timeout = Duration::from_secs(3)).await;
     let kept = manager.acquire(&id("a")).await.unwrap();
