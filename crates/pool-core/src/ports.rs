@@ -47,7 +47,8 @@ pub trait Driver: Send + Sync + 'static {
         endpoint: &Endpoint,
     ) -> impl Future<Output = Result<Self::Connection, DriverError>> + Send;
 
-    /// Asks whether the session lives: one round trip.
+    /// Asks whether the session lives: one round trip. A session whose check was dropped is recycled if need be, and
+    /// checked again before anybody gets it.
     fn check(&self, conn: &mut Self::Connection) -> impl Future<Output = Result<(), DriverError>> + Send;
 
     /// Tells what is known of a connection that came back. Synchronous and without a round trip; called

@@ -17,6 +17,8 @@ pub struct Lease<D: Driver> {
     engine: Arc<Engine<D>>,
     target: Target,
     held: Option<Held<D::Connection>>,
+    /// The connection was idle for long, and no check of it has come to its end.
+    pub(crate) unchecked: bool,
 }
 
 struct Held<C> {
@@ -26,7 +28,7 @@ struct Held<C> {
 
 impl<D: Driver> Lease<D> {
     pub(crate) fn new(engine: Arc<Engine<D>>, target: Target, conn: D::Connection, debt: LeaseDebt) -> Self {
-        Self { engine, target, held: Some(Held { conn, debt }) }
+        Self { engine, target, held: Some(Held { conn, debt }), unchecked: false }
     }
 
     /// Whose database this is connected to.
@@ -73,7 +75,9 @@ impl<D: Driver> Lease<D> {
 
     /// The same lease again, out of one that is being dropped.
     fn reclaim(&self, conn: D::Connection, debt: LeaseDebt) -> Self {
-        Self::new(Arc::clone(&self.engine), self.target.clone(), conn, debt)
+        let mut again = Self::new(Arc::clone(&self.engine), self.target.clone(), conn, debt);
+        again.unchecked = self.unchecked;
+        again
     }
 }
 
@@ -85,6 +89,7 @@ impl<D: Driver> Drop for Lease<D> {
         let condition = std::panic::catch_unwind(inspected).unwrap_or(Condition::Broken);
         let Some((conn, debt)) = self.take() else { return };
         match condition {
+            Condition::Clean if self.unchecked => self.engine.recycle(self.reclaim(conn, debt)),
             Condition::Clean => self.engine.release(&self.target, debt, conn),
             Condition::Suspect => self.engine.recycle(self.reclaim(conn, debt)),
             Condition::Broken => self.reclaim(conn, debt).discard(),

@@ -288,7 +288,14 @@ impl<D: Driver> Drop for RecycleJob<D> {
 async fn recycle<D: Driver>(engine: &Arc<Engine<D>>, lease: Lease<D>) {
     let mut owed = RecycleJob(Some(lease));
     let Some(lease) = owed.0.as_mut() else { return };
-    match timeout(engine.settings.recycle_timeout, engine.driver.recycle(lease)).await {
+    let outcome = match timeout(engine.settings.recycle_timeout, engine.driver.recycle(lease)).await {
+        // A connection that needed no cleaning has not been asked whether it lives.
+        Ok(Ok(())) if lease.unchecked => {
+            timeout(engine.settings.check_timeout, engine.driver.check(lease)).await
+        }
+        outcome => outcome,
+    };
+    match outcome {
         Ok(Ok(())) => {
             if let Some(lease) = owed.0.take() {
                 lease.release_clean();

@@ -37,10 +37,11 @@ pub(crate) async fn wait<D: Driver>(
             Acquire::Refused(error) => return Err(error),
         };
         let Leased { conn, debt, check_first, .. } = leased;
-        let lease = Lease::new(Arc::clone(engine), target.clone(), conn, debt);
+        let mut lease = Lease::new(Arc::clone(engine), target.clone(), conn, debt);
         if !check_first {
             return Ok(lease);
         }
+        lease.unchecked = true;
         match check(lease, started, deadline).await? {
             Checked::Alive(lease) => return Ok(lease),
             Checked::Broken(conn, debt) => {
@@ -64,7 +65,8 @@ enum Checked<D: Driver> {
     Broken(D::Connection, LeaseDebt),
 }
 
-/// Asks an idle connection whether it lives, outside the lock.
+/// Asks an idle connection whether it lives, outside the lock. A caller whose time runs out, or who goes away, gives the
+/// connection back: it is made clean and asked again in the background, since nothing is known against it.
 async fn check<D: Driver>(
     mut lease: Lease<D>,
     started: Instant,
@@ -74,10 +76,11 @@ async fn check<D: Driver>(
     let limit = deadline.min(Engine::<D>::after(Engine::<D>::now(), engine.settings.check_timeout));
     let outcome = timeout_at(limit.into(), engine.driver.check(&mut lease)).await;
     if let Ok(Ok(())) = outcome {
+        lease.unchecked = false;
         return Ok(Checked::Alive(lease));
     }
-    if Engine::<D>::now() >= deadline {
-        lease.discard();
+    if outcome.is_err() && Engine::<D>::now() >= deadline {
+        drop(lease);
         let pressure = engine.share(&target).with("pressure", |registry, _| registry.pressure_on(&target));
         return Err(timed_out(&engine, &target, started, Stage::Check, pressure, None));
     }

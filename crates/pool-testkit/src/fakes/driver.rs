@@ -78,7 +78,14 @@ impl Driver for FakeDriver {
     }
 
     async fn check(&self, conn: &mut FakeConn) -> Result<(), DriverError> {
+        let takes = {
+            let mut state = self.server.state();
+            state.checks += 1;
+            state.checks_take
+        };
+        // Dropped in here, a check leaves no trace on the connection: the engine must remember it.
         tokio::task::yield_now().await;
+        sleep(takes).await;
         if conn.lives() { Ok(()) } else { Err(conn.lost(Phase::Check)) }
     }
 

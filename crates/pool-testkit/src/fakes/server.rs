@@ -47,6 +47,8 @@ pub(super) struct State {
     pub(super) connect_takes: Duration,
     pub(super) close_takes: Duration,
     pub(super) answers_take: Duration,
+    pub(super) checks_take: Duration,
+    pub(super) checks: u64,
     pub(super) refuses_to_terminate: bool,
 }
 
@@ -100,6 +102,16 @@ impl FakeServer {
     /// How long the server thinks about which sessions it has from now on.
     pub fn answers_take(&self, time: Duration) {
         self.state().answers_take = time;
+    }
+
+    /// How long the check of a session takes from now on.
+    pub fn checks_take(&self, time: Duration) {
+        self.state().checks_take = time;
+    }
+
+    /// Checks of sessions so far, the unfinished ones included.
+    pub fn checks(&self) -> u64 {
+        self.state().checks
     }
 
     /// Whether the server refuses to end sessions from outside from now on.

@@ -10,4 +10,5 @@ mod hung;
 mod idle;
 mod load;
 mod names_and_errors;
+mod stall;
 mod support;

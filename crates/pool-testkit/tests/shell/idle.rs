@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use tokio::time::sleep;
+use pool_core::{AcquireError, Condition, Driver, Stage};
+use tokio::time::{sleep, timeout};
 
 use crate::support::{id, settle, start};
 
@@ -71,4 +72,48 @@ async fn e1_a_connection_that_is_leased_while_the_question_is_under_way_is_left_
     drop(lease);
     settle().await;
     assert_eq!(manager.stats().workspaces.connections.total(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn l3_a_connection_whose_check_was_cut_short_is_given_back_and_asked_again() {
+    let adjust = |s: &mut pool_manager::Settings| {
+        s.acquire_timeout = Duration::from_millis(200);
+        s.check_after = Duration::ZERO;
+    };
+    let (server, manager) = start(1, &["a"], adjust).await;
+    drop(manager.acquire(&id("a")).await.unwrap());
+    server.checks_take(Duration::from_millis(500));
+    for round in 0..6 {
+        sleep(Duration::from_millis(1)).await;
+        if round % 2 == 0 {
+            let error = manager.acquire(&id("a")).await.unwrap_err();
+            let AcquireError::TimedOut { waiting_for: Stage::Check, .. } = error else { panic!("{error}") };
+        } else {
+            // The caller goes away instead.
+            timeout(Duration::from_millis(100), manager.acquire(&id("a"))).await.unwrap_err();
+        }
+        let checks = server.checks();
+        // The check is finished off the caller's path; until then the connection is in use.
+        assert_eq!(manager.stats().workspaces.connections.in_use, 1);
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!((manager.stats().workspaces.connections.idle, server.checks()), (1, checks + 1));
+    }
+    server.checks_take(Duration::ZERO);
+    let mut lease = manager.acquire(&id("a")).await.unwrap();
+    assert_eq!(manager.driver().inspect(&mut lease), Condition::Clean);
+    let stats = manager.stats().workspaces;
+    assert_eq!((stats.opened, stats.closed), (1, 0), "a healthy connection was closed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn l3_a_dead_connection_whose_check_was_cut_short_reaches_nobody() {
+    let (server, manager) = start(1, &["a"], |s| s.check_after = Duration::ZERO).await;
+    drop(manager.acquire(&id("a")).await.unwrap());
+    sleep(Duration::from_millis(1)).await;
+    server.checks_take(Duration::from_millis(500));
+    timeout(Duration::from_millis(100), manager.acquire(&id("a"))).await.unwrap_err();
+    server.kill_sessions_of("fake_ws_a");
+    let mut lease = manager.acquire(&id("a")).await.unwrap();
+    assert_eq!(manager.driver().inspect(&mut lease), Condition::Clean);
+    assert_eq!(manager.stats().workspaces.opened, 2);
 }
