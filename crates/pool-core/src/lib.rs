@@ -22,7 +22,7 @@
 //! // The world has opened a connection: it is granted to the caller, who fetches it.
 //! let (_, effects) = registry.opened(open, "a connection", None, now);
 //! effects.wakes.wake();
-//! let Claim::Leased(leased) = registry.claim(ticket, &mut None) else { unreachable!() };
+//! let Claim::Leased(leased) = registry.claim(ticket, &mut None, now) else { unreachable!() };
 //! assert_eq!(registry.stats().connections.in_use, 1);
 //!
 //! // It comes back and is idle, ready for the next caller.

@@ -59,7 +59,7 @@ pub struct ShareStats {
     pub evicted: u64,
     /// Opens that failed.
     pub open_failures: u64,
-    /// Leases handed out.
+    /// Leases handed out; a connection that proved broken before its caller saw it is none.
     pub acquired: u64,
     /// Of those, the ones served by an idle connection at once.
     pub hits: u64,
@@ -100,6 +100,8 @@ pub enum CloseReason {
     IdleTimeout,
     /// Older than the maximum lifetime.
     Lifetime,
+    /// Its holder had it closed on purpose.
+    Discarded,
     /// Broken, or not to be made clean.
     Broken,
     /// Its workspace is being closed.

@@ -2,6 +2,7 @@
 //! cannot be cloned, has private fields, and is consumed by exactly one report. As long as every debt is
 //! paid, the count cannot drift from the truth.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -96,8 +97,8 @@ pub struct Leased<C> {
     pub waited: Option<Duration>,
 }
 
-/// The report owed for a connection in use. Paid with [`Registry::release`](crate::Registry::release) or
-/// [`Registry::discard`](crate::Registry::discard).
+/// The report owed for a connection in use. Paid with [`Registry::release`](crate::Registry::release),
+/// [`Registry::discard`](crate::Registry::discard) or [`Registry::discard_broken`](crate::Registry::discard_broken).
 #[derive(Debug)]
 #[must_use = "a lease that is never returned keeps its connection in use"]
 pub struct LeaseDebt {
@@ -125,9 +126,12 @@ pub struct Ticket {
 pub struct Wakes(pub(crate) Vec<Waker>);
 
 impl Wakes {
-    /// Wakes them all.
+    /// Wakes them all. A waker that panics keeps no other from being woken, and its panic ends here, where the panic
+    /// hook has told of it: whoever wakes may be a `Drop`.
     pub fn wake(self) {
-        self.0.into_iter().for_each(Waker::wake);
+        for waker in self.0 {
+            drop(catch_unwind(AssertUnwindSafe(|| waker.wake())));
+        }
     }
 
     /// How many there are.

@@ -51,7 +51,7 @@ impl Future for QueuedAcquire {
         let this = self.get_mut();
         let ticket = this.ticket.take().unwrap();
         let mut waker = Some(context.waker().clone());
-        let claim = this.door.lock().unwrap().claim(ticket, &mut waker);
+        let claim = this.door.lock().unwrap().claim(ticket, &mut waker, this.now);
         match claim {
             Claim::Waiting(ticket) => {
                 this.ticket = Some(ticket);

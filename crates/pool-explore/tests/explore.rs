@@ -17,7 +17,7 @@ const SMALL: Scenario = Scenario {
 
 /// A world and how large it must be at least, so that it does not shrink unseen.
 #[rstest]
-#[case::one_workspace(Scenario { workspaces: 1, callers: 3, mishaps: 2, ..Scenario::default() }, 9800)]
+#[case::one_workspace(Scenario { workspaces: 1, callers: 3, mishaps: 2, ..Scenario::default() }, 9700)]
 #[case::two_workspaces(Scenario { callers: 3, mishaps: 2, ..Scenario::default() }, 60000)]
 #[case::two_connections(Scenario { budget: 2, callers: 4, mishaps: 1, ..Scenario::default() }, 47000)]
 #[case::three_workspaces(Scenario { workspaces: 3, budget: 2, opens: 1, ..Scenario::default() }, 31000)]

@@ -142,6 +142,12 @@ impl<D: Driver> PoolManager<D> {
     /// # Cancel safety
     /// Dropping the future loses nothing.
     pub async fn list_workspaces(&self) -> Result<Vec<WorkspaceId>, CatalogError> {
+        let limit = self.inner.engine.settings.change_timeout;
+        let late = |_| CatalogError::TimedOut { target: Target::System, after: limit };
+        timeout(limit, self.list_without_limit()).await.map_err(late)?
+    }
+
+    async fn list_without_limit(&self) -> Result<Vec<WorkspaceId>, CatalogError> {
         let mut system = self.system().acquire().await?;
         let listed = self.inner.catalog.list(&mut system).await;
         listed.map_err(|source| CatalogError::Driver { target: Target::System, source: Arc::new(source) })

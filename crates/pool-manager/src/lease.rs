@@ -41,10 +41,19 @@ impl<D: Driver> Lease<D> {
         &self.engine.driver
     }
 
-    /// Has the connection closed instead of used again: its state is beyond repair, as the caller knows.
+    /// Has the connection closed instead of used again, on purpose: its state is beyond repair, as the caller knows.
+    /// Other connections are not doubted for it.
     pub fn discard(self) {
         let engine = Arc::clone(&self.engine);
         engine.perform(self.into_discard());
+    }
+
+    /// Has a connection closed that broke, and others that may have broken with it looked at.
+    pub(crate) fn discard_broken(mut self) {
+        let Some((conn, debt)) = self.take() else { return };
+        self.engine
+            .step(&self.target, "discard broken", |registry, now| registry.discard_broken(debt, conn, now));
+        self.engine.breakage.notify_one();
     }
 
     pub(crate) fn engine(&self) -> &Arc<Engine<D>> {
@@ -61,7 +70,6 @@ impl<D: Driver> Lease<D> {
     pub(crate) fn into_discard(mut self) -> Effects<D::Connection> {
         match self.take() {
             Some((conn, debt)) => {
-                self.engine.breakage.notify_one();
                 let share = self.engine.share(&self.target);
                 share.with("discard", |registry, now| registry.discard(debt, conn, now))
             }
@@ -92,7 +100,7 @@ impl<D: Driver> Drop for Lease<D> {
             Condition::Clean if self.unchecked => self.engine.recycle(self.reclaim(conn, debt)),
             Condition::Clean => self.engine.release(&self.target, debt, conn),
             Condition::Suspect => self.engine.recycle(self.reclaim(conn, debt)),
-            Condition::Broken => self.reclaim(conn, debt).discard(),
+            Condition::Broken => self.reclaim(conn, debt).discard_broken(),
         }
     }
 }

@@ -280,7 +280,7 @@ struct RecycleJob<D: Driver>(Option<Lease<D>>);
 impl<D: Driver> Drop for RecycleJob<D> {
     fn drop(&mut self) {
         if let Some(lease) = self.0.take() {
-            lease.discard();
+            lease.discard_broken();
         }
     }
 }

@@ -36,14 +36,17 @@ pub(crate) async fn wait<D: Driver>(
             }
             Acquire::Refused(error) => return Err(error),
         };
-        let Leased { conn, debt, check_first, .. } = leased;
+        let Leased { conn, debt, check_first, waited } = leased;
         let mut lease = Lease::new(Arc::clone(engine), target.clone(), conn, debt);
         if !check_first {
             return Ok(lease);
         }
         lease.unchecked = true;
         match check(lease, started, deadline).await? {
-            Checked::Alive(lease) => return Ok(lease),
+            Checked::Alive(lease) => {
+                share.with("checked", |registry, _| registry.checked(waited.is_none()));
+                return Ok(lease);
+            }
             Checked::Broken(conn, debt) => {
                 let (again, mut effects) =
                     share.with("replace", |registry, now| registry.replace(debt, conn, now));
@@ -134,11 +137,12 @@ impl<D: Driver> QueuedAcquire<'_, D> {
             unreachable!("a queued acquire that was answered has returned")
         };
         let mut waker = None;
-        let last = self.share.with("last look", |registry, now| match registry.claim(ticket, &mut waker) {
-            Claim::Waiting(ticket) => Last::Cancelled(registry.cancel_wait(ticket, now)),
-            Claim::Leased(leased) => Last::Answer(Ok(leased)),
-            Claim::Failed(error) => Last::Answer(Err(error)),
-        });
+        let last =
+            self.share.with("last look", |registry, now| match registry.claim(ticket, &mut waker, now) {
+                Claim::Waiting(ticket) => Last::Cancelled(registry.cancel_wait(ticket, now)),
+                Claim::Leased(leased) => Last::Answer(Ok(leased)),
+                Claim::Failed(error) => Last::Answer(Err(error)),
+            });
         match last {
             Last::Answer(answer) => answer,
             Last::Cancelled(CancelledWait { waiting_for, pressure, last_failure, effects, .. }) => {
@@ -163,7 +167,7 @@ impl<D: Driver> Future for QueuedAcquire<'_, D> {
         let Some(ticket) = this.ticket.take() else { unreachable!("polled after it was ready") };
         // The waker left before comes back in here, and is dropped after the lock is released.
         let mut waker = Some(context.waker().clone());
-        match this.share.with("claim", |registry, _| registry.claim(ticket, &mut waker)) {
+        match this.share.with("claim", |registry, now| registry.claim(ticket, &mut waker, now)) {
             Claim::Waiting(ticket) => {
                 this.ticket = Some(ticket);
                 Poll::Pending

@@ -41,7 +41,7 @@ impl PgLease {
         self.lease.backend_pid()
     }
 
-    /// Has the connection closed instead of used again.
+    /// Has the connection closed instead of used again, on purpose: other connections are not doubted for it.
     pub fn discard(self) {
         self.lease.discard();
     }

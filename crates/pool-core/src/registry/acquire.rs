@@ -101,8 +101,9 @@ impl<C> Registry<C> {
     }
 
     /// Fetches the answer to a ticket, or leaves `waker` to be told of it. A waker left before comes back
-    /// in `waker`, to be dropped outside the lock.
-    pub fn claim(&mut self, ticket: Ticket, waker: &mut Option<Waker>) -> Claim<C> {
+    /// in `waker`, to be dropped outside the lock. A grant that is fetched late is checked first, like a connection
+    /// that was idle meanwhile.
+    pub fn claim(&mut self, ticket: Ticket, waker: &mut Option<Waker>, now: Instant) -> Claim<C> {
         let waiter = &mut self.waiters[ticket.waiter as usize];
         if let WaiterState::Queued = waiter.state {
             std::mem::swap(&mut waiter.waker, waker);
@@ -112,7 +113,13 @@ impl<C> Registry<C> {
         self.workspace_mut(workspace).unclaimed -= 1;
         self.forget_if_spent(workspace);
         match state {
-            WaiterState::Granted(leased) => Claim::Leased(leased),
+            WaiterState::Granted { mut leased, since } => {
+                leased.check_first = self.needs_check(since, now);
+                if !leased.check_first {
+                    self.count_lease(false);
+                }
+                Claim::Leased(leased)
+            }
             WaiterState::Failed(error) => Claim::Failed(error),
             WaiterState::Queued => Claim::Waiting(ticket),
         }
@@ -137,7 +144,7 @@ impl<C> Registry<C> {
         cancelled.waker = waiter.waker;
         match waiter.state {
             WaiterState::Queued => self.unqueue(ws, id),
-            WaiterState::Granted(leased) => {
+            WaiterState::Granted { leased, .. } => {
                 self.workspace_mut(ws).unclaimed -= 1;
                 if !self.has_bug(Bug::GrantLostOnCancel) {
                     self.take_back(leased.debt, leased.conn, now, &mut cancelled.effects);
@@ -163,12 +170,29 @@ impl<C> Registry<C> {
             unreachable!("only idle connections are in an idle list")
         };
         self.budget.shift(&mut entry.slot, SlotState::InUse);
-        self.totals.acquired += 1;
-        self.totals.hits += 1;
-        let stale = now.saturating_duration_since(since) > self.config.check_after;
-        let suspect = self.broken_at.is_some_and(|broken| since <= broken);
+        let check_first = self.needs_check(since, now);
+        if !check_first {
+            self.count_lease(true);
+        }
         let debt = LeaseDebt { id };
-        Some(Leased { conn, debt, check_first: stale || suspect, waited: None })
+        Some(Leased { conn, debt, check_first, waited: None })
+    }
+
+    /// Whether a connection that nobody has used since `since` is to be checked first.
+    fn needs_check(&self, since: Instant, now: Instant) -> bool {
+        let stale = now.saturating_duration_since(since) > self.config.check_after;
+        stale || self.broken_at.is_some_and(|broken| since <= broken)
+    }
+
+    /// The check of a connection has come to a good end, so that its caller has a lease; one that is replaced is not
+    /// counted before. `was_hit` says whether it was served at once.
+    pub fn checked(&mut self, was_hit: bool) {
+        self.count_lease(was_hit);
+    }
+
+    fn count_lease(&mut self, was_hit: bool) {
+        self.totals.acquired += 1;
+        self.totals.hits += u64::from(was_hit);
     }
 
     fn queue(&mut self, target: &Target, end: QueueEnd, now: Instant) -> Acquire<C> {

@@ -70,7 +70,7 @@ impl<C> Registry<C> {
     /// Takes a connection back from the caller that it was granted to, unless that has fetched it. The caller has been
     /// woken, and is told that there is none after all.
     fn revoke_grant(&mut self, id: ConnectionId, target: &Target) -> Option<C> {
-        let is_it = |state: &WaiterState<C>| matches!(state, WaiterState::Granted(l) if l.debt.id == id);
+        let is_it = |state: &WaiterState<C>| matches!(state, WaiterState::Granted { leased, .. } if leased.debt.id == id);
         let (_, waiter) = self.waiters.iter_mut().find(|(_, waiter)| is_it(&waiter.state))?;
         let refusal = if self.closed {
             AcquireError::Closed
@@ -78,7 +78,7 @@ impl<C> Registry<C> {
             AcquireError::WorkspaceClosing { target: target.clone() }
         };
         match std::mem::replace(&mut waiter.state, WaiterState::Failed(refusal)) {
-            WaiterState::Granted(leased) => Some(leased.conn),
+            WaiterState::Granted { leased, .. } => Some(leased.conn),
             WaiterState::Queued | WaiterState::Failed(_) => None,
         }
     }

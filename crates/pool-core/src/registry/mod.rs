@@ -4,9 +4,9 @@
 //! not do I/O if it wanted to.
 //!
 //! The transitions, by file:
-//! - `acquire`: `acquire`, `replace`, `claim`, `cancel_wait`;
+//! - `acquire`: `acquire`, `checked`, `replace`, `claim`, `cancel_wait`;
 //! - `open`: `opened`, `open_failed`, `open_is_slow`, `open_given_up`, `retry`, `clear_failure`;
-//! - `release`: `release`, `discard`, `closed`, `close_is_slow`, `expire`, `retire_on_return`;
+//! - `release`: `release`, `discard`, `discard_broken`, `closed`, `close_is_slow`, `expire`, `retire_on_return`;
 //! - `gone`: `vanished` and `cut`, for sessions that ended behind the registry's back;
 //! - `closing`: `begin_close`, `end_close`, `close_all`;
 //! - `waiters`: who is served next; called at the end of every transition;
@@ -170,7 +170,10 @@ struct Waiter<C> {
 enum WaiterState<C> {
     Queued,
     /// Owned here until it is fetched, so that a cancelled caller cannot lose it.
-    Granted(Leased<C>),
+    Granted {
+        leased: Leased<C>,
+        since: Instant,
+    },
     Failed(AcquireError),
 }
 

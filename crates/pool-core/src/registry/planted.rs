@@ -76,10 +76,11 @@ impl<C> Registry<C> {
         if !self.has_bug(Bug::EvictsInUse) || self.open_queue.is_empty() || self.slots_coming() > 0 {
             return;
         }
-        let granted = |waiter: &Waiter<C>| matches!(waiter.state, WaiterState::Granted(_));
+        let granted = |waiter: &Waiter<C>| matches!(waiter.state, WaiterState::Granted { .. });
         let Some((id, waiter)) = self.waiters.iter_mut().find(|(_, waiter)| granted(waiter)) else { return };
         let (id, ws) = (super::u32_of(id), waiter.workspace);
-        if let WaiterState::Granted(leased) = std::mem::replace(&mut waiter.state, WaiterState::Queued) {
+        if let WaiterState::Granted { leased, .. } = std::mem::replace(&mut waiter.state, WaiterState::Queued)
+        {
             let workspace = &mut self.workspaces[ws as usize];
             workspace.unclaimed -= 1;
             workspace.waiters.push_front(&mut self.waiter_links, id);

@@ -22,16 +22,27 @@ impl<C> Registry<C> {
         effects
     }
 
+    /// The holder has no further use for a connection: it is closed. That says nothing about others.
+    pub fn discard(&mut self, debt: LeaseDebt, conn: C, now: Instant) -> Effects<C> {
+        self.close_leased(debt, conn, CloseReason::Discarded, now)
+    }
+
     /// A connection came back broken, or could not be made clean. Connections that were idle at this
     /// moment are checked before their next use, for they may have broken with it.
-    pub fn discard(&mut self, debt: LeaseDebt, conn: C, now: Instant) -> Effects<C> {
+    pub fn discard_broken(&mut self, debt: LeaseDebt, conn: C, now: Instant) -> Effects<C> {
+        self.close_leased(debt, conn, CloseReason::Broken, now)
+    }
+
+    fn close_leased(&mut self, debt: LeaseDebt, conn: C, reason: CloseReason, now: Instant) -> Effects<C> {
         if self.forget_cut(&debt).is_some() {
             return Effects::dead(conn);
         }
+        if reason == CloseReason::Broken {
+            self.note_breakage(now);
+        }
         let ws = self.conns[debt.id.index() as usize].workspace;
         let mut effects = Effects::default();
-        self.note_breakage(now);
-        self.retire_leased(debt, conn, CloseReason::Broken, &mut effects);
+        self.retire_leased(debt, conn, reason, &mut effects);
         self.settle(ws, now, &mut effects);
         effects
     }

@@ -119,11 +119,10 @@ impl<C> Registry<C> {
         let queue = &self.workspace(ws).waiters;
         let eldest = if self.has_bug(Bug::LastComeFirstServed) { queue.back() } else { queue.front() };
         let Some(id) = eldest else { unreachable!("a grant is made only to a queue that is not empty") };
-        self.totals.acquired += 1;
         let since = self.waiters[id as usize].since;
         let waited = Some(now.saturating_duration_since(since));
         let leased = Leased { conn, debt, check_first: false, waited };
-        self.answer(ws, id, WaiterState::Granted(leased), effects);
+        self.answer(ws, id, WaiterState::Granted { leased, since: now }, effects);
     }
 
     /// Tells all queued waiters of `ws` that they will not be served.

@@ -130,7 +130,7 @@ fn l3_connections_that_were_idle_when_another_broke_are_checked() {
     assert!(!world.hit("a").check_first, "used a moment ago");
     let (idle, broken) = (world.lease("b"), world.lease("c"));
     world.release(idle);
-    let effects = world.registry.discard(broken.debt, broken.conn, world.now);
+    let effects = world.registry.discard_broken(broken.debt, broken.conn, world.now);
     world.take(effects);
     assert!(world.hit("b").check_first);
 }
@@ -176,6 +176,39 @@ fn l3_a_connection_idle_for_long_is_checked() {
     world.idle("a");
     world.pass(Duration::from_millis(501));
     assert!(world.hit("a").check_first);
+}
+
+#[test]
+fn l3_a_connection_discarded_on_purpose_has_no_other_checked() {
+    let mut world = World::new(4, 4);
+    let (idle, discarded) = (world.lease("a"), world.lease("b"));
+    world.release(idle);
+    let effects = world.registry.discard(discarded.debt, discarded.conn, world.now);
+    world.take(effects);
+    assert_eq!(world.close_all_owed(), [(2, CloseReason::Discarded)]);
+    assert!(!world.hit("a").check_first);
+}
+
+#[test]
+fn l3_a_grant_fetched_late_is_checked_like_an_idle_connection() {
+    let mut world = World::new(4, 1);
+    for (late, breaks) in [(false, false), (true, false), (false, true)] {
+        let (held, other) = (world.lease("a"), world.lease("b"));
+        let ticket = world.ask("a");
+        world.release(held);
+        if breaks {
+            let effects = world.registry.discard_broken(other.debt, other.conn, world.now);
+            world.take(effects);
+        } else {
+            world.release(other);
+        }
+        world.pass(Duration::from_millis(if late { 501 } else { 500 }));
+        let acquired = world.registry.stats().acquired;
+        let leased = world.served(ticket);
+        assert_eq!(leased.check_first, late || breaks);
+        assert_eq!(world.registry.stats().acquired - acquired, u64::from(!leased.check_first));
+        world = World::new(4, 1);
+    }
 }
 
 #[test]

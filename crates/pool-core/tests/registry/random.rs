@@ -84,7 +84,7 @@ impl Chaos {
     }
 
     fn claim(&mut self, ticket: Ticket, whom: Target) {
-        match self.registry.claim(ticket, &mut None) {
+        match self.registry.claim(ticket, &mut None, self.now) {
             Claim::Waiting(ticket) => self.tickets.push((ticket, whom)),
             Claim::Leased(leased) => self.held.push((leased.conn, leased.debt)),
             Claim::Failed(_) => {}
@@ -158,8 +158,12 @@ impl Chaos {
 
     fn give_back(&mut self) {
         let Some((conn, debt)) = self.any(|world| &mut world.held) else { return };
-        match self.roll(4) {
+        match self.roll(5) {
             0 => {
+                let effects = self.registry.discard_broken(debt, conn, self.now);
+                self.perform(effects);
+            }
+            4 => {
                 let effects = self.registry.discard(debt, conn, self.now);
                 self.perform(effects);
             }

@@ -9,6 +9,15 @@ use pool_core::{Claim, CloseReason, Stage};
 
 use crate::world::{World, target};
 
+/// Counts how often it is woken.
+struct Count(AtomicUsize);
+
+impl Wake for Count {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn w1_waiters_of_a_workspace_are_served_first_come_first_served() {
     let mut world = World::new(1, 1);
@@ -58,22 +67,42 @@ fn w2_waiting_workspaces_open_in_turn() {
 
 #[test]
 fn w3_an_answered_waiter_is_woken() {
-    struct Count(AtomicUsize);
-    impl Wake for Count {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
     let count = Arc::new(Count(AtomicUsize::new(0)));
     let mut world = World::new(1, 1);
     let ticket = world.ask("a");
     let waker = Waker::from(Arc::clone(&count));
-    let Claim::Waiting(ticket) = world.registry.claim(ticket, &mut Some(waker)) else {
+    let Claim::Waiting(ticket) = world.registry.claim(ticket, &mut Some(waker), world.now) else {
         panic!("served early")
     };
     world.open_all();
     assert_eq!(count.0.load(Ordering::Relaxed), 1);
     world.served(ticket);
+}
+
+#[test]
+fn w3_a_waker_that_panics_loses_no_other_wake_up() {
+    struct Bomb;
+    impl Wake for Bomb {
+        fn wake(self: Arc<Self>) {
+            panic!("the executor has a bug");
+        }
+    }
+    let count = Arc::new(Count(AtomicUsize::new(0)));
+    let mut world = World::new(1, 1);
+    let wakers = [Waker::from(Arc::new(Bomb)), Waker::from(Arc::clone(&count)), Waker::from(count.clone())];
+    let mut tickets = Vec::new();
+    for waker in wakers {
+        let ticket = world.ask("a");
+        let Claim::Waiting(ticket) = world.registry.claim(ticket, &mut Some(waker), world.now) else {
+            panic!("early")
+        };
+        tickets.push(ticket);
+    }
+    world.fail_first();
+    assert_eq!(count.0.load(Ordering::Relaxed), 2);
+    for ticket in tickets {
+        assert!(matches!(world.claim(ticket), Claim::Failed(_)));
+    }
 }
 
 #[test]
@@ -105,7 +134,7 @@ fn w4_a_grant_that_meets_a_cancelled_waiter_goes_to_the_next() {
 fn w2_a_hung_close_does_not_end_the_turns() {
     let mut world = World::new(2, 2);
     let (held, broken) = (world.lease("loud"), world.lease("loud"));
-    let effects = world.registry.discard(broken.debt, broken.conn, world.now);
+    let effects = world.registry.discard_broken(broken.debt, broken.conn, world.now);
     world.take(effects);
     let (_, mut hung) = world.closes.remove(0).split();
     let _quiet = world.ask("quiet");

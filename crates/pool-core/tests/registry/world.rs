@@ -80,7 +80,7 @@ impl World {
     }
 
     pub fn claim(&mut self, ticket: Ticket) -> Claim<Conn> {
-        self.registry.claim(ticket, &mut None)
+        self.registry.claim(ticket, &mut None, self.now)
     }
 
     pub fn served(&mut self, ticket: Ticket) -> Leased<Conn> {

@@ -189,6 +189,7 @@ impl World {
             CloseReason::Yielded => self.is_budget_spent(),
             CloseReason::IdleTimeout => self.during == Step::IdleTimeout,
             CloseReason::Lifetime => self.cut.contains(&live.id),
+            CloseReason::Discarded => matches!(self.during, Step::Discard(_)),
             CloseReason::Broken => {
                 matches!(self.during, Step::Break(_) | Step::CheckFails(_) | Step::VanishedIsTold)
             }

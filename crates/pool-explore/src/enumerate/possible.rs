@@ -35,7 +35,7 @@ impl World {
                 Caller::Holding { fresh, .. } => {
                     steps.push(Step::Release(c));
                     if self.mishaps_left > 0 {
-                        steps.push(Step::Break(c));
+                        steps.extend([Step::Break(c), Step::Discard(c)]);
                         steps.extend(fresh.then_some(Step::CheckFails(c)));
                     }
                 }
@@ -122,6 +122,7 @@ impl World {
     pub(super) fn costs_a_mishap(&self, step: Step) -> bool {
         match step {
             Step::Break(_)
+            | Step::Discard(_)
             | Step::CheckFails(_)
             | Step::OpenIsSlow(_)
             | Step::CloseIsSlow(_)

@@ -18,6 +18,8 @@ pub enum Step {
     Release(usize),
     /// The caller's connection breaks, and is given back as broken.
     Break(usize),
+    /// The caller has its connection closed on purpose.
+    Discard(usize),
     /// The check before the caller gets its connection finds it broken.
     CheckFails(usize),
     /// An open under way succeeds.
@@ -68,6 +70,7 @@ impl fmt::Display for Step {
             Self::GiveUp(c) => write!(f, "caller {c} gives up"),
             Self::Release(c) => write!(f, "caller {c} gives its connection back"),
             Self::Break(c) => write!(f, "the connection of caller {c} breaks and comes back"),
+            Self::Discard(c) => write!(f, "caller {c} has its connection closed"),
             Self::CheckFails(c) => write!(f, "the connection for caller {c} is checked and found broken"),
             Self::OpenSucceeds(i) => write!(f, "open number {i} succeeds"),
             Self::OpenFails(i) => write!(f, "open number {i} fails"),

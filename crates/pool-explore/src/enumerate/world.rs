@@ -167,7 +167,8 @@ impl World {
             Step::Fetch(c) => self.fetch(c),
             Step::GiveUp(c) => self.cancel_wait(c),
             Step::Release(c) => self.give_back(c, Registry::release),
-            Step::Break(c) => self.give_back(c, Registry::discard),
+            Step::Break(c) => self.give_back(c, Registry::discard_broken),
+            Step::Discard(c) => self.give_back(c, Registry::discard),
             Step::CheckFails(c) => self.check_fails(c),
             Step::OpenSucceeds(i) => self.open_succeeds(i),
             Step::OpenFails(i) => self.open_fails(i),
@@ -272,7 +273,7 @@ impl World {
 
     fn answered(&mut self, c: usize, answer: Acquire<Conn>, asked: i64) -> Result<(), Broken> {
         match answer {
-            Acquire::Leased(leased) => self.hold(c, leased, true),
+            Acquire::Leased(leased) => self.hold(c, leased),
             Acquire::Refused(error) => {
                 self.callers[c] = Caller::Done;
                 self.check_failure(c, &error)
@@ -299,23 +300,23 @@ impl World {
 
     /// Polls a ticket as a future would.
     fn look(&mut self, c: usize, ticket: Ticket, woken: Arc<Flag>, asked: i64) -> Result<(), Broken> {
-        match self.registry.claim(ticket, &mut Some(Waker::from(Arc::clone(&woken)))) {
+        match self.registry.claim(ticket, &mut Some(Waker::from(Arc::clone(&woken))), self.now) {
             Claim::Waiting(ticket) => {
                 self.callers[c] = Caller::Waiting { ticket, woken, asked };
                 Ok(())
             }
             Claim::Leased(leased) => {
                 self.check_order(c, asked)?;
-                self.hold(c, leased, false)
+                self.hold(c, leased)
             }
             Claim::Failed(error) => self.check_failure(c, &error),
         }
     }
 
-    fn hold(&mut self, c: usize, leased: Leased<Conn>, from_idle: bool) -> Result<(), Broken> {
+    fn hold(&mut self, c: usize, leased: Leased<Conn>) -> Result<(), Broken> {
         let Leased { conn, debt, .. } = leased;
         self.check_lease(c, conn)?;
-        self.callers[c] = Caller::Holding { conn, debt, fresh: from_idle };
+        self.callers[c] = Caller::Holding { conn, debt, fresh: true };
         Ok(())
     }
 

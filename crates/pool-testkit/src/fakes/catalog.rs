@@ -38,7 +38,8 @@ impl Catalog<FakeConn> for FakeCatalog {
     }
 
     async fn list(&self, _: &mut FakeConn) -> Result<Vec<WorkspaceId>, DriverError> {
-        tokio::task::yield_now().await;
+        let takes = self.server.state().list_takes;
+        tokio::time::sleep(takes).await;
         let state = self.server.state();
         let ids = state.databases().filter_map(|name| WorkspaceId::new(name.strip_prefix("fake_ws_")?).ok());
         Ok(ids.collect())

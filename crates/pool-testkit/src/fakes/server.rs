@@ -48,6 +48,7 @@ pub(super) struct State {
     pub(super) close_takes: Duration,
     pub(super) answers_take: Duration,
     pub(super) checks_take: Duration,
+    pub(super) list_takes: Duration,
     pub(super) checks: u64,
     pub(super) refuses_to_terminate: bool,
 }
@@ -107,6 +108,11 @@ impl FakeServer {
     /// How long the check of a session takes from now on.
     pub fn checks_take(&self, time: Duration) {
         self.state().checks_take = time;
+    }
+
+    /// How long the list of databases takes from now on.
+    pub fn list_takes(&self, time: Duration) {
+        self.state().list_takes = time;
     }
 
     /// Checks of sessions so far, the unfinished ones included.

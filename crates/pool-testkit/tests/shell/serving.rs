@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pool_core::{AcquireError, Condition, Driver, DriverErrorKind, Phase, Stage};
+use pool_core::{AcquireError, CatalogError, Condition, Driver, DriverErrorKind, Phase, Stage, Target};
 use pool_testkit::fakes::Gate;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
@@ -247,4 +247,49 @@ async fn b3_the_system_share_is_not_to_be_had_by_workspaces() {
     manager.system().acquire().await.unwrap_err();
     let stats = manager.stats();
     assert_eq!(stats.connections().in_use, stats.limit());
+}
+
+#[tokio::test(start_paused = true)]
+async fn o1_a_list_of_workspaces_that_hangs_is_given_up() {
+    let (server, manager) = start(1, &["a"], |s| s.change_timeout = Duration::from_mins(1)).await;
+    server.list_takes(Duration::from_hours(1));
+    let began = Instant::now();
+    let error = manager.list_workspaces().await.unwrap_err();
+    assert_eq!(began.elapsed(), Duration::from_mins(1));
+    assert!(matches!(error, CatalogError::TimedOut { target: Target::System, .. }), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_whose_connection_is_replaced_counts_once() {
+    let (server, manager) = start(2, &["a"], |s| s.check_after = Duration::ZERO).await;
+    drop([manager.acquire(&id("a")).await.unwrap(), manager.acquire(&id("a")).await.unwrap()]);
+    let before = manager.stats().workspaces;
+    assert_eq!((before.acquired, before.hits), (2, 0));
+    // Both are checked and found dead, one after the other; the third is new.
+    sleep(Duration::from_millis(1)).await;
+    server.kill_sessions_of("fake_ws_a");
+    let lease = manager.acquire(&id("a")).await.unwrap();
+    let after = manager.stats().workspaces;
+    assert_eq!((after.acquired, after.hits, after.opened), (3, 0, 3));
+    drop(lease);
+    // A connection that proves alive is a hit.
+    sleep(Duration::from_millis(1)).await;
+    drop(manager.acquire(&id("a")).await.unwrap());
+    let after = manager.stats().workspaces;
+    assert_eq!((after.acquired, after.hits, after.opened), (4, 1, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn l3_a_connection_discarded_on_purpose_casts_no_doubt_on_others() {
+    let (server, manager) = start(3, &["a", "b"], |_| ()).await;
+    let discarded = manager.acquire(&id("a")).await.unwrap();
+    drop(manager.acquire(&id("b")).await.unwrap());
+    discarded.discard();
+    drop(manager.acquire(&id("b")).await.unwrap());
+    assert_eq!(server.checks(), 0, "nobody has broken");
+    let broken = manager.acquire(&id("a")).await.unwrap();
+    server.kill_sessions_of("fake_ws_a");
+    drop(broken);
+    drop(manager.acquire(&id("b")).await.unwrap());
+    assert_eq!(server.checks(), 1);
 }
