@@ -63,6 +63,8 @@ pub struct ShareStats {
     pub acquired: u64,
     /// Of those, the ones served by an idle connection at once.
     pub hits: u64,
+    /// How often the registry found one of its own counts wrong: zero, or a bug of this library.
+    pub miscounts: u64,
 }
 
 /// A consistent snapshot of the whole manager.

@@ -22,11 +22,12 @@ const FACTS_TTL_MAX: Duration = Duration::from_hours(24 * 365);
 const CENTURY: Duration = Duration::from_hours(24 * 365 * 100);
 
 pub(crate) struct Engine<D: Driver> {
+    /// The shares come first, so that they are dropped first: what is owed to a registry that is gone is void.
+    pub(crate) workspaces: Share<D>,
+    pub(crate) system: Share<D>,
     pub(crate) driver: D,
     pub(crate) settings: Settings,
     ceilings: Ceilings,
-    pub(crate) workspaces: Share<D>,
-    pub(crate) system: Share<D>,
     /// Workspaces that are known to have a database.
     pub(crate) facts: Cache<WorkspaceId, ()>,
     jobs: mpsc::UnboundedSender<Job<D>>,

@@ -22,11 +22,20 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 pub(crate) async fn maintain<D: Driver>(engine: Weak<Engine<D>>, every: Duration) {
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut miscounts_told = 0;
     loop {
         ticks.tick().await;
         let Some(engine) = engine.upgrade() else { return };
+        let mut miscounts = 0;
         for share in engine.shares() {
-            engine.perform(share.with("expire", Registry::expire));
+            let expire = |registry: &mut Registry<_>, now| (registry.expire(now), registry.stats().miscounts);
+            let (effects, found) = share.with("expire", expire);
+            engine.perform(effects);
+            miscounts += found;
+        }
+        if miscounts > miscounts_told {
+            tracing::error!(miscounts, "the pool found its own counts wrong, which is a bug of it");
+            miscounts_told = miscounts;
         }
     }
 }

@@ -110,7 +110,7 @@ impl<C> Registry<C> {
             return Claim::Waiting(ticket);
         }
         let Waiter { workspace, state, .. } = self.waiters.remove(ticket.waiter as usize);
-        self.workspace_mut(workspace).unclaimed -= 1;
+        self.one_less(workspace, |ws| &mut ws.unclaimed);
         self.forget_if_spent(workspace);
         match state {
             WaiterState::Granted { mut leased, since } => {
@@ -145,12 +145,12 @@ impl<C> Registry<C> {
         match waiter.state {
             WaiterState::Queued => self.unqueue(ws, id),
             WaiterState::Granted { leased, .. } => {
-                self.workspace_mut(ws).unclaimed -= 1;
+                self.one_less(ws, |ws| &mut ws.unclaimed);
                 if !self.has_bug(Bug::GrantLostOnCancel) {
                     self.take_back(leased.debt, leased.conn, now, &mut cancelled.effects);
                 }
             }
-            WaiterState::Failed(_) => self.workspace_mut(ws).unclaimed -= 1,
+            WaiterState::Failed(_) => self.one_less(ws, |ws| &mut ws.unclaimed),
         }
         self.settle(ws, now, &mut cancelled.effects);
         cancelled

@@ -49,9 +49,8 @@ impl<C> Registry<C> {
         let Conn { id, workspace: ws, slot, .. } = self.conns.remove(id.index() as usize);
         self.budget.free(slot);
         self.totals.closed += 1;
-        let workspace = self.workspace_mut(ws);
-        workspace.in_use -= 1;
-        let target = workspace.target.clone();
+        self.one_less(ws, |ws| &mut ws.in_use);
+        let target = self.workspace(ws).target.clone();
         let mut effects = Effects::default();
         match self.revoke_grant(id, &target) {
             Some(conn) => effects.dead.push(conn),

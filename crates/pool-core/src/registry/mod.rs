@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use slab::Slab;
 
-use crate::budget::{Budget, Slot, SlotState};
+use crate::budget::{Budget, Slot, SlotState, take_one};
 use crate::error::{AcquireError, DriverError};
 use crate::ids::{ConnectionId, Target};
 use crate::links::{Chain, Links};
@@ -195,6 +195,8 @@ struct Totals {
     open_failures: u64,
     acquired: u64,
     hits: u64,
+    /// How often one of the counts beside the budget's was found wrong.
+    miscounts: u64,
 }
 
 impl<C> Registry<C> {
@@ -241,6 +243,7 @@ impl<C> Registry<C> {
             open_failures: totals.open_failures,
             acquired: totals.acquired,
             hits: totals.hits,
+            miscounts: totals.miscounts + self.budget.miscounts(),
         }
     }
 
@@ -296,6 +299,11 @@ impl<C> Registry<C> {
 
     fn workspace_mut(&mut self, ws: u32) -> &mut Workspace {
         &mut self.workspaces[ws as usize]
+    }
+
+    /// Takes one from a count of `ws`.
+    fn one_less(&mut self, ws: u32, which: fn(&mut Workspace) -> &mut u32) {
+        take_one(which(&mut self.workspaces[ws as usize]), &mut self.totals.miscounts);
     }
 
     /// The entry of `target`, made if there is none.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::planted::Bug;
 use super::{Conn, ConnState, Failure, Opening, Registry, u32_of};
-use crate::budget::SlotState;
+use crate::budget::{SlotState, take_one};
 use crate::error::{AcquireError, DriverError};
 use crate::ids::{ConnectionId, Target};
 use crate::token::{Effects, LeaseDebt, OpenWork};
@@ -41,7 +41,9 @@ impl<C> Registry<C> {
     pub fn open_failed(&mut self, work: OpenWork, error: Arc<DriverError>, now: Instant) -> Effects<C> {
         let OpenWork { target, workspace: ws, slot, holds_permit } = work;
         let was = self.end_open(ws, holds_permit);
-        if !self.has_bug(Bug::SlotLeakedOnFailedOpen) {
+        if self.has_bug(Bug::SlotLeakedOnFailedOpen) {
+            std::mem::forget(slot);
+        } else {
             self.budget.free(slot);
         }
         self.totals.open_failures += 1;
@@ -61,7 +63,7 @@ impl<C> Registry<C> {
         let mut effects = Effects::default();
         if work.holds_permit && self.slow_opens < (self.config.limit / 2).max(1) {
             work.holds_permit = false;
-            self.permits_taken -= 1;
+            take_one(&mut self.permits_taken, &mut self.totals.miscounts);
             self.slow_opens += 1;
             self.start_opens(&mut effects);
         }
@@ -120,9 +122,9 @@ impl<C> Registry<C> {
 
     fn end_open(&mut self, ws: u32, holds_permit: bool) -> Opening {
         if holds_permit {
-            self.permits_taken -= 1;
+            take_one(&mut self.permits_taken, &mut self.totals.miscounts);
         } else {
-            self.slow_opens -= 1;
+            take_one(&mut self.slow_opens, &mut self.totals.miscounts);
         }
         std::mem::take(&mut self.workspace_mut(ws).opening)
     }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::planted::Bug;
 use super::{ConnState, Registry};
-use crate::budget::SlotState;
+use crate::budget::{SlotState, take_one};
 use crate::ids::ConnectionId;
 use crate::stats::CloseReason;
 use crate::token::{CloseDebt, CloseWork, Effects, LeaseDebt};
@@ -50,11 +50,13 @@ impl<C> Registry<C> {
     /// The server no longer counts a connection: its slot is free.
     pub fn closed(&mut self, debt: CloseDebt, now: Instant) -> Effects<C> {
         let CloseDebt { workspace: ws, slot, is_slow, .. } = debt;
-        self.slow_closes -= u32::from(is_slow);
+        if is_slow {
+            take_one(&mut self.slow_closes, &mut self.totals.miscounts);
+        }
         self.budget.free(slot);
         self.totals.closed += 1;
         if !self.has_bug(Bug::CountDriftOnClose) {
-            self.workspace_mut(ws).closing -= 1;
+            self.one_less(ws, |ws| &mut ws.closing);
         }
         let mut effects = Effects::default();
         self.settle(ws, now, &mut effects);
@@ -143,7 +145,7 @@ impl<C> Registry<C> {
         effects: &mut Effects<C>,
     ) {
         let ws = self.conns[debt.id.index() as usize].workspace;
-        self.workspace_mut(ws).in_use -= 1;
+        self.one_less(ws, |ws| &mut ws.in_use);
         effects.closes.push(self.retire(debt.id, conn, reason));
     }
 
@@ -176,7 +178,7 @@ impl<C> Registry<C> {
         entry.state = ConnState::Idle { conn, since: now };
         self.budget.shift(&mut entry.slot, SlotState::Idle);
         let workspace = &mut self.workspaces[entry.workspace as usize];
-        workspace.in_use -= 1;
+        take_one(&mut workspace.in_use, &mut self.totals.miscounts);
         workspace.idle.push_back(&mut self.idle_links, id.index());
         self.policy.touched(id);
     }

@@ -87,7 +87,9 @@ impl<C> Registry<C> {
 
     /// Slots that will be free in a moment.
     pub(super) fn slots_coming(&self) -> u32 {
-        self.budget.count(SlotState::Closing) - self.slow_closes
+        let closing = self.budget.count(SlotState::Closing);
+        debug_assert!(self.slow_closes <= closing, "{} slow closes of {closing}", self.slow_closes);
+        closing.saturating_sub(self.slow_closes)
     }
 
     /// Whether a connection of `ws` that came back must be closed for another target although callers of

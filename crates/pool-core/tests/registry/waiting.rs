@@ -144,6 +144,8 @@ fn w2_a_hung_close_does_not_end_the_turns() {
     world.pass(Duration::from_millis(3));
     world.release(held);
     assert_eq!(world.closes[0].reason(), CloseReason::Yielded);
+    let effects = world.registry.closed(hung, world.now);
+    world.take(effects);
 }
 
 #[test]

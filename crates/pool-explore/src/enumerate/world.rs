@@ -279,8 +279,10 @@ impl World {
                 self.check_failure(c, &error)
             }
             Acquire::Queued(ticket, effects) => {
-                self.check_is_open(c)?;
+                // What is owed is taken before anything is found wrong, so that it is not dropped.
+                let checked = self.check_is_open(c);
                 self.perform(effects)?;
+                checked?;
                 let woken = Arc::new(Flag(AtomicBool::new(false)));
                 self.look(c, ticket, woken, asked)
             }
@@ -350,8 +352,9 @@ impl World {
             }
         }
         let (answer, effects) = self.registry.replace(debt, conn, self.now);
-        self.perform(effects)?;
-        self.answered(c, answer, -self.clock)
+        let performed = self.perform(effects);
+        self.answered(c, answer, -self.clock)?;
+        performed
     }
 
     fn open_succeeds(&mut self, i: usize) -> Result<(), Broken> {
@@ -417,10 +420,11 @@ impl World {
         self.closers[k].is_confirmed = true;
         for id in self.closers[k].listed.clone().unwrap_or_default() {
             let Some((_, effects)) = self.registry.cut(id, self.now) else { continue };
-            self.check_cut(id)?;
+            let checked = self.check_cut(id);
             let live = self.live.extract_if(.., |live| live.id == id);
             self.dead.extend(live.map(|live| live.conn));
             self.perform(effects)?;
+            checked?;
         }
         Ok(())
     }
@@ -433,15 +437,17 @@ impl World {
         for closer in &mut self.closers {
             closer.told |= drained;
         }
-        for conn in dead {
-            self.check_dead(conn)?;
-            self.dead.retain(|other| *other != conn);
-        }
+        let mut closing = Vec::new();
         for work in closes {
             let reason = work.reason();
             let (conn, debt) = work.split();
-            self.check_close(conn, reason)?;
+            closing.push((conn, reason));
             self.closes.push(Close { conn, debt, slow: false });
+        }
+        closing.into_iter().try_for_each(|(conn, reason)| self.check_close(conn, reason))?;
+        for conn in dead {
+            self.check_dead(conn)?;
+            self.dead.retain(|other| *other != conn);
         }
         Ok(())
     }
