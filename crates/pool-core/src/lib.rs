@@ -64,4 +64,6 @@ pub use registry::{
     Acquire, Broken, CancelledWait, Claim, OpeningView, Registry, RegistryConfig, View, WorkspaceView,
 };
 pub use stats::{CloseReason, Counts, Event, PoolStats, ShareStats};
-pub use token::{CloseDebt, CloseWork, Effects, LeaseDebt, Leased, OpenWork, Ticket, Wakes};
+pub use token::{
+    CloseDebt, CloseWork, Effects, EffectsDescription, LeaseDebt, Leased, OpenWork, Ticket, Wakes,
+};

@@ -163,6 +163,24 @@ pub struct Effects<C> {
     pub retry_at: Option<(Target, Instant)>,
 }
 
+/// What [`Effects`] ask for, in plain values, to be compared as a whole: one thing too many is then as wrong as one too
+/// few.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EffectsDescription<C> {
+    /// Whose connections to open.
+    pub opens: Vec<Target>,
+    /// Whose connections to close, and why.
+    pub closes: Vec<(Target, CloseReason)>,
+    /// The connections to drop.
+    pub dead: Vec<C>,
+    /// How many callers to wake.
+    pub wakes: usize,
+    /// See [`Effects::drained`].
+    pub drained: bool,
+    /// See [`Effects::retry_at`].
+    pub retry_at: Option<(Target, Instant)>,
+}
+
 impl<C> Default for Effects<C> {
     fn default() -> Self {
         Self {
@@ -180,6 +198,21 @@ impl<C> Effects<C> {
     /// A connection that counts no longer is to be dropped, and nothing else.
     pub(crate) fn dead(conn: C) -> Self {
         Self { dead: vec![conn], ..Self::default() }
+    }
+
+    /// What is asked for, in plain values.
+    pub fn describe(&self) -> EffectsDescription<C>
+    where
+        C: Clone,
+    {
+        EffectsDescription {
+            opens: self.opens.iter().map(|work| work.target.clone()).collect(),
+            closes: self.closes.iter().map(|work| (work.target().clone(), work.reason())).collect(),
+            dead: self.dead.clone(),
+            wakes: self.wakes.len(),
+            drained: self.drained,
+            retry_at: self.retry_at.clone(),
+        }
     }
 
     /// These effects and `others`, to be performed together.

@@ -4,17 +4,17 @@ use std::time::Duration;
 
 use pool_core::{CloseReason, RegistryConfig};
 
-use crate::world::{World, target};
+use crate::world::{World, closes, nothing, opens, target};
 
 #[test]
 fn b1_a_spent_budget_opens_nothing_more() {
     let mut world = World::new(2, 2);
     let held = [world.lease("a"), world.lease("b")];
     let ticket = world.ask("c");
-    assert!(world.opens.is_empty() && world.closes.is_empty());
+    assert_eq!(world.asked, nothing());
     let [first, _second] = held;
     world.release(first);
-    assert!(world.opens.is_empty(), "the evicted connection still counts");
+    assert_eq!(world.asked, closes(&["a"], CloseReason::Evicted), "the evicted connection still counts");
     world.close_all_owed();
     assert_eq!(world.open_all(), [target("c")]);
     world.served(ticket);
@@ -26,7 +26,7 @@ fn b2_a_workspace_at_its_ceiling_waits_for_its_own_connections() {
     let mut world = World::new(10, 1);
     let held = world.lease("a");
     let ticket = world.ask("a");
-    assert!(world.opens.is_empty());
+    assert_eq!(world.asked, nothing());
     world.release(held);
     world.served(ticket);
 }
@@ -36,9 +36,9 @@ fn e1_a_connection_in_use_is_never_chosen() {
     let mut world = World::new(1, 1);
     let held = world.lease("a");
     let _waiting = world.ask("b");
-    assert!(world.closes.is_empty());
+    assert_eq!(world.asked, nothing());
     world.release(held);
-    assert_eq!(world.closes.len(), 1);
+    assert_eq!(world.asked, closes(&["a"], CloseReason::Evicted));
 }
 
 #[test]
@@ -58,8 +58,7 @@ fn e3_nothing_is_evicted_while_the_budget_has_room() {
     let mut world = World::new(3, 3);
     world.idle("a");
     let _b = world.ask("b");
-    assert!(world.closes.is_empty());
-    assert_eq!(world.opens.len(), 1);
+    assert_eq!(world.asked, opens(&["b"]));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pool_core::{Acquire, AcquireError, Claim, CloseReason, Effects, Leased};
 
-use crate::world::{Conn, World, target};
+use crate::world::{Asked, Conn, World, nothing, target};
 
 #[test]
 fn c1_a_closed_registry_refuses_work_fails_waiters_and_closes_what_comes_back() {
@@ -12,8 +12,8 @@ fn c1_a_closed_registry_refuses_work_fails_waiters_and_closes_what_comes_back() 
     let held = world.lease("a");
     let ticket = world.ask("b");
     let effects = world.registry.close_all(world.now);
-    assert!(effects.drained, "only the lease is left to wait for");
     world.take(effects);
+    assert_eq!(world.asked, Asked { drained: true, ..nothing() }, "only the lease is left to wait for");
     assert!(matches!(world.claim(ticket), Claim::Failed(AcquireError::Closed)));
     assert!(matches!(world.refusal("a"), AcquireError::Closed));
     world.release(held);
@@ -93,8 +93,9 @@ fn c1_b2_a_lease_that_was_cut_counts_no_longer_and_its_return_changes_nothing() 
         world.take(effects);
         let listed = world.registry.in_use(None);
         let (whose, effects) = world.registry.cut(listed[0], world.now).unwrap();
-        assert!(effects.drained && whose == target("a"));
+        assert_eq!(whose, target("a"));
         world.take(effects);
+        assert_eq!(world.asked, Asked { drained: true, ..nothing() });
         assert!(world.registry.is_drained(&target("a")));
         let effects = world.registry.end_close(&target("a"), world.now);
         world.take(effects);
@@ -102,8 +103,8 @@ fn c1_b2_a_lease_that_was_cut_counts_no_longer_and_its_return_changes_nothing() 
         let next = world.lease("a");
         let before = world.registry.stats();
         let effects = give_back(&mut world, held);
-        assert_eq!((effects.dead.as_slice(), effects.closes.len()), ([1].as_slice(), 0));
         world.take(effects);
+        assert_eq!(world.asked, Asked { dead: vec![1], ..nothing() });
         let after = world.registry.stats();
         assert_eq!((after.connections, after.closed), (before.connections, before.closed));
         assert!(world.registry.cut(listed[0], world.now).is_none(), "it is another connection's place now");
@@ -121,8 +122,8 @@ fn c1_a_grant_that_was_cut_before_it_was_fetched_is_refused() {
     world.take(effects);
     let listed = world.registry.in_use(None);
     let (_, effects) = world.registry.cut(listed[0], world.now).unwrap();
-    assert_eq!(effects.dead, [1]);
     world.take(effects);
+    assert_eq!(world.asked, Asked { dead: vec![1], drained: true, ..nothing() });
     let answer = world.claim(ticket);
     assert!(matches!(answer, Claim::Failed(AcquireError::WorkspaceClosing { .. })), "{answer:?}");
 }

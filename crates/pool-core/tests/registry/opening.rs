@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pool_core::{Acquire, AcquireError, Claim, CloseReason, RegistryConfig, Stage};
 
-use crate::world::{World, refused, target};
+use crate::world::{Asked, World, closes, nothing, opens, refused, target};
 
 #[test]
 fn o1_a_hung_open_neither_blocks_other_opens_nor_keeps_its_permit() {
@@ -14,9 +14,10 @@ fn o1_a_hung_open_neither_blocks_other_opens_nor_keeps_its_permit() {
     let _hung = world.ask("hung");
     let mut hung = world.opens.remove(0);
     let other = world.ask("other");
-    assert!(world.opens.is_empty(), "one open at a time here");
+    assert_eq!(world.asked, nothing(), "one open at a time here");
     let effects = world.registry.open_is_slow(&mut hung);
     world.take(effects);
+    assert_eq!(world.asked, opens(&["other"]));
     assert_eq!(world.open_all(), [target("other")]);
     world.served(other);
     let effects = world.registry.open_failed(hung, refused(), world.now);
@@ -76,8 +77,9 @@ fn o3_waiters_that_a_live_connection_can_serve_outlast_a_failed_open() {
     world.pass(Duration::from_millis(50));
     let effects = world.registry.retry(&target("a"), world.now);
     world.take(effects);
-    assert_eq!(world.opens.len(), 1);
+    assert_eq!(world.asked, opens(&["a"]));
     world.release(held);
+    assert_eq!(world.asked, nothing());
     world.served(ticket);
 }
 
@@ -85,8 +87,9 @@ fn o3_waiters_that_a_live_connection_can_serve_outlast_a_failed_open() {
 fn o4_a_storm_for_a_missing_database_costs_one_open() {
     let mut world = World::new(8, 8);
     let tickets: Vec<_> = (0..100).map(|_| world.ask("missing")).collect();
-    assert_eq!(world.opens.len(), 1);
+    assert_eq!((world.opens.len(), &world.asked), (1, &nothing()));
     world.fail_first();
+    assert_eq!(world.asked, nothing());
     for ticket in tickets {
         assert!(matches!(world.claim(ticket), Claim::Failed(_)));
     }
@@ -115,8 +118,10 @@ fn l3_a_broken_connection_is_replaced_at_the_front_of_the_queue() {
     let behind = world.ask("a");
     let (again, effects) = world.registry.replace(broken.debt, broken.conn, world.now);
     world.take(effects);
+    assert_eq!(world.asked, closes(&["a"], CloseReason::Broken));
     let Acquire::Queued(ticket, effects) = again else { panic!("nothing else is idle") };
     world.take(effects);
+    assert_eq!(world.asked, nothing());
     world.close_all_owed();
     world.open_all();
     assert_eq!(world.served(ticket).conn, 2);
@@ -146,8 +151,8 @@ fn s1_idle_connections_whose_sessions_are_gone_are_closed_and_the_others_checked
     assert_eq!(asked.len(), 3);
     let lease = world.hit("b");
     let effects = world.registry.vanished(&asked[1..], world.now);
-    assert_eq!((effects.closes.len(), effects.opens.len()), (1, 0), "what is leased is left to its holder");
     world.take(effects);
+    assert_eq!(world.asked, closes(&["a"], CloseReason::Broken), "what is leased is left to its holder");
     assert_eq!(world.close_all_owed(), [(2, CloseReason::Broken)]);
     assert!(world.hit("a").check_first, "it may have broken with the other");
     world.release(lease);
@@ -166,7 +171,7 @@ fn e1_a_connection_is_not_taken_for_the_one_that_had_its_place_before() {
     world.idle("a");
     let effects = world.registry.vanished(&gone, world.now);
     world.take(effects);
-    assert!(world.closes.is_empty());
+    assert_eq!(world.asked, nothing());
     assert!(!world.hit("a").check_first);
 }
 
@@ -224,11 +229,13 @@ fn w3_a_waiter_that_queues_during_a_back_off_is_retried_after_it() {
         panic!("a connection in use may come back")
     };
     let (whom, at) = effects.retry_at.clone().expect("somebody is asked to watch the pause");
+    assert_eq!((&whom, at), (&target("a"), world.now + Duration::from_millis(50)));
     world.take(effects);
+    assert_eq!(world.asked, Asked { retry_at: Some((whom.clone(), at)), ..nothing() });
     world.now = at;
     let effects = world.registry.retry(&whom, world.now);
     world.take(effects);
-    assert_eq!(world.opens.len(), 1);
+    assert_eq!(world.asked, opens(&["a"]));
 }
 
 #[test]
@@ -273,7 +280,7 @@ fn o1_a_hung_close_delays_no_other() {
     let (_, mut hung) = world.closes.remove(0).split();
     let effects = world.registry.close_is_slow(&mut hung);
     world.take(effects);
-    assert_eq!(world.closes.len(), 1, "room is made elsewhere");
+    assert_eq!(world.asked, closes(&["b"], CloseReason::Evicted), "room is made elsewhere");
     let effects = world.registry.closed(hung, world.now);
     world.take(effects);
 }

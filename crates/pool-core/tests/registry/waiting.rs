@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pool_core::{Claim, CloseReason, Stage};
 
-use crate::world::{World, target};
+use crate::world::{Asked, World, closes, nothing, target};
 
 /// Counts how often it is woken.
 struct Count(AtomicUsize);
@@ -37,8 +37,8 @@ fn w2_a_flood_yields_to_another_workspace_when_its_turn_has_come() {
     let quiet = world.ask("quiet");
     // Within the turn, the warm connection goes on serving its own workspace.
     world.release(held);
+    assert_eq!(world.asked, nothing());
     held = world.served(flood.remove(0));
-    assert!(world.closes.is_empty());
     // The quiet one's eldest waiter has now waited the turn: the connection is closed for it.
     world.pass(Duration::from_millis(3));
     world.release(held);
@@ -75,6 +75,7 @@ fn w3_an_answered_waiter_is_woken() {
         panic!("served early")
     };
     world.open_all();
+    assert_eq!(world.asked, Asked { wakes: 1, ..nothing() });
     assert_eq!(count.0.load(Ordering::Relaxed), 1);
     world.served(ticket);
 }
@@ -99,6 +100,7 @@ fn w3_a_waker_that_panics_loses_no_other_wake_up() {
         tickets.push(ticket);
     }
     world.fail_first();
+    assert_eq!(world.asked, Asked { wakes: 3, ..nothing() });
     assert_eq!(count.0.load(Ordering::Relaxed), 2);
     for ticket in tickets {
         assert!(matches!(world.claim(ticket), Claim::Failed(_)));
@@ -116,7 +118,7 @@ fn w4_a_cancelled_waiter_leaves_no_trace() {
     world.take(gave_up.effects);
     assert_eq!(world.registry.view(world.now), before);
     world.release(held);
-    assert!(world.closes.is_empty(), "nobody wants the slot any more");
+    assert_eq!(world.asked, nothing(), "nobody wants the slot any more");
 }
 
 #[test]
@@ -143,7 +145,7 @@ fn w2_a_hung_close_does_not_end_the_turns() {
     world.take(effects);
     world.pass(Duration::from_millis(3));
     world.release(held);
-    assert_eq!(world.closes[0].reason(), CloseReason::Yielded);
+    assert_eq!(world.asked, closes(&["loud"], CloseReason::Yielded));
     let effects = world.registry.closed(hung, world.now);
     world.take(effects);
 }

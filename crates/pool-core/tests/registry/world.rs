@@ -5,11 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pool_core::{
-    Acquire, AcquireError, Claim, CloseReason, CloseWork, DriverError, DriverErrorKind, Effects, Leased, Lru,
-    OpenWork, Phase, Registry, RegistryConfig, Target, Ticket, WorkspaceId,
+    Acquire, AcquireError, Claim, CloseReason, CloseWork, DriverError, DriverErrorKind, Effects,
+    EffectsDescription, Leased, Lru, OpenWork, Phase, Registry, RegistryConfig, Target, Ticket, WorkspaceId,
 };
 
 pub type Conn = u32;
+
+/// All that a transition asks for.
+pub type Asked = EffectsDescription<Conn>;
 
 pub struct World {
     pub registry: Registry<Conn>,
@@ -18,6 +21,23 @@ pub struct World {
     pub closes: Vec<CloseWork<Conn>>,
     pub made: u32,
     pub belongs: HashMap<Conn, Target>,
+    /// All that the last transition asked for.
+    pub asked: Asked,
+}
+
+/// Nothing is asked for.
+pub fn nothing() -> Asked {
+    Asked::default()
+}
+
+/// Opens are asked for, and nothing else.
+pub fn opens(names: &[&str]) -> Asked {
+    Asked { opens: names.iter().map(|name| target(name)).collect(), ..nothing() }
+}
+
+/// Closes are asked for, and nothing else.
+pub fn closes(names: &[&str], reason: CloseReason) -> Asked {
+    Asked { closes: names.iter().map(|name| (target(name), reason)).collect(), ..nothing() }
 }
 
 pub fn target(name: &str) -> Target {
@@ -41,6 +61,7 @@ impl World {
             closes: Vec::new(),
             made: 0,
             belongs: HashMap::new(),
+            asked: nothing(),
         }
     }
 
@@ -49,6 +70,7 @@ impl World {
     }
 
     pub fn take(&mut self, effects: Effects<Conn>) {
+        self.asked = effects.describe();
         self.opens.extend(effects.opens);
         self.closes.extend(effects.closes);
         effects.wakes.wake();
@@ -66,6 +88,7 @@ impl World {
     }
 
     pub fn hit(&mut self, name: &str) -> Leased<Conn> {
+        self.asked = nothing();
         match self.registry.acquire(&target(name), self.now) {
             Acquire::Leased(leased) => leased,
             other => panic!("{name} was not served at once: {other:?}"),
