@@ -130,6 +130,8 @@ impl Budget {
 
 #[cfg(test)]
 mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
     use super::*;
 
     #[test]
@@ -147,10 +149,11 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "the slot of a connection Opening was dropped")]
     fn s1_a_slot_that_is_dropped_unpaid_is_seen() {
         let mut budget = Budget::new(1);
-        drop(budget.reserve());
+        let slot = budget.reserve();
+        let dropped = catch_unwind(AssertUnwindSafe(|| drop(slot)));
+        assert_eq!(dropped.is_err(), cfg!(debug_assertions));
     }
 
     #[test]
@@ -162,8 +165,9 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "a count was to fall below zero")]
     fn s1_a_count_does_not_fall_below_zero_unseen() {
-        take_one(&mut 0, &mut 0);
+        let (mut count, mut miscounts) = (0, 0);
+        let taken = catch_unwind(AssertUnwindSafe(|| take_one(&mut count, &mut miscounts)));
+        assert_eq!((taken.is_err(), count, miscounts), (cfg!(debug_assertions), 0, 1));
     }
 }
