@@ -44,6 +44,7 @@ impl Drop for Slot {
 }
 
 /// Takes one from `count`; see the front page for what becomes of one that is zero.
+#[inline]
 pub(crate) fn take_one(count: &mut u32, miscounts: &mut u64) {
     if let Some(less) = count.checked_sub(1) {
         *count = less;
@@ -95,6 +96,7 @@ impl Budget {
         }
     }
 
+    #[inline]
     pub(crate) fn shift(&mut self, slot: &mut Slot, to: SlotState) {
         take_one(&mut self.counts[slot.state as usize], &mut self.miscounts);
         self.counts[to as usize] += 1;
