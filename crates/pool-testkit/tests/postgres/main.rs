@@ -9,4 +9,5 @@ mod dropping;
 mod hung;
 mod load;
 mod names_and_errors;
+mod resets;
 mod support;
