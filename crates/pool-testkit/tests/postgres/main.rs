@@ -9,5 +9,6 @@ mod dropping;
 mod hung;
 mod load;
 mod names_and_errors;
+mod plans;
 mod resets;
 mod support;
