@@ -394,10 +394,7 @@ async fn system_connection_retry() -> Outcome {
     let late = WorkspaceId::new("late")?;
     let error = pool.ensure_workspace(&late).await.unwrap_err();
     assert!(matches!(error, CatalogError::Acquire(AcquireError::TimedOut { .. })), "{error}");
-    assert!(
-        error.to_string().contains("the catalog") && error.to_string().contains("4 of 4"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("the catalog") && error.to_string().contains("4 of 4"), "{error}");
     drop(leases);
     pool.ensure_workspace(&late).await?;
     settled(&pool).await?;

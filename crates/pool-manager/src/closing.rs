@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use pool_core::{CloseError, Driver, Target};
 use tokio::time::{timeout, timeout_at};
 
-use crate::engine::{Engine, SHARES, ShareOf};
+use crate::engine::Engine;
+use crate::share::Share;
 
 /// How long the server is given to confirm that cut sessions are gone.
 pub(crate) const CONFIRM_LIMIT: Duration = Duration::from_secs(5);
@@ -21,7 +22,8 @@ pub(crate) struct CloseGuard<'a, D: Driver> {
 impl<'a, D: Driver> CloseGuard<'a, D> {
     pub(crate) fn begin(engine: &'a Engine<D>, target: Target) -> Self {
         let closing = Self { engine, target };
-        engine.step(closing.share(), |registry, now| registry.begin_close(&closing.target, now));
+        engine
+            .step(&closing.target, "begin close", |registry, now| registry.begin_close(&closing.target, now));
         engine.closing.notify_waiters();
         closing
     }
@@ -29,34 +31,32 @@ impl<'a, D: Driver> CloseGuard<'a, D> {
     /// Waits until the target has no connection left; at the deadline, cuts.
     pub(crate) async fn finish(&self) -> Result<(), CloseError> {
         let engine = self.engine;
-        let drained = || engine.with(self.share(), |registry, _| registry.is_drained(&self.target));
-        finish(engine, &[self.share()], Some(&self.target), drained).await
-    }
-
-    fn share(&self) -> ShareOf {
-        ShareOf::from(&self.target)
+        let share = engine.share(&self.target);
+        let drained = || share.with("is drained", |registry, _| registry.is_drained(&self.target));
+        finish(engine, &[share], Some(&self.target), drained).await
     }
 }
 
 impl<D: Driver> Drop for CloseGuard<'_, D> {
     fn drop(&mut self) {
-        self.engine.step(self.share(), |registry, now| registry.end_close(&self.target, now));
+        self.engine.step(&self.target, "end close", |registry, now| registry.end_close(&self.target, now));
     }
 }
 
 /// Refuses all new work for good, and waits until no connection is left; at the deadline, cuts.
 pub(crate) async fn close_all<D: Driver>(engine: &Arc<Engine<D>>) -> Result<(), CloseError> {
-    for share in SHARES {
-        engine.step(share, pool_core::Registry::close_all);
+    for share in engine.shares() {
+        engine.perform(share.with("close all", pool_core::Registry::close_all));
     }
     engine.closing.notify_waiters();
-    let drained = || SHARES.iter().all(|share| engine.with(*share, |registry, _| registry.is_empty()));
-    finish(engine, &SHARES, None, drained).await
+    let is_empty = |share: &&Share<D>| share.with("is empty", |registry, _| registry.is_empty());
+    let drained = || engine.shares().iter().all(is_empty);
+    finish(engine, &engine.shares(), None, drained).await
 }
 
 async fn finish<D: Driver>(
     engine: &Engine<D>,
-    shares: &[ShareOf],
+    shares: &[&Share<D>],
     target: Option<&Target>,
     drained: impl Fn() -> bool,
 ) -> Result<(), CloseError> {
@@ -67,23 +67,22 @@ async fn finish<D: Driver>(
     let leases = cut(engine, shares, target).await;
     // What the cut did not end is on its way to be closed; only leases still in their holders' hands may
     // stay counted.
-    let only_leases_left = || held(engine, shares, target, |counts| counts.total() - counts.in_use) == 0;
+    let only_leases_left = || held(shares, target, |counts| counts.total() - counts.in_use) == 0;
     let after = engine.settings.close_timeout;
     if !wait_until(engine, Engine::<D>::now() + CONFIRM_LIMIT, only_leases_left).await {
-        let connections = held(engine, shares, target, |counts| counts.total() - counts.in_use);
+        let connections = held(shares, target, |counts| counts.total() - counts.in_use);
         return Err(CloseError::Unconfirmed { connections, after: after + CONFIRM_LIMIT });
     }
     if leases == 0 { Ok(()) } else { Err(CloseError::Cut { leases, after }) }
 }
 
 fn held<D: Driver>(
-    engine: &Engine<D>,
-    shares: &[ShareOf],
+    shares: &[&Share<D>],
     target: Option<&Target>,
     which: impl Fn(pool_core::Counts) -> u32,
 ) -> u32 {
-    let counts = |share: &ShareOf| {
-        engine.with(*share, |registry, _| match target {
+    let counts = |share: &&Share<D>| {
+        share.with("counts", |registry, _| match target {
             Some(target) => registry.target_counts(target),
             None => registry.stats().connections,
         })
@@ -106,18 +105,17 @@ async fn wait_until<D: Driver>(engine: &Engine<D>, deadline: Instant, done: impl
 }
 
 /// Ends the sessions of leases that are still out. Their holders see a broken connection.
-async fn cut<D: Driver>(engine: &Engine<D>, shares: &[ShareOf], target: Option<&Target>) -> usize {
+async fn cut<D: Driver>(engine: &Engine<D>, shares: &[&Share<D>], target: Option<&Target>) -> usize {
     let mut handles = Vec::new();
     for share in shares {
-        let held = engine.with(*share, |registry, now| {
+        let held = share.with("cut", |registry, now| {
             let held = registry.in_use(target);
             for id in &held {
                 registry.retire_on_return(*id, now);
             }
             held
         });
-        let known = held.iter().filter_map(|id| engine.handles.get(&(*share, *id)));
-        handles.extend(known.map(|handle| handle.clone()));
+        handles.extend(held.iter().filter_map(|id| share.handle(*id)));
     }
     let leases = handles.len();
     if leases > 0 {

@@ -98,7 +98,9 @@ impl<D: Driver> PoolManager<D> {
         }
         facts.insert(workspace.clone(), ()).await;
         let target = Target::from(workspace);
-        self.inner.engine.step((&target).into(), |registry, now| registry.clear_failure(&target, now));
+        self.inner
+            .engine
+            .step(&target, "clear failure", |registry, now| registry.clear_failure(&target, now));
         Ok(())
     }
 

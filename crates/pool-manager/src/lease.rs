@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use pool_core::{Condition, Driver, Effects, LeaseDebt, Target};
 
-use crate::engine::{Engine, ShareOf};
+use crate::engine::Engine;
 
 /// A connection to one target, given back when dropped: in a panic, in a cancelled task, outside a
 /// runtime, after `close()`. Dropping neither blocks nor awaits; a connection that is not known to be
@@ -42,29 +42,25 @@ impl<D: Driver> Lease<D> {
     /// Has the connection closed instead of used again: its state is beyond repair, as the caller knows.
     pub fn discard(self) {
         let engine = Arc::clone(&self.engine);
-        let share = self.share();
-        engine.perform(share, self.into_discard());
+        engine.perform(self.into_discard());
     }
 
     pub(crate) fn engine(&self) -> &Arc<Engine<D>> {
         &self.engine
     }
 
-    pub(crate) fn share(&self) -> ShareOf {
-        ShareOf::from(&self.target)
-    }
-
     /// Gives back a connection that is known to be clean.
     pub(crate) fn release_clean(mut self) {
         if let Some(Held { conn, debt }) = self.held.take() {
-            self.engine.release(self.share(), debt, conn);
+            self.engine.release(&self.target, debt, conn);
         }
     }
 
     pub(crate) fn into_discard(mut self) -> Effects<D::Connection> {
         match self.take() {
             Some((conn, debt)) => {
-                self.engine.with(self.share(), |registry, now| registry.discard(debt, conn, now))
+                let share = self.engine.share(&self.target);
+                share.with("discard", |registry, now| registry.discard(debt, conn, now))
             }
             None => Effects::default(),
         }
@@ -88,7 +84,7 @@ impl<D: Driver> Drop for Lease<D> {
         let condition = std::panic::catch_unwind(inspected).unwrap_or(Condition::Broken);
         let Some((conn, debt)) = self.take() else { return };
         match condition {
-            Condition::Clean => self.engine.release(self.share(), debt, conn),
+            Condition::Clean => self.engine.release(&self.target, debt, conn),
             Condition::Suspect => self.engine.recycle(self.reclaim(conn, debt)),
             Condition::Broken => self.reclaim(conn, debt).discard(),
         }

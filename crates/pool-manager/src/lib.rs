@@ -8,6 +8,7 @@ mod maintenance;
 mod manager;
 mod opener;
 mod settings;
+mod share;
 mod waiting;
 mod workspace_pool;
 

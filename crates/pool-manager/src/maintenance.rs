@@ -6,7 +6,7 @@ use std::time::Duration;
 use pool_core::{Driver, Registry};
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::engine::{Engine, SHARES};
+use crate::engine::Engine;
 use crate::settings::Settings;
 
 pub(crate) async fn maintain<D: Driver>(engine: Weak<Engine<D>>, every: Duration) {
@@ -15,8 +15,8 @@ pub(crate) async fn maintain<D: Driver>(engine: Weak<Engine<D>>, every: Duration
     loop {
         ticks.tick().await;
         let Some(engine) = engine.upgrade() else { return };
-        for share in SHARES {
-            engine.step(share, Registry::expire);
+        for share in engine.shares() {
+            engine.perform(share.with("expire", Registry::expire));
         }
     }
 }

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::closing::{CONFIRM_LIMIT, CloseGuard, close_all};
-use crate::engine::{Engine, ShareOf};
+use crate::engine::Engine;
 use crate::ensure::WorkspaceLocks;
 use crate::lease::Lease;
 use crate::settings::Settings;
@@ -108,7 +108,7 @@ impl<D: Driver> PoolManager<D> {
     pub(crate) async fn acquire_target(&self, target: &Target) -> Result<Lease<D>, AcquireError> {
         let engine = &self.inner.engine;
         let started = Engine::<D>::now();
-        let answer = engine.with(ShareOf::from(target), |registry, now| registry.acquire(target, now));
+        let answer = engine.share(target).with("acquire", |registry, now| registry.acquire(target, now));
         let mut lease = match answer {
             Acquire::Leased(Leased { conn, debt, check_first: false, .. }) => {
                 Lease::new(Arc::clone(engine), target.clone(), conn, debt)
@@ -149,7 +149,7 @@ impl<D: Driver> PoolManager<D> {
     }
 
     pub(crate) fn counts(&self, target: &Target) -> Counts {
-        self.inner.engine.with(target.into(), |registry, _| registry.target_counts(target))
+        self.inner.engine.share(target).with("counts", |registry, _| registry.target_counts(target))
     }
 
     /// Closes the workspace's connections: idle ones now, those in use when they come back, or by force
@@ -197,7 +197,7 @@ impl<D: Driver> PoolManager<D> {
 
     /// Whether `close` has been called.
     pub fn is_closed(&self) -> bool {
-        self.inner.engine.with(ShareOf::Workspaces, |registry, _| registry.is_closed())
+        self.inner.engine.workspaces.with("is closed", |registry, _| registry.is_closed())
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::engine::{Engine, ShareOf};
+use crate::engine::Engine;
 use crate::lease::Lease;
 
 /// How many connect timeouts an open that was given up may go on for, keeping its slot. A server that has
@@ -28,10 +28,10 @@ const WAKES_MAX: u32 = 2_000;
 
 /// A piece of work that needs to await.
 pub(crate) enum Job<D: Driver> {
-    Open { share: ShareOf, work: OpenWork },
-    Close { share: ShareOf, work: CloseWork<D::Connection> },
+    Open(OpenWork),
+    Close(CloseWork<D::Connection>),
     Recycle(Lease<D>),
-    Retry { share: ShareOf, target: Target, at: Instant },
+    Retry { target: Target, at: Instant },
 }
 
 /// The jobs that nobody has begun; dropped, they are settled as if there were no runtime.
@@ -99,12 +99,12 @@ pub(crate) async fn dispatch<D: Driver>(
 async fn perform<D: Driver>(mut owed: JobGuard<D>) {
     let engine = Arc::clone(&owed.engine);
     match owed.job.take() {
-        Some(Job::Open { share, work }) => OpenJob::new(&engine, share, work).open().await,
-        Some(Job::Close { share, work }) => close(&engine, share, work).await,
+        Some(Job::Open(work)) => OpenJob::new(&engine, work).open().await,
+        Some(Job::Close(work)) => close(&engine, work).await,
         Some(Job::Recycle(lease)) => recycle(&engine, lease).await,
-        Some(Job::Retry { share, target, at }) => {
+        Some(Job::Retry { target, at }) => {
             sleep(at.saturating_duration_since(Engine::<D>::now())).await;
-            engine.step(share, |registry, now| registry.retry(&target, now));
+            engine.step(&target, "retry", |registry, now| registry.retry(&target, now));
         }
         None => {}
     }
@@ -113,14 +113,13 @@ async fn perform<D: Driver>(mut owed: JobGuard<D>) {
 /// Owes the report of an open; dropped early, it reports a failure.
 struct OpenJob<'a, D: Driver> {
     engine: &'a Arc<Engine<D>>,
-    share: ShareOf,
     address: String,
     work: Option<OpenWork>,
 }
 
 impl<'a, D: Driver> OpenJob<'a, D> {
-    fn new(engine: &'a Arc<Engine<D>>, share: ShareOf, work: OpenWork) -> Self {
-        Self { engine, share, address: work.target().to_string(), work: Some(work) }
+    fn new(engine: &'a Arc<Engine<D>>, work: OpenWork) -> Self {
+        Self { engine, address: work.target().to_string(), work: Some(work) }
     }
 
     async fn open(mut self) {
@@ -164,7 +163,7 @@ impl<'a, D: Driver> OpenJob<'a, D> {
                 Ok(Some(outcome)) => outcome,
                 Ok(None) | Err(_) => Err(self.timed_out(limit)),
             },
-            () = engine.is_being_closed(self.share, &endpoint.target) => Err(self.timed_out(limit)),
+            () = engine.is_being_closed(&endpoint.target) => Err(self.timed_out(limit)),
         }
     }
 
@@ -175,31 +174,34 @@ impl<'a, D: Driver> OpenJob<'a, D> {
 
     fn is_slow(&mut self) {
         let Some(work) = self.work.as_mut() else { return };
-        self.engine.step(self.share, |registry, _| registry.open_is_slow(work));
+        let target = work.target().clone();
+        self.engine.step(&target, "open is slow", |registry, _| registry.open_is_slow(work));
     }
 
     fn given_up(&self, limit: Duration) {
         let Some(work) = self.work.as_ref() else { return };
         let error = Arc::new(self.timed_out(limit));
-        self.engine.step(self.share, |registry, now| registry.open_given_up(work, Arc::clone(&error), now));
-        self.engine.emit(&Event::OpenFailed { target: work.target(), error: &error });
+        let (target, told) = (work.target(), Arc::clone(&error));
+        self.engine.step(target, "open given up", |registry, now| registry.open_given_up(work, told, now));
+        self.engine.emit(&Event::OpenFailed { target, error: &error });
     }
 
     fn opened(mut self, conn: D::Connection, took: Duration) {
         let handle = self.engine.driver.handle(&conn);
         let Some(work) = self.work.take() else { return };
-        let (engine, share) = (self.engine, self.share);
+        let engine = self.engine;
         let target = work.target().clone();
-        let effects = engine.with(share, |registry, now| {
+        let share = engine.share(&target);
+        let effects = share.with("opened", |registry, now| {
             let retire_at = engine.settings.max_lifetime.map(|lifetime| {
                 let jitter = (lifetime / 10).mul_f64(fastrand::f64());
                 Engine::<D>::after(now, lifetime.saturating_sub(jitter))
             });
             let (id, effects) = registry.opened(work, conn, retire_at, now);
-            engine.handles.insert((share, id), handle);
+            share.remember(id, handle);
             effects
         });
-        engine.perform(share, effects);
+        engine.perform(effects);
         engine.emit(&Event::Opened { target: &target, took });
     }
 
@@ -207,7 +209,7 @@ impl<'a, D: Driver> OpenJob<'a, D> {
         let Some(work) = self.work.take() else { return };
         let (error, target) = (Arc::new(error), work.target().clone());
         let told = Arc::clone(&error);
-        self.engine.step(self.share, |registry, now| registry.open_failed(work, told, now));
+        self.engine.step(&target, "open failed", |registry, now| registry.open_failed(work, told, now));
         self.engine.emit(&Event::OpenFailed { target: &target, error: &error });
     }
 }
@@ -241,28 +243,28 @@ async fn forget_fact<D: Driver>(engine: &Engine<D>, target: &Target, error: &Dri
 /// Owes the report of a close.
 struct CloseJob<'a, D: Driver> {
     engine: &'a Arc<Engine<D>>,
-    share: ShareOf,
     debt: Option<CloseDebt>,
 }
 
 impl<D: Driver> CloseJob<'_, D> {
     fn is_slow(&mut self) {
         let Some(debt) = self.debt.as_mut() else { return };
-        self.engine.step(self.share, |registry, _| registry.close_is_slow(debt));
+        let target = debt.target().clone();
+        self.engine.step(&target, "close is slow", |registry, _| registry.close_is_slow(debt));
     }
 }
 
 impl<D: Driver> Drop for CloseJob<'_, D> {
     fn drop(&mut self) {
         if let Some(debt) = self.debt.take() {
-            self.engine.report_closed(self.share, debt);
+            self.engine.report_closed(debt);
         }
     }
 }
 
-async fn close<D: Driver>(engine: &Arc<Engine<D>>, share: ShareOf, work: CloseWork<D::Connection>) {
+async fn close<D: Driver>(engine: &Arc<Engine<D>>, work: CloseWork<D::Connection>) {
     let (conn, debt) = work.split();
-    let mut owed = CloseJob { engine, share, debt: Some(debt) };
+    let mut owed = CloseJob { engine, debt: Some(debt) };
     let mut closing = std::pin::pin!(engine.driver.close(conn));
     tokio::select! {
         biased;

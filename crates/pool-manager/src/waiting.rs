@@ -13,8 +13,9 @@ use pool_core::{
 };
 use tokio::time::timeout_at;
 
-use crate::engine::{Engine, ShareOf};
+use crate::engine::Engine;
 use crate::lease::Lease;
+use crate::share::Share;
 
 /// Serves one caller from the registry's first answer to a lease that may be used.
 pub(crate) async fn wait<D: Driver>(
@@ -23,14 +24,14 @@ pub(crate) async fn wait<D: Driver>(
     mut answer: Acquire<D::Connection>,
     started: Instant,
 ) -> Result<Lease<D>, AcquireError> {
-    let share = ShareOf::from(target);
+    let share = engine.share(target);
     let deadline = Engine::<D>::after(started, engine.settings.acquire_timeout);
     loop {
         let leased = match answer {
             Acquire::Leased(leased) => leased,
             Acquire::Queued(ticket, effects) => {
                 let queued = QueuedAcquire { engine, share, ticket: Some(ticket) };
-                engine.perform(share, effects);
+                engine.perform(effects);
                 queue(queued, target, started, deadline).await?
             }
             Acquire::Refused(error) => return Err(error),
@@ -44,12 +45,12 @@ pub(crate) async fn wait<D: Driver>(
             Checked::Alive(lease) => return Ok(lease),
             Checked::Broken(conn, debt) => {
                 let (again, mut effects) =
-                    engine.with(share, |registry, now| registry.replace(debt, conn, now));
+                    share.with("replace", |registry, now| registry.replace(debt, conn, now));
                 if let Acquire::Queued(ticket, more) = again {
                     effects.append(more);
                     answer = Acquire::Queued(ticket, effects);
                 } else {
-                    engine.perform(share, effects);
+                    engine.perform(effects);
                     answer = again;
                 }
             }
@@ -76,7 +77,7 @@ async fn check<D: Driver>(
     }
     if Engine::<D>::now() >= deadline {
         lease.discard();
-        let pressure = engine.with(ShareOf::from(&target), |registry, _| registry.pressure_on(&target));
+        let pressure = engine.share(&target).with("pressure", |registry, _| registry.pressure_on(&target));
         return Err(timed_out(&engine, &target, started, Stage::Check, pressure, None));
     }
     match lease.take() {
@@ -114,7 +115,7 @@ fn timed_out<D: Driver>(
 /// to the next (law W4).
 struct QueuedAcquire<'a, D: Driver> {
     engine: &'a Arc<Engine<D>>,
-    share: ShareOf,
+    share: &'a Share<D>,
     ticket: Option<Ticket>,
 }
 
@@ -129,7 +130,7 @@ impl<D: Driver> QueuedAcquire<'_, D> {
             unreachable!("a queued acquire that was answered has returned")
         };
         let mut waker = None;
-        let last = self.engine.with(self.share, |registry, now| match registry.claim(ticket, &mut waker) {
+        let last = self.share.with("last look", |registry, now| match registry.claim(ticket, &mut waker) {
             Claim::Waiting(ticket) => Last::Cancelled(registry.cancel_wait(ticket, now)),
             Claim::Leased(leased) => Last::Answer(Ok(leased)),
             Claim::Failed(error) => Last::Answer(Err(error)),
@@ -137,7 +138,7 @@ impl<D: Driver> QueuedAcquire<'_, D> {
         match last {
             Last::Answer(answer) => answer,
             Last::Cancelled(CancelledWait { waiting_for, pressure, last_failure, effects, .. }) => {
-                self.engine.perform(self.share, effects);
+                self.engine.perform(effects);
                 Err(timed_out(self.engine, target, started, waiting_for, pressure, last_failure))
             }
         }
@@ -158,7 +159,7 @@ impl<D: Driver> Future for QueuedAcquire<'_, D> {
         let Some(ticket) = this.ticket.take() else { unreachable!("polled after it was ready") };
         // The waker left before comes back in here, and is dropped after the lock is released.
         let mut waker = Some(context.waker().clone());
-        match this.engine.with(this.share, |registry, _| registry.claim(ticket, &mut waker)) {
+        match this.share.with("claim", |registry, _| registry.claim(ticket, &mut waker)) {
             Claim::Waiting(ticket) => {
                 this.ticket = Some(ticket);
                 Poll::Pending
@@ -172,7 +173,7 @@ impl<D: Driver> Future for QueuedAcquire<'_, D> {
 impl<D: Driver> Drop for QueuedAcquire<'_, D> {
     fn drop(&mut self) {
         let Some(ticket) = self.ticket.take() else { return };
-        let gave_up = self.engine.with(self.share, |registry, now| registry.cancel_wait(ticket, now));
-        self.engine.perform(self.share, gave_up.effects);
+        let gave_up = self.share.with("cancel wait", |registry, now| registry.cancel_wait(ticket, now));
+        self.engine.perform(gave_up.effects);
     }
 }

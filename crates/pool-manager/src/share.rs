@@ -1,0 +1,70 @@
+//! One share of the budget: one registry behind one lock with one door, and what ends its sessions from outside.
+//! A transition runs inside; nothing is awaited, woken, performed or dropped there. The caller performs the effects.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use dashmap::DashMap;
+use pool_core::{ConnectionId, Driver, Registry};
+
+/// A section that holds the lock longer than this delays everybody, and is reported in debug builds.
+const SECTION_MAX: Duration = Duration::from_millis(1);
+
+/// The workspaces' share, or the system's.
+pub(crate) struct Share<D: Driver> {
+    registry: Mutex<Registry<D::Connection>>,
+    /// What ends each live session from outside, for closes that have to cut.
+    handles: DashMap<ConnectionId, D::Handle>,
+}
+
+impl<D: Driver> Share<D> {
+    pub(crate) fn new(registry: Registry<D::Connection>) -> Self {
+        Self { registry: Mutex::new(registry), handles: DashMap::new() }
+    }
+
+    /// Runs the section `name` of code on the registry, under the lock.
+    pub(crate) fn with<R>(
+        &self,
+        name: &'static str,
+        section: impl FnOnce(&mut Registry<D::Connection>, Instant) -> R,
+    ) -> R {
+        let now = now();
+        // Only an eviction policy is plugged-in code in here; one that panics leaves a state that is not
+        // whole, and everything after it may be wrong but not unsound.
+        let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        let _watch = cfg!(debug_assertions).then(|| Watch { name, began: Instant::now() });
+        section(&mut registry, now)
+    }
+
+    pub(crate) fn remember(&self, id: ConnectionId, handle: D::Handle) {
+        self.handles.insert(id, handle);
+    }
+
+    pub(crate) fn forget(&self, id: ConnectionId) {
+        self.handles.remove(&id);
+    }
+
+    pub(crate) fn handle(&self, id: ConnectionId) -> Option<D::Handle> {
+        self.handles.get(&id).map(|handle| handle.clone())
+    }
+}
+
+/// The moment at which the next transition happens; tests pause this clock.
+pub(crate) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+/// Times one section.
+struct Watch {
+    name: &'static str,
+    began: Instant,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let took = self.began.elapsed();
+        if took > SECTION_MAX {
+            tracing::debug!(section = self.name, ?took, "the lock of a share was held for long");
+        }
+    }
+}
