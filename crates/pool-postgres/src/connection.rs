@@ -162,6 +162,7 @@ impl PgConn {
 
     /// Marks the connection as one that is to be verified, and returns whether it was marked before.
     pub(crate) fn set_unsure(&mut self, unsure: bool) -> bool {
+        self.history.used = true;
         std::mem::replace(&mut self.history.unsure, unsure)
     }
 
@@ -170,6 +171,11 @@ impl PgConn {
     pub(crate) fn may_have_failed(&self) -> bool {
         let History { dirty, unsure, last, .. } = self.history;
         dirty || unsure || last != Last::Ended
+    }
+
+    /// Whether anything went over the connection since it was last known to be clean.
+    pub(crate) fn was_used(&self) -> bool {
+        self.history.used
     }
 
     /// Whether something went over a lent connection of which the adapter has not seen everything.
@@ -195,6 +201,9 @@ impl PgConn {
     /// What is known without a round trip, and without touching the socket: reading what is left there
     /// could take as long as the server goes on sending.
     pub(crate) fn condition(&self) -> Condition {
+        if !self.history.used {
+            return Condition::Clean;
+        }
         if self.history.last == Last::Lost {
             return Condition::Broken;
         }

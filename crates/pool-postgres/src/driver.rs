@@ -176,9 +176,11 @@ impl Driver for PgDriver {
     }
 
     fn inspect(&self, conn: &mut PgConn) -> Condition {
-        let wants_reset = conn.wants_reset(self.config().sessions().reset);
+        let wants_reset = || conn.wants_reset(self.config().sessions().reset);
         match conn.condition() {
-            Condition::Clean if wants_reset || conn.has_spoiled_plans() => Condition::Suspect,
+            Condition::Clean if conn.was_used() && (wants_reset() || conn.has_spoiled_plans()) => {
+                Condition::Suspect
+            }
             condition => condition,
         }
     }
