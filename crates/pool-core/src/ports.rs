@@ -51,6 +51,13 @@ pub trait Driver: Send + Sync + 'static {
     /// checked again before anybody gets it.
     fn check(&self, conn: &mut Self::Connection) -> impl Future<Output = Result<(), DriverError>> + Send;
 
+    /// Whether a connection must be checked before its next use, however short it was idle: something that
+    /// another one met has spoiled it. Synchronous; called for every lease.
+    fn wants_check(&self, conn: &Self::Connection) -> bool {
+        let _ = conn;
+        false
+    }
+
     /// Tells what is known of a connection that came back. Synchronous and without a round trip; called
     /// from `Drop`, perhaps outside a runtime.
     fn inspect(&self, conn: &mut Self::Connection) -> Condition;
@@ -89,8 +96,8 @@ pub trait Driver: Send + Sync + 'static {
     fn shutdown(&self) -> impl Future<Output = ()> + Send;
 }
 
-/// Creates, drops and finds workspaces' databases, with statements sent over the system connection that
-/// it is lent. What it learns is remembered by its caller, not here.
+/// Creates, drops and finds workspaces' databases, with statements sent over the connection that it is
+/// lent: one of [`Target::Catalog`], on which nobody else's statements ever ran. What it learns is remembered by its caller, not here.
 #[async_trait]
 pub trait Catalog<C: Send>: Send + Sync {
     /// Creates the database of `workspace` unless it exists. Returns whether it was created. Safe to

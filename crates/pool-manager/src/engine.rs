@@ -79,7 +79,7 @@ impl<D: Driver> Engine<D> {
     /// The share that `target` is served from.
     pub(crate) fn share(&self, target: &Target) -> &Share<D> {
         match target {
-            Target::System => &self.system,
+            Target::System | Target::Catalog => &self.system,
             Target::Workspace(_) => &self.workspaces,
         }
     }
@@ -199,7 +199,7 @@ impl<D: Driver> Engine<D> {
 
     pub(crate) fn endpoint(&self, target: &Target) -> Endpoint {
         let database = match target {
-            Target::System => self.settings.system_database.clone(),
+            Target::System | Target::Catalog => self.settings.system_database.clone(),
             Target::Workspace(id) => self.settings.naming.database(id),
         };
         Endpoint { target: target.clone(), database }

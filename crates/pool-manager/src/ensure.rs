@@ -143,14 +143,14 @@ impl<D: Driver> PoolManager<D> {
     /// Dropping the future loses nothing.
     pub async fn list_workspaces(&self) -> Result<Vec<WorkspaceId>, CatalogError> {
         let limit = self.inner.engine.settings.change_timeout;
-        let late = |_| CatalogError::TimedOut { target: Target::System, after: limit };
+        let late = |_| CatalogError::TimedOut { target: Target::Catalog, after: limit };
         timeout(limit, self.list_without_limit()).await.map_err(late)?
     }
 
     async fn list_without_limit(&self) -> Result<Vec<WorkspaceId>, CatalogError> {
-        let mut system = self.system().acquire().await?;
+        let mut system = self.acquire_target(&Target::Catalog).await?;
         let listed = self.inner.catalog.list(&mut system).await;
-        listed.map_err(|source| CatalogError::Driver { target: Target::System, source: Arc::new(source) })
+        listed.map_err(|source| CatalogError::Driver { target: Target::Catalog, source: Arc::new(source) })
     }
 
     async fn ask(&self, op: CatalogOp, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
@@ -164,7 +164,7 @@ impl<D: Driver> PoolManager<D> {
             CatalogOp::Exists => None,
             CatalogOp::Ensure | CatalogOp::Drop => self.inner.locks.at_a_time.acquire().await.ok(),
         };
-        let mut system = self.system().acquire().await?;
+        let mut system = self.acquire_target(&Target::Catalog).await?;
         let catalog = self.inner.catalog.as_ref();
         let answer = match op {
             CatalogOp::Ensure => catalog.ensure(&mut system, workspace).await,

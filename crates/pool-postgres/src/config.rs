@@ -3,15 +3,22 @@
 
 use std::env;
 use std::fmt;
+use std::sync::Arc;
 
+use futures_core::future::BoxFuture;
 use pool_core::{DatabaseName, NamingError, PrefixNaming};
-use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 use thiserror::Error;
+
+use crate::session::{Reset, SessionKind, SessionSettings};
 
 /// The prefix of workspaces' databases unless another is given.
 pub const PREFIX_DEFAULT: &str = "pool";
 /// The tag of our sessions in `pg_stat_activity` unless another is given.
 pub const APPLICATION_NAME_DEFAULT: &str = "pool-postgres";
+
+/// The pool's own sessions keep their few statements, whatever callers' sessions do.
+const OWN_STATEMENTS: usize = 20;
 
 const TEST_VARIABLES: [&str; 6] =
     ["TEST_DB_HOST", "TEST_DB_PORT", "TEST_DB_USER", "TEST_DB_PASSWORD", "TEST_DB_NAME", "TEST_DB_SSLMODE"];
@@ -61,6 +68,14 @@ pub enum ConfigError {
     /// The URL cannot be read. It is not shown, since it may hold a password.
     #[error("the database URL cannot be read: {0} (expected postgres://user:password@host:port/database)")]
     Url(#[source] sqlx::Error),
+    /// A session default cannot be one.
+    #[error("{name:?} cannot be a session default: {why}")]
+    SessionDefault {
+        /// Which setting.
+        name: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// The database name or the prefix cannot be one.
     #[error(transparent)]
     Naming(#[from] NamingError),
@@ -82,6 +97,8 @@ pub struct PostgresConfig {
     prefix: String,
     application_name: String,
     is_guarded: bool,
+    keeps_statements: bool,
+    sessions: SessionSettings,
 }
 
 impl PostgresConfig {
@@ -108,6 +125,8 @@ impl PostgresConfig {
             prefix: PREFIX_DEFAULT.to_owned(),
             application_name,
             is_guarded: false,
+            keeps_statements: true,
+            sessions: SessionSettings::default(),
         }
     }
 
@@ -182,7 +201,13 @@ impl PostgresConfig {
             let wrong = "special characters must be percent-encoded (in a password / as %2F, ? as %3F, # as %23; @ as %40)";
             return Err(ConfigError::Url(sqlx::Error::Configuration(wrong.into())));
         }
-        without_unknown_parameters(url).parse().map(Self::from_options).map_err(ConfigError::Url)
+        let mut config: Self =
+            without_unknown_parameters(url).parse().map(Self::from_options).map_err(ConfigError::Url)?;
+        let parameters = url.split_once('?').map_or("", |(_, parameters)| parameters).split('&');
+        let mut capacities = parameters.filter_map(|pair| pair.strip_prefix("statement-cache-capacity="));
+        config.keeps_statements =
+            capacities.next_back().is_none_or(|capacity| capacity.parse() != Ok(0_usize));
+        Ok(config)
     }
 
     /// The port, default 5432.
@@ -228,10 +253,51 @@ impl PostgresConfig {
         self
     }
 
-    /// Prepared statements kept per connection, default 100.
+    /// Prepared statements kept per connection, default 100. With none, statements are sent without a name, as
+    /// poolers between here and the server need it; what raw access prepares by name is closed when the connection comes
+    /// back.
     pub fn statement_cache_capacity(mut self, statements: usize) -> Self {
+        self.keeps_statements = statements > 0;
         self.options = self.options.statement_cache_capacity(statements);
         self
+    }
+
+    /// What every lent session begins with, and is reset to: `search_path`, `role`, a timeout. It goes into the start-up
+    /// packet, so it costs no round trip. Whether name and value can be one is checked when the pool is built.
+    pub fn session_default(mut self, name: &str, value: &str) -> Self {
+        self.sessions.defaults.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// When a connection that comes back is reset, default [`Reset::WhenDirty`].
+    pub fn reset(mut self, reset: Reset) -> Self {
+        self.sessions.reset = reset;
+        self
+    }
+
+    /// What to do with each new session before it is lent, and again after each reset; for what
+    /// [`PostgresConfig::session_default`] cannot say. When it fails, or leaves a transaction open, the open has
+    /// failed, in [`Phase::Prepare`](pool_core::Phase::Prepare). It counts against the connect timeout, and after a reset
+    /// against the recycle timeout.
+    ///
+    /// ```
+    /// use pool_postgres::PostgresConfig;
+    ///
+    /// let config = PostgresConfig::new("db.example").after_connect(|conn| {
+    ///     Box::pin(async move { sqlx::raw_sql("set time zone 'Europe/Berlin'").execute(conn).await.map(drop) })
+    /// });
+    /// # drop(config);
+    /// ```
+    pub fn after_connect<F>(mut self, hook: F) -> Self
+    where
+        F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Result<(), sqlx::Error>> + Send + Sync + 'static,
+    {
+        self.sessions.after_connect = Some(Arc::new(hook));
+        self
+    }
+
+    pub(crate) fn sessions(&self) -> &SessionSettings {
+        &self.sessions
     }
 
     /// Whether to stand guard over the sessions with a server that is not trusted, default no.
@@ -244,6 +310,10 @@ impl PostgresConfig {
     pub fn guarded(mut self, guarded: bool) -> Self {
         self.is_guarded = guarded;
         self
+    }
+
+    pub(crate) fn keeps_statements(&self) -> bool {
+        self.keeps_statements
     }
 
     pub(crate) fn is_guarded(&self) -> bool {
@@ -289,9 +359,21 @@ impl PostgresConfig {
         Ok(PrefixNaming::new(&self.prefix)?)
     }
 
-    /// sqlx's options for a session with `database`. They hold the password, and their `Debug` shows it.
+    /// sqlx's options for a session with `database`, without the session defaults. They hold the password, and their
+    /// `Debug` shows it.
     pub fn connect_options(&self, database: &str) -> PgConnectOptions {
         self.options.clone().database(database).application_name(&self.application_name)
+    }
+
+    /// The same for a session of this kind.
+    pub(crate) fn session_options(&self, database: &str, kind: SessionKind) -> PgConnectOptions {
+        let options = self.connect_options(database);
+        match kind {
+            SessionKind::Own => options.statement_cache_capacity(OWN_STATEMENTS),
+            SessionKind::Lent => {
+                options.options(self.sessions.defaults.iter().map(|(name, value)| (name, value)))
+            }
+        }
     }
 
     /// `host:port/database`, for errors.
@@ -311,6 +393,7 @@ impl fmt::Debug for PostgresConfig {
             .field("prefix", &self.prefix)
             .field("application_name", &self.application_name)
             .field("guarded", &self.is_guarded)
+            .field("sessions", &self.sessions)
             .finish_non_exhaustive()
     }
 }

@@ -1,10 +1,15 @@
 //! One session: sqlx's connection, who it is on the server, and whether it is known to be clean.
 
+use std::sync::Arc;
+
 use pool_core::Condition;
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Error, Row};
 
+use crate::catch_panics::catch_panics;
 use crate::classify::is_loss;
+use crate::plans::{Plans, is_spoiled};
+use crate::session::{Reset, SessionKind};
 use crate::statement::is_plain;
 
 /// A session as the server knows it. A pid alone is used again after a while; with the time the backend
@@ -15,7 +20,7 @@ pub(crate) struct Session {
     pub(crate) started: String,
 }
 
-/// The longest of PostgreSQL's ways to write a time has 37 bytes ("Wed Dec 17 07:37:16.123456 1997 +05:30").
+/// A time as it is asked for has 20 digits until the year 10000.
 const STARTED_MAX: usize = 64;
 
 /// A live connection of the driver. Statements that go through a lease as an executor are seen, so that a
@@ -24,9 +29,29 @@ const STARTED_MAX: usize = 64;
 pub struct PgConn {
     conn: PgConnection,
     session: Session,
-    /// Something went over the connection that may have left a transaction behind.
+    kind: SessionKind,
+    history: History,
+    plans: Arc<Plans>,
+    /// The epoch of `plans` in which the first of its cached statements was prepared, at the earliest.
+    epoch: u64,
+    /// Whether sqlx keeps prepared statements. It prepares them all the same, and never closes them.
+    keeps_statements: bool,
+}
+
+/// What has gone over a connection since it was last known to be clean.
+#[derive(Debug)]
+struct History {
+    /// Anything at all.
+    used: bool,
+    /// Something that may have left a transaction or a changed session behind.
     dirty: bool,
+    /// A statement whose end was not seen: what is left on the wire is not known.
+    unsure: bool,
     last: Last,
+}
+
+impl History {
+    const CLEAN: Self = Self { used: false, dirty: false, unsure: false, last: Last::Ended };
 }
 
 /// What is known of the last statement.
@@ -44,13 +69,27 @@ enum Last {
 
 impl PgConn {
     /// Asks the server who we are there.
-    pub(crate) async fn identify(mut conn: PgConnection) -> Result<Self, Error> {
+    pub(crate) async fn identify(mut conn: PgConnection) -> Result<(PgConnection, Session), Error> {
         let session = session_of(&mut conn).await?;
-        Ok(Self { conn, session, dirty: false, last: Last::Ended })
+        Ok((conn, session))
+    }
+
+    pub(crate) fn new(
+        (conn, session): (PgConnection, Session),
+        kind: SessionKind,
+        plans: Arc<Plans>,
+        keeps_statements: bool,
+    ) -> Self {
+        let epoch = plans.epoch();
+        Self { conn, session, kind, history: History::CLEAN, plans, epoch, keeps_statements }
     }
 
     pub(crate) fn session(&self) -> &Session {
         &self.session
+    }
+
+    pub(crate) fn kind(&self) -> SessionKind {
+        self.kind
     }
 
     /// The process id of the backend that serves this session.
@@ -64,7 +103,7 @@ impl PgConn {
 
     /// Access that nobody watches: the connection is verified when it comes back.
     pub(crate) fn raw_mut(&mut self) -> &mut PgConnection {
-        self.dirty = true;
+        (self.history.used, self.history.dirty) = (true, true);
         &mut self.conn
     }
 
@@ -75,14 +114,45 @@ impl PgConn {
         sql: &str,
         has_arguments: bool,
     ) -> (&mut PgConnection, StatementGuard<'_>) {
-        self.dirty |= !is_plain(sql, has_arguments);
+        self.history.dirty |= !is_plain(sql, has_arguments);
         self.begin_statement()
     }
 
     /// The same for what opens no transaction whatever it says, such as preparing a statement.
     pub(crate) fn begin_statement(&mut self) -> (&mut PgConnection, StatementGuard<'_>) {
-        self.last = Last::InFlight;
-        (&mut self.conn, StatementGuard { last: &mut self.last })
+        let history = &mut self.history;
+        history.used = true;
+        history.unsure |= history.last == Last::InFlight;
+        history.last = Last::InFlight;
+        (&mut self.conn, StatementGuard { history, plans: &self.plans, epoch: self.epoch })
+    }
+
+    /// The same for a statement that is prepared by name. One that sqlx does not keep is to be closed.
+    pub(crate) fn begin_prepare(&mut self) -> (&mut PgConnection, StatementGuard<'_>) {
+        self.history.dirty |= !self.keeps_statements;
+        self.begin_statement()
+    }
+
+    pub(crate) fn keeps_statements(&self) -> bool {
+        self.keeps_statements
+    }
+
+    pub(crate) fn plans(&self) -> &Plans {
+        &self.plans
+    }
+
+    /// Whether the connection may hold prepared statements that a change of the schema has spoiled.
+    pub(crate) fn has_spoiled_plans(&self) -> bool {
+        self.epoch != self.plans.epoch()
+    }
+
+    /// Throws all prepared statements away.
+    pub(crate) async fn forget_statements(&mut self) -> Result<(), Error> {
+        let epoch = self.plans.epoch();
+        let (conn, statement) = self.begin_statement();
+        statement.ended(catch_panics(conn.clear_cached_statements()).await)?;
+        self.epoch = epoch;
+        Ok(())
     }
 
     /// Access for the adapter itself, which knows what it does.
@@ -90,32 +160,54 @@ impl PgConn {
         &mut self.conn
     }
 
-    pub(crate) fn is_dirty(&self) -> bool {
-        self.dirty
+    /// Marks the connection as one that is to be verified, and returns whether it was marked before.
+    pub(crate) fn set_unsure(&mut self, unsure: bool) -> bool {
+        self.history.used = true;
+        std::mem::replace(&mut self.history.unsure, unsure)
     }
 
-    pub(crate) fn set_dirty(&mut self, dirty: bool) {
-        self.dirty = dirty;
-    }
-
-    /// Whether a transaction around the statements so far may have failed.
+    /// Whether a transaction around the statements so far may have failed, or may not be the one that the
+    /// next answer is about.
     pub(crate) fn may_have_failed(&self) -> bool {
-        self.last != Last::Ended || self.dirty
+        let History { dirty, unsure, last, .. } = self.history;
+        dirty || unsure || last != Last::Ended
+    }
+
+    /// Whether anything went over the connection since it was last known to be clean.
+    pub(crate) fn was_used(&self) -> bool {
+        self.history.used
+    }
+
+    /// Whether something went over a lent connection of which the adapter has not seen everything.
+    pub(crate) fn was_dirtied(&self) -> bool {
+        self.kind == SessionKind::Lent && self.history.dirty
+    }
+
+    /// Whether a connection that comes back is to be reset.
+    pub(crate) fn wants_reset(&self, reset: Reset) -> bool {
+        match (self.kind, reset) {
+            // A source of databases is somebody else's code, too.
+            (SessionKind::Own, _) | (SessionKind::Lent, Reset::WhenDirty) => self.history.dirty,
+            (SessionKind::Lent, Reset::Never) => false,
+            (SessionKind::Lent, Reset::Always) => self.history.used,
+        }
     }
 
     /// To be called when the connection has been made clean.
     pub(crate) fn is_clean_now(&mut self) {
-        (self.dirty, self.last) = (false, Last::Ended);
+        self.history = History::CLEAN;
     }
 
     /// What is known without a round trip, and without touching the socket: reading what is left there
     /// could take as long as the server goes on sending.
     pub(crate) fn condition(&self) -> Condition {
-        if self.last == Last::Lost {
+        if !self.history.used {
+            return Condition::Clean;
+        }
+        if self.history.last == Last::Lost {
             return Condition::Broken;
         }
-        let is_known = !self.dirty && self.last == Last::Ended;
-        let suspect = !is_known || self.conn.is_in_transaction() || self.conn.should_flush();
+        let suspect = self.may_have_failed() || self.conn.is_in_transaction() || self.conn.should_flush();
         if suspect { Condition::Suspect } else { Condition::Clean }
     }
 
@@ -126,25 +218,34 @@ impl PgConn {
 
 /// A statement on its way; dropped without a word, it has not been seen to end.
 pub(crate) struct StatementGuard<'c> {
-    last: &'c mut Last,
+    history: &'c mut History,
+    plans: &'c Plans,
+    epoch: u64,
 }
 
 impl StatementGuard<'_> {
     /// The statement has come to this end.
     pub(crate) fn ended<T>(self, outcome: Result<T, Error>) -> Result<T, Error> {
-        *self.last = match &outcome {
+        self.history.last = match &outcome {
             Ok(_) => Last::Ended,
             Err(error) if is_loss(error) => Last::Lost,
             Err(_) => Last::Failed,
         };
+        if outcome.as_ref().is_err_and(is_spoiled) {
+            self.plans.spoiled_in(self.epoch);
+        }
+        // What is not the server's word may have left some of the answer unread.
+        self.history.unsure |= matches!(&outcome, Err(error) if !matches!(error, Error::Database(_)));
         outcome
     }
 }
 
 /// The pid and the start of the backend behind `conn`.
 pub(crate) async fn session_of(conn: &mut PgConnection) -> Result<Session, Error> {
-    // The simple protocol: one round trip, and nothing is prepared for it.
-    let whoami = "select pid, backend_start::text as started from pg_stat_get_activity(pg_backend_pid())";
+    // The simple protocol: one round trip, and nothing is prepared for it. A role that is a default of the
+    // session may not see when the backend started.
+    let whoami = "set role none; select pid, pg_catalog.to_char(pg_catalog.timezone('UTC', backend_start), 'YYYYMMDDHH24MISSUS') \
+                  as started from pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid()); reset role";
     let row = sqlx::raw_sql(whoami).fetch_one(conn).await?;
     Session::new(row.try_get("pid")?, row.try_get("started")?)
 }

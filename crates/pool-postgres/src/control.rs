@@ -17,6 +17,7 @@ use crate::catch_panics::catch_panics;
 use crate::classify::driver_error;
 use crate::connect::Connector;
 use crate::connection::Session;
+use crate::session::SessionKind;
 
 /// The pause between two looks at backends that are to exit, doubled each time up to the second.
 const POLL_FIRST: Duration = Duration::from_micros(300);
@@ -32,27 +33,26 @@ const FAREWELL_LIMIT: Duration = Duration::from_secs(2);
 /// How long the server may take to answer before the control connection counts as lost.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
-/// What is asked about a set of sessions; all have the same form and two arguments.
-#[derive(Clone, Copy)]
-enum Query {
-    Cancel,
-    Terminate,
-    StillThere,
-}
-
-/// A statement about those of the sessions that are still there. Names are qualified, so that nothing that was put into
-/// the database stands in for them; `unnest` of two arrays at once is known by its unqualified name only.
+/// A question about sessions, given as two arrays; a time is written as `session_of` has it.
 macro_rules! about_sessions {
     ($what:literal) => {
         concat!(
             "select ",
             $what,
             " from rows from (pg_catalog.unnest($1::pg_catalog.int4[]), pg_catalog.unnest($2::pg_catalog.text[])) \
-             as s(pid, started) \
-             cross join lateral pg_catalog.pg_stat_get_activity(s.pid) as a \
-             where a.backend_start::pg_catalog.text operator(pg_catalog.=) s.started"
+             as s(pid, started) cross join lateral pg_catalog.pg_stat_get_activity(s.pid) as a \
+             where pg_catalog.to_char(pg_catalog.timezone('UTC', a.backend_start), 'YYYYMMDDHH24MISSUS') \
+             operator(pg_catalog.=) s.started"
         )
     };
+}
+
+/// What is asked about a set of sessions; all have the same form and two arguments.
+#[derive(Clone, Copy)]
+enum Query {
+    Cancel,
+    Terminate,
+    StillThere,
 }
 
 impl Query {
@@ -63,11 +63,20 @@ impl Query {
             Self::StillThere => about_sessions!("s.pid, s.started"),
         }
     }
+
+    /// How often it is asked. A cancel that was not answered may still be on its way, so that a second one
+    /// would prove nothing; the others may be repeated.
+    fn tries(self) -> usize {
+        match self {
+            Self::Cancel => 1,
+            Self::Terminate | Self::StillThere => 2,
+        }
+    }
 }
 
 pub(crate) enum Request {
-    /// Cancel what the session is doing.
-    Cancel(Session, oneshot::Sender<()>),
+    /// Cancel what the session is doing; tell whether the server has confirmed it.
+    Cancel(Session, oneshot::Sender<bool>),
     /// Tell when the session's backend has exited; end it first, if so wished.
     Gone { session: Session, end_it: bool, told: oneshot::Sender<()> },
     /// Tell which of the sessions are not there any more, by their places; nothing if the server does not answer.
@@ -96,13 +105,12 @@ impl Control {
         Ok(Self { requests, task: Mutex::new(Some(task)) })
     }
 
-    /// Cancels what `session` is doing, if it can.
-    pub(crate) async fn cancel(&self, session: Session) {
+    /// Cancels what `session` is doing. True when the server has confirmed it: the signal has been sent. When
+    /// it has not, a cancel may still be on its way, and the session must not be used for anything else.
+    pub(crate) async fn cancel(&self, session: Session) -> bool {
         let (done, told) = oneshot::channel();
-        if self.requests.send(Request::Cancel(session, done)).is_ok() {
-            // An answer that never comes means that the task has ended, and the session with it.
-            let _ = told.await;
-        }
+        // An answer that never comes means that the task has ended.
+        self.requests.send(Request::Cancel(session, done)).is_ok() && told.await.unwrap_or(false)
     }
 
     /// Returns when the server no longer counts `session`, which is ended first if so wished.
@@ -142,7 +150,7 @@ async fn connect(
     limit: Duration,
 ) -> Result<PgConnection, DriverError> {
     let address = || connector.config().address(database);
-    match timeout(limit, connector.connect(database, async |conn| Ok(conn))).await {
+    match timeout(limit, connector.connect(database, SessionKind::Own, async |conn| Ok(conn))).await {
         Ok(outcome) => outcome.map_err(|error| driver_error(error, Phase::Connect, address())),
         Err(_) => Err(DriverError::new(Phase::Connect, DriverErrorKind::TimedOut, address())
             .caused_by(format!("gave up after {limit:?}"))),
@@ -181,9 +189,11 @@ impl Worker {
                 }
             };
             match request {
+                // Nobody waits for it any more: the connection is being closed.
+                Some(Request::Cancel(_, done)) if done.is_closed() => {}
                 Some(Request::Cancel(session, done)) => {
-                    self.ask(Query::Cancel, vec![session]).await;
-                    let _ = done.send(());
+                    let answer = self.ask(Query::Cancel, vec![session]).await;
+                    let _ = done.send(answer.is_some());
                 }
                 Some(Request::Gone { session, end_it, told }) => {
                     let since = Instant::now();
@@ -253,11 +263,11 @@ impl Worker {
     }
 
     /// The server's answer about `sessions`, or none if it gives none. A connection that has failed may
-    /// have been dead for long, so one more is tried.
+    /// have been dead for long, so one more is tried if the question may be repeated.
     async fn ask(&mut self, about: Query, sessions: Vec<Session>) -> Option<Vec<PgRow>> {
         let (pids, started): (Vec<i32>, Vec<String>) =
             sessions.into_iter().map(|Session { pid, started }| (pid, started)).unzip();
-        for _ in 0..2 {
+        for _ in 0..about.tries() {
             let conn = self.conn().await?;
             let query = sqlx::query(about.sql()).bind(&pids).bind(&started).fetch_all(conn);
             let why = match timeout(ANSWER_LIMIT, catch_panics(query)).await {

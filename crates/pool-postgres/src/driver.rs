@@ -1,11 +1,11 @@
 //! The driver: connect, check, recycle, close, on sqlx's `PgConnection`.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pool_core::{Condition, Driver, DriverError, DriverErrorKind, Endpoint, Phase};
 use sqlx::postgres::PgTransactionManager;
-use sqlx::{Connection, Error, Row};
+use sqlx::{Connection, Error};
 use sqlx_core::transaction::TransactionManager;
 use tokio::time::timeout;
 
@@ -15,6 +15,9 @@ use crate::config::PostgresConfig;
 use crate::connect::Connector;
 use crate::connection::{PgConn, Session};
 use crate::control::Control;
+use crate::plans::AllPlans;
+use crate::session::SessionKind;
+use crate::verify::{self, About, With};
 
 /// How long what is left on the wire may take to arrive before the query behind it is cancelled.
 const DRAIN_PATIENCE: Duration = Duration::from_millis(10);
@@ -24,14 +27,12 @@ const CANCEL_LIMIT: Duration = Duration::from_secs(1);
 const TERMINATE_LIMIT: Duration = Duration::from_secs(3);
 /// How long saying goodbye may take before the session is ended from outside.
 const GOODBYE_LIMIT: Duration = Duration::from_millis(500);
-/// A late cancel may hit the verification; it is then made again.
-const VERIFY_TRIES: usize = 3;
-const QUERY_CANCELED: &str = "57014";
 
 /// Opens and closes sessions with one `PostgreSQL` server.
 pub struct PgDriver {
     connector: Arc<Connector>,
     control: Control,
+    plans: AllPlans,
 }
 
 /// What it takes to end a session from outside.
@@ -51,7 +52,7 @@ impl PgDriver {
         let connector = Arc::new(Connector::new(config));
         let control =
             Control::start(Arc::clone(&connector), system_database.to_owned(), connect_timeout).await?;
-        Ok(Self { connector, control })
+        Ok(Self { connector, control, plans: AllPlans::default() })
     }
 
     /// The configuration.
@@ -68,64 +69,78 @@ impl PgDriver {
         driver_error(error, phase, self.server())
     }
 
-    /// Reads what is left on the wire; cancels the query behind it if that takes long.
+    /// Reads what is known to be left on the wire; cancels the query behind it if that takes long.
     async fn drain(&self, conn: &mut PgConn) -> Result<(), Error> {
         if let Ok(drained) = timeout(DRAIN_PATIENCE, flush(conn)).await {
             return drained;
         }
-        // The cancel may hit a ROLLBACK that waits behind the query, so that nothing is known any more.
-        conn.set_dirty(true);
-        self.control.cancel(conn.session().clone()).await;
+        // A cancel of which nobody knows whether it was sent may hit a later holder's statement. One that was
+        // sent has hit, or has met an idle backend, when the server has answered a question asked after it.
+        if !self.control.cancel(conn.session().clone()).await {
+            return Err(Error::Protocol("the server has not confirmed a cancel".into()));
+        }
         let late = || Error::Protocol("a cancelled query did not end in time".into());
         timeout(CANCEL_LIMIT, flush(conn)).await.unwrap_or_else(|_| Err(late()))
     }
 
     async fn clean(&self, conn: &mut PgConn) -> Result<(), Error> {
-        self.drain(conn).await?;
         while conn.own().is_in_transaction() {
-            PgTransactionManager::rollback(conn.own()).await?;
+            PgTransactionManager::start_rollback(conn.own());
         }
-        if conn.is_dirty() {
-            verify(conn).await?;
+        self.drain(conn).await?;
+        let with = self.with(conn);
+        let cached = conn.own().cached_statements_size();
+        let asked = Instant::now();
+        let seen = verify::verify(conn, with).await?;
+        if with.about == About::PreparedAndColumns {
+            let now = Instant::now();
+            conn.plans().looked(seen.columns, now - asked, now);
         }
+        if with.reset {
+            self.prepare(conn).await?;
+        }
+        let are_lost =
+            seen.prepared.is_some_and(|prepared| usize::try_from(prepared).is_ok_and(|n| n < cached));
+        if are_lost || conn.has_spoiled_plans() {
+            conn.forget_statements().await?;
+        }
+        conn.is_clean_now();
+        Ok(())
+    }
+
+    /// What is done with a connection that comes back, beside verifying it.
+    fn with(&self, conn: &mut PgConn) -> With {
+        let reset = conn.wants_reset(self.config().sessions().reset);
+        // An error behind raw access was not seen: whether statements are lost or spoiled is asked.
+        let about = match conn.was_dirtied() && conn.own().cached_statements_size() > 0 {
+            false => About::Nothing,
+            true if conn.plans().wants_look(Instant::now()) => About::PreparedAndColumns,
+            true => About::Prepared,
+        };
+        let close_statements = conn.was_dirtied() && !conn.keeps_statements();
+        With { reset, close_statements, about }
+    }
+
+    /// Does with a session that is new, or as good as new, what the configuration says.
+    async fn prepare(&self, conn: &mut PgConn) -> Result<(), Error> {
+        let (Some(hook), SessionKind::Lent) = (&self.config().sessions().after_connect, conn.kind()) else {
+            return Ok(());
+        };
+        catch_panics(hook(conn.own())).await?;
+        verify::check(conn).await?;
         conn.is_clean_now();
         Ok(())
     }
 }
 
-/// Reads to the end of every answer that is still to come. An error among them is an answer, too, but it may
-/// be that of a ROLLBACK.
+/// Reads to the end of every answer that sqlx knows to be still to come. An error among them is an answer, too.
 async fn flush(conn: &mut PgConn) -> Result<(), Error> {
     loop {
         match conn.own().flush().await {
-            Err(error) if !is_fatal(&error) => conn.set_dirty(true),
+            Err(error) if !is_fatal(&error) => {}
             outcome => return outcome,
         }
     }
-}
-
-/// Asks whether this is still the session that it was (raw access can swap two), and whether a transaction
-/// is open, which it rolls back: outside of one, the transaction begins with the
-/// statement; in a failed one, every statement fails. A ROLLBACK without need would warn in the
-/// server's log.
-async fn verify(conn: &mut PgConn) -> Result<(), Error> {
-    for _ in 0..VERIFY_TRIES {
-        let state = "select now() = statement_timestamp(), pg_backend_pid()";
-        let row = sqlx::raw_sql(state).fetch_one(conn.own()).await;
-        let state = row.and_then(|row| Ok((row.try_get::<bool, _>(0)?, row.try_get::<i32, _>(1)?)));
-        match state {
-            Ok((_, pid)) if pid != conn.backend_pid() => {
-                return Err(Error::Protocol("the connection was swapped for another one".into()));
-            }
-            Ok((true, _)) => return Ok(()),
-            Err(Error::Database(error)) if error.code().as_deref() == Some(QUERY_CANCELED) => {}
-            Ok((false, _)) | Err(Error::Database(_)) => {
-                sqlx::raw_sql("rollback").execute(conn.own()).await?;
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Err(Error::Protocol("the connection could not be verified".into()))
 }
 
 impl Driver for PgDriver {
@@ -134,17 +149,40 @@ impl Driver for PgDriver {
 
     async fn connect(&self, endpoint: &Endpoint) -> Result<PgConn, DriverError> {
         let database = endpoint.database.as_str();
-        let opened = self.connector.connect(database, PgConn::identify);
-        opened.await.map_err(|error| driver_error(error, Phase::Connect, self.address(endpoint)))
+        let kind = SessionKind::from(&endpoint.target);
+        let opened = self.connector.connect(database, kind, PgConn::identify).await;
+        let opened = opened.map_err(|error| driver_error(error, Phase::Connect, self.address(endpoint)))?;
+        let keeps_statements = kind == SessionKind::Own || self.config().keeps_statements();
+        let mut conn = PgConn::new(opened, kind, self.plans.of(database), keeps_statements);
+        if let Err(error) = self.prepare(&mut conn).await {
+            self.close(conn).await;
+            return Err(driver_error(error, Phase::Prepare, self.address(endpoint)));
+        }
+        Ok(conn)
     }
 
     async fn check(&self, conn: &mut PgConn) -> Result<(), DriverError> {
-        let (raw, statement) = conn.begin_statement();
-        statement.ended(catch_panics(raw.ping()).await).map_err(|error| self.error(error, Phase::Check))
+        let checked = async {
+            if conn.has_spoiled_plans() {
+                conn.forget_statements().await?;
+            }
+            verify::check(conn).await
+        };
+        checked.await.map_err(|error| self.error(error, Phase::Check))
+    }
+
+    fn wants_check(&self, conn: &PgConn) -> bool {
+        conn.has_spoiled_plans()
     }
 
     fn inspect(&self, conn: &mut PgConn) -> Condition {
-        conn.condition()
+        let wants_reset = || conn.wants_reset(self.config().sessions().reset);
+        match conn.condition() {
+            Condition::Clean if conn.was_used() && (wants_reset() || conn.has_spoiled_plans()) => {
+                Condition::Suspect
+            }
+            condition => condition,
+        }
     }
 
     async fn recycle(&self, conn: &mut PgConn) -> Result<(), DriverError> {

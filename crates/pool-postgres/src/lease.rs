@@ -20,7 +20,8 @@ use crate::statement::OwnedQuery;
 /// `&mut lease` is a sqlx `Executor`: statements are seen, and after plain ones (`SELECT`, `INSERT`,
 /// `UPDATE`, `DELETE`, `VALUES`, `WITH`) the connection is known to be clean without a round trip.
 /// `&mut *lease` is the raw [`PgConnection`], for whatever else sqlx can do; the connection is then
-/// verified in the background when it comes back, and an open transaction is rolled back.
+/// verified in the background when it comes back, an open transaction is rolled back, and the session
+/// is [reset](crate::Reset). Prepared statements are kept.
 #[must_use = "a lease that is dropped at once was not needed"]
 pub struct PgLease {
     lease: Lease<PgDriver>,
@@ -50,7 +51,10 @@ impl PgLease {
         &mut self.lease
     }
 
-    fn track(&mut self, query: &OwnedQuery) -> (&mut PgConnection, StatementGuard<'_>) {
+    fn track(&mut self, query: &mut OwnedQuery) -> (&mut PgConnection, StatementGuard<'_>) {
+        if !self.lease.keeps_statements() {
+            query.without_a_name();
+        }
         self.lease.track(query.text(), query.has_arguments())
     }
 }
@@ -97,8 +101,8 @@ impl<'c> Executor<'c> for &'c mut PgLease {
         'q: 'e,
         E: 'q,
     {
-        let query = OwnedQuery::new(query);
-        let (conn, statement) = self.track(&query);
+        let mut query = OwnedQuery::new(query);
+        let (conn, statement) = self.track(&mut query);
         Box::pin(async_stream::try_stream! {
             let mut steps = conn.fetch_many(query);
             loop {
@@ -120,8 +124,8 @@ impl<'c> Executor<'c> for &'c mut PgLease {
         'q: 'e,
         E: 'q,
     {
-        let query = OwnedQuery::new(query);
-        let (conn, statement) = self.track(&query);
+        let mut query = OwnedQuery::new(query);
+        let (conn, statement) = self.track(&mut query);
         Box::pin(async move { statement.ended(conn.fetch_optional(query).await) })
     }
 
@@ -133,7 +137,7 @@ impl<'c> Executor<'c> for &'c mut PgLease {
     where
         'c: 'e,
     {
-        let (conn, statement) = self.conn().begin_statement();
+        let (conn, statement) = self.conn().begin_prepare();
         Box::pin(async move { statement.ended(conn.prepare_with(sql, parameters).await) })
     }
 
@@ -141,7 +145,7 @@ impl<'c> Executor<'c> for &'c mut PgLease {
     where
         'c: 'e,
     {
-        let (conn, statement) = self.conn().begin_statement();
+        let (conn, statement) = self.conn().begin_prepare();
         Box::pin(async move { statement.ended(conn.describe(sql).await) })
     }
 }

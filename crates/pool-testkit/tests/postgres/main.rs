@@ -2,6 +2,7 @@
 // The allowances of clippy.toml hold inside tests; these are their helpers.
 #![allow(clippy::unwrap_used)]
 
+mod answers;
 mod cancelled;
 mod clean;
 mod cut;
@@ -10,5 +11,7 @@ mod hung;
 mod idle;
 mod load;
 mod names_and_errors;
+mod plans;
+mod resets;
 mod stall;
 mod support;

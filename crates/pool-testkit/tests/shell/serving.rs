@@ -256,7 +256,7 @@ async fn o1_a_list_of_workspaces_that_hangs_is_given_up() {
     let began = Instant::now();
     let error = manager.list_workspaces().await.unwrap_err();
     assert_eq!(began.elapsed(), Duration::from_mins(1));
-    assert!(matches!(error, CatalogError::TimedOut { target: Target::System, .. }), "{error}");
+    assert!(matches!(error, CatalogError::TimedOut { target: Target::Catalog, .. }), "{error}");
 }
 
 #[tokio::test(start_paused = true)]
