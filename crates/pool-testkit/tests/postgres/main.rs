@@ -2,6 +2,7 @@
 // The allowances of clippy.toml hold inside tests; these are their helpers.
 #![allow(clippy::unwrap_used)]
 
+mod answers;
 mod cancelled;
 mod clean;
 mod dropping;

@@ -1,0 +1,78 @@
+//! L4: a statement gets its own answer. Every way in which a holder can leave a connection is a field of a table (what
+//! it does, what is wrong with it, how it ends, how it reaches the connection); after each, later holders check
+//! the echo of a fresh nonce in every row.
+
+mod access;
+mod kinds;
+mod readers;
+mod sweep;
+mod ways;
+mod world;
+
+use pool_testkit::run;
+use rstest::rstest;
+
+use access::{End, Route};
+use sweep::{Choice, sweep};
+use world::World;
+
+/// How many failing fields are told.
+const TOLD_MAX: usize = 60;
+/// How many mishaps the short form has on each route.
+const MISHAPS: u64 = 110;
+
+/// Has the chosen share of all mishaps happen over one route, again and again until there were enough.
+async fn hold_over(route: Route, share: f64) {
+    let seed = run::seed();
+    let mut world = World::new(seed).await;
+    let mut choice = Choice { share, dice: fastrand::Rng::with_seed(seed) };
+    while world.tally.mishaps < MISHAPS {
+        sweep(&mut world, route, &mut choice).await;
+    }
+    let tally = world.end().await;
+    println!(
+        "race: {} mishaps, {} answers checked over {route:?} ({} refused for what was left set)",
+        tally.mishaps, tally.answers, tally.tolerated
+    );
+    let told: Vec<_> = tally.wrong.iter().take(TOLD_MAX).map(String::as_str).collect();
+    assert!(
+        told.is_empty(),
+        "seed {seed}: {} wrong after {} mishaps:\n{}",
+        tally.wrong.len(),
+        tally.mishaps,
+        told.join("\n")
+    );
+}
+
+#[rstest]
+#[case::lease(Route::Lease)]
+#[case::handle(Route::Handle)]
+#[case::transaction_committed(Route::Transaction(End::Commit))]
+#[case::transaction_rolled_back(Route::Transaction(End::Rollback))]
+#[case::transaction_dropped(Route::Transaction(End::Drop))]
+#[case::raw(Route::Raw)]
+#[case::raw_in_transaction(Route::RawInTransaction)]
+#[case::sqlx_transaction_committed(Route::SqlxTransaction(End::Commit))]
+#[case::sqlx_transaction_rolled_back(Route::SqlxTransaction(End::Rollback))]
+#[case::sqlx_transaction_dropped(Route::SqlxTransaction(End::Drop))]
+#[tokio::test]
+async fn l4_no_mishap_answers_a_later_holders_question(#[case] route: Route) {
+    hold_over(route, 0.05).await;
+}
+
+#[rstest]
+#[case::lease(Route::Lease)]
+#[case::handle(Route::Handle)]
+#[case::transaction_committed(Route::Transaction(End::Commit))]
+#[case::transaction_rolled_back(Route::Transaction(End::Rollback))]
+#[case::transaction_dropped(Route::Transaction(End::Drop))]
+#[case::raw(Route::Raw)]
+#[case::raw_in_transaction(Route::RawInTransaction)]
+#[case::sqlx_transaction_committed(Route::SqlxTransaction(End::Commit))]
+#[case::sqlx_transaction_rolled_back(Route::SqlxTransaction(End::Rollback))]
+#[case::sqlx_transaction_dropped(Route::SqlxTransaction(End::Drop))]
+#[ignore = "minutes; `cargo xtask test-pools --race` runs it"]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l4_no_mishap_at_any_await_point_answers_a_later_holders_question(#[case] route: Route) {
+    hold_over(route, 1.0).await;
+}
