@@ -175,10 +175,10 @@ impl Kind {
     /// Whether it ends with an error though nothing was put into it.
     pub fn fails_by_itself(self, route: Route) -> bool {
         use Kind::{
-            CopyInAbort, CopyInLeft, CopyInOfBadData, CopyInOfNoCopy, CopyOutOfNoCopy, Listen,
+            CopyInAbort, CopyInLeft, CopyInOfBadData, CopyInOfNoCopy, CopyOutLeft, CopyOutOfNoCopy, Listen,
             ListenAndUnlisten,
         };
-        let fails_its_transaction = matches!(self, CopyInAbort | CopyInLeft);
+        let fails_its_transaction = matches!(self, CopyInAbort | CopyInLeft | CopyOutLeft);
         matches!(self, CopyInOfBadData | CopyInOfNoCopy | CopyOutOfNoCopy | Listen | ListenAndUnlisten)
             || (fails_its_transaction && route.is_in_transaction())
     }

@@ -16,8 +16,6 @@ use access::{End, Route};
 use sweep::{Choice, sweep};
 use world::World;
 
-/// How many failing fields are told.
-const TOLD_MAX: usize = 60;
 /// How many mishaps the short form has on each route.
 const MISHAPS: u64 = 110;
 
@@ -34,14 +32,7 @@ async fn hold_over(route: Route, share: f64) {
         "race: {} mishaps, {} answers checked over {route:?} ({} refused for what was left set)",
         tally.mishaps, tally.answers, tally.tolerated
     );
-    let told: Vec<_> = tally.wrong.iter().take(TOLD_MAX).map(String::as_str).collect();
-    assert!(
-        told.is_empty(),
-        "seed {seed}: {} wrong after {} mishaps:\n{}",
-        tally.wrong.len(),
-        tally.mishaps,
-        told.join("\n")
-    );
+    tally.assert_right(seed);
 }
 
 #[rstest]

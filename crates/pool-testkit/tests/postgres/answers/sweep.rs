@@ -1,7 +1,7 @@
 //! Every kind, every fault, every way, over one route.
 
 use super::access::Route;
-use super::kinds::{KINDS, Kind};
+use super::kinds::KINDS;
 use super::ways::{DISTURBANCES, FAILING, Fault, Way};
 use super::world::{Cell, World};
 
@@ -89,9 +89,4 @@ async fn at_work(world: &mut World, cell: Cell, choice: &mut Choice) {
             world.visit(Cell { way: Way::DisturbedAtWork(what), ..cell }).await;
         }
     }
-}
-
-/// Whether a kind is one whose later holders meet nothing but its mishap, so that it can happen beside others.
-pub fn goes_with_others(kind: Kind) -> bool {
-    kind.tolerates().is_none()
 }

@@ -1,5 +1,6 @@
 //! A workspace of one connection: a mishap happens to it, and readers ask whoever comes next.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -18,6 +19,9 @@ use crate::support::{SOON, one_connection};
 const READERS: usize = 3;
 /// Every question is answered by then, or never.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// How many wrong answers are told in full.
+const TOLD_MAX: usize = 40;
 
 /// What every workspace needs for the mishaps: tables, and schemas that take the place of `pg_catalog`.
 pub const SCHEMA: &str = "
@@ -66,7 +70,26 @@ pub struct Tally {
     pub mishaps: u64,
     pub answers: u64,
     pub tolerated: u64,
-    pub wrong: Vec<String>,
+    pub wrong: Vec<(Cell, String)>,
+}
+
+impl Tally {
+    /// Fails if anything was wrong: how often by kind, and the first cases.
+    pub fn assert_right(&self, seed: u64) {
+        let mut kinds: BTreeMap<String, u64> = BTreeMap::new();
+        for (cell, _) in &self.wrong {
+            *kinds.entry(format!("{:?}", cell.kind)).or_default() += 1;
+        }
+        let told: Vec<_> =
+            self.wrong.iter().take(TOLD_MAX).map(|(cell, what)| format!("{cell:?}: {what}")).collect();
+        assert!(
+            told.is_empty(),
+            "seed {seed}: {} wrong answers after {} mishaps: {kinds:?}\n{}",
+            self.wrong.len(),
+            self.mishaps,
+            told.join("\n")
+        );
+    }
 }
 
 pub struct World {
@@ -98,9 +121,7 @@ impl World {
         self.tally.mishaps += 1;
         wrong.extend(self.read(&tolerated(cell)).await);
         let is_spoilt = !wrong.is_empty();
-        for what in wrong {
-            self.tally.wrong.push(format!("{cell:?}: {what}"));
-        }
+        self.tally.wrong.extend(wrong.into_iter().map(|what| (cell, what)));
         if is_spoilt || cell.kind.leaves_settings() || cell.fault == Fault::Timeout {
             self.pool.close_workspace(&self.id).await.unwrap();
         }
