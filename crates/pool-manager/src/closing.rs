@@ -1,4 +1,4 @@
-//! CloseGuard one workspace, or everything: wait for the leases to come back until a deadline, then end
+//! Closes one workspace, or everything: waits for the leases to come back until a deadline, then ends
 //! their sessions behind their holders.
 
 use std::sync::Arc;

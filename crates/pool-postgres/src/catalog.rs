@@ -138,26 +138,27 @@ async fn order_drop(conn: &mut PgConnection, name: &DatabaseName, how: &str) -> 
 
 /// Ends those sessions in a database of ours which this role may end.
 async fn end_own_sessions(conn: &mut PgConnection, name: &DatabaseName) -> Result<(), Error> {
-    let end = "select pg_terminate_backend(pid) from pg_stat_activity join pg_database on pg_database.oid = datid \
-               where pg_database.datname = $1 and pg_has_role(datdba, 'USAGE') and pg_has_role(usesysid, 'USAGE')";
+    let end = "select pg_catalog.pg_terminate_backend(a.pid) from pg_catalog.pg_stat_activity a \
+               join pg_catalog.pg_database d on d.oid operator(pg_catalog.=) a.datid \
+               where d.datname operator(pg_catalog.=) $1 and pg_catalog.pg_has_role(d.datdba, 'USAGE') \
+               and pg_catalog.pg_has_role(a.usesysid, 'USAGE')";
     sqlx::query(end).bind(name.as_str()).execute(conn).await.map(drop)
 }
 
 async fn find(conn: &mut PgConnection, name: &DatabaseName) -> Result<bool, Error> {
-    sqlx::query_scalar("select exists(select from pg_database where datname = $1)")
-        .bind(name.as_str())
-        .fetch_one(conn)
-        .await
+    let exists = "select exists(select from pg_catalog.pg_database where datname operator(pg_catalog.=) $1)";
+    sqlx::query_scalar(exists).bind(name.as_str()).fetch_one(conn).await
 }
 
 /// Notes the id on the database, so that it can be listed whatever its name. The server itself quotes it.
 async fn note(conn: &mut PgConnection, name: &DatabaseName, workspace: &WorkspaceId) -> Result<(), Error> {
-    let statement: String =
-        sqlx::query_scalar("select format('comment on database %I is %L', $1::text, $2::text)")
-            .bind(name.as_str())
-            .bind(format!("{COMMENT}{}", workspace.as_str()))
-            .fetch_one(&mut *conn)
-            .await?;
+    let comment =
+        "select pg_catalog.format('comment on database %I is %L', $1::pg_catalog.text, $2::pg_catalog.text)";
+    let statement: String = sqlx::query_scalar(comment)
+        .bind(name.as_str())
+        .bind(format!("{COMMENT}{}", workspace.as_str()))
+        .fetch_one(&mut *conn)
+        .await?;
     sqlx::raw_sql(AssertSqlSafe(statement)).execute(conn).await?;
     Ok(())
 }
@@ -165,8 +166,9 @@ async fn note(conn: &mut PgConnection, name: &DatabaseName, workspace: &Workspac
 /// Notes the id on a database that bears none: whoever created it was cut short. Somebody else's database
 /// cannot be noted on, and is listed only if its name is readable.
 async fn renote(conn: &mut PgConnection, name: &DatabaseName, workspace: &WorkspaceId) -> Result<(), Error> {
-    let bare = "select shobj_description(oid, 'pg_database') is null and pg_has_role(datdba, 'USAGE') \
-                from pg_database where datname = $1";
+    let bare = "select pg_catalog.shobj_description(oid, 'pg_database') is null \
+                and pg_catalog.pg_has_role(datdba, 'USAGE') \
+                from pg_catalog.pg_database where datname operator(pg_catalog.=) $1";
     let is_bare: Option<bool> =
         sqlx::query_scalar(bare).bind(name.as_str()).fetch_optional(&mut *conn).await?;
     if is_bare == Some(true) { note(conn, name, workspace).await } else { Ok(()) }
@@ -198,7 +200,8 @@ impl Catalog<PgConn> for PgCatalog {
     }
 
     async fn list(&self, system: &mut PgConn) -> Result<Vec<WorkspaceId>, DriverError> {
-        let all = "select datname::text, shobj_description(oid, 'pg_database') from pg_database where not datistemplate";
+        let all = "select datname::pg_catalog.text, pg_catalog.shobj_description(oid, 'pg_database') \
+                   from pg_catalog.pg_database where not datistemplate";
         let (conn, statement) = system.begin_statement();
         let rows = statement.ended(catch_panics(sqlx::query(all).fetch_all(conn)).await);
         let rows = rows.map_err(|error| self.error(error, "*"))?;

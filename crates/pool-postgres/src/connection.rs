@@ -15,7 +15,7 @@ pub(crate) struct Session {
     pub(crate) started: String,
 }
 
-/// The longest of PostgreSQL's ways to write a time has 37 bytes ("Wed Dec 17 07:37:16.123456 1997 +05:30").
+/// A time as it is asked for has 20 digits until the year 10000.
 const STARTED_MAX: usize = 64;
 
 /// A live connection of the driver. Statements that go through a lease as an executor are seen, so that a
@@ -24,9 +24,21 @@ const STARTED_MAX: usize = 64;
 pub struct PgConn {
     conn: PgConnection,
     session: Session,
-    /// Something went over the connection that may have left a transaction behind.
+    history: History,
+}
+
+/// What has gone over a connection since it was last known to be clean.
+#[derive(Debug)]
+struct History {
+    /// Something that may have left a transaction or a changed session behind.
     dirty: bool,
+    /// A statement whose end was not seen: what is left on the wire is not known.
+    unsure: bool,
     last: Last,
+}
+
+impl History {
+    const CLEAN: Self = Self { dirty: false, unsure: false, last: Last::Ended };
 }
 
 /// What is known of the last statement.
@@ -46,7 +58,7 @@ impl PgConn {
     /// Asks the server who we are there.
     pub(crate) async fn identify(mut conn: PgConnection) -> Result<Self, Error> {
         let session = session_of(&mut conn).await?;
-        Ok(Self { conn, session, dirty: false, last: Last::Ended })
+        Ok(Self { conn, session, history: History::CLEAN })
     }
 
     pub(crate) fn session(&self) -> &Session {
@@ -64,7 +76,7 @@ impl PgConn {
 
     /// Access that nobody watches: the connection is verified when it comes back.
     pub(crate) fn raw_mut(&mut self) -> &mut PgConnection {
-        self.dirty = true;
+        self.history.dirty = true;
         &mut self.conn
     }
 
@@ -75,14 +87,16 @@ impl PgConn {
         sql: &str,
         has_arguments: bool,
     ) -> (&mut PgConnection, StatementGuard<'_>) {
-        self.dirty |= !is_plain(sql, has_arguments);
+        self.history.dirty |= !is_plain(sql, has_arguments);
         self.begin_statement()
     }
 
     /// The same for what opens no transaction whatever it says, such as preparing a statement.
     pub(crate) fn begin_statement(&mut self) -> (&mut PgConnection, StatementGuard<'_>) {
-        self.last = Last::InFlight;
-        (&mut self.conn, StatementGuard { last: &mut self.last })
+        let history = &mut self.history;
+        history.unsure |= history.last == Last::InFlight;
+        history.last = Last::InFlight;
+        (&mut self.conn, StatementGuard { history })
     }
 
     /// Access for the adapter itself, which knows what it does.
@@ -90,32 +104,30 @@ impl PgConn {
         &mut self.conn
     }
 
-    pub(crate) fn is_dirty(&self) -> bool {
-        self.dirty
+    /// Marks the connection as one that is to be verified, and returns whether it was marked before.
+    pub(crate) fn set_unsure(&mut self, unsure: bool) -> bool {
+        std::mem::replace(&mut self.history.unsure, unsure)
     }
 
-    pub(crate) fn set_dirty(&mut self, dirty: bool) {
-        self.dirty = dirty;
-    }
-
-    /// Whether a transaction around the statements so far may have failed.
+    /// Whether a transaction around the statements so far may have failed, or may not be the one that the
+    /// next answer is about.
     pub(crate) fn may_have_failed(&self) -> bool {
-        self.last != Last::Ended || self.dirty
+        let History { dirty, unsure, last } = self.history;
+        dirty || unsure || last != Last::Ended
     }
 
     /// To be called when the connection has been made clean.
     pub(crate) fn is_clean_now(&mut self) {
-        (self.dirty, self.last) = (false, Last::Ended);
+        self.history = History::CLEAN;
     }
 
     /// What is known without a round trip, and without touching the socket: reading what is left there
     /// could take as long as the server goes on sending.
     pub(crate) fn condition(&self) -> Condition {
-        if self.last == Last::Lost {
+        if self.history.last == Last::Lost {
             return Condition::Broken;
         }
-        let is_known = !self.dirty && self.last == Last::Ended;
-        let suspect = !is_known || self.conn.is_in_transaction() || self.conn.should_flush();
+        let suspect = self.may_have_failed() || self.conn.is_in_transaction() || self.conn.should_flush();
         if suspect { Condition::Suspect } else { Condition::Clean }
     }
 
@@ -126,17 +138,19 @@ impl PgConn {
 
 /// A statement on its way; dropped without a word, it has not been seen to end.
 pub(crate) struct StatementGuard<'c> {
-    last: &'c mut Last,
+    history: &'c mut History,
 }
 
 impl StatementGuard<'_> {
     /// The statement has come to this end.
     pub(crate) fn ended<T>(self, outcome: Result<T, Error>) -> Result<T, Error> {
-        *self.last = match &outcome {
+        self.history.last = match &outcome {
             Ok(_) => Last::Ended,
             Err(error) if is_loss(error) => Last::Lost,
             Err(_) => Last::Failed,
         };
+        // What is not the server's word may have left some of the answer unread.
+        self.history.unsure |= matches!(&outcome, Err(error) if !matches!(error, Error::Database(_)));
         outcome
     }
 }
@@ -144,7 +158,8 @@ impl StatementGuard<'_> {
 /// The pid and the start of the backend behind `conn`.
 pub(crate) async fn session_of(conn: &mut PgConnection) -> Result<Session, Error> {
     // The simple protocol: one round trip, and nothing is prepared for it.
-    let whoami = "select pid, backend_start::text as started from pg_stat_get_activity(pg_backend_pid())";
+    let whoami = "select pid, pg_catalog.to_char(pg_catalog.timezone('UTC', backend_start), 'YYYYMMDDHH24MISSUS') \
+                  as started from pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())";
     let row = sqlx::raw_sql(whoami).fetch_one(conn).await?;
     Session::new(row.try_get("pid")?, row.try_get("started")?)
 }

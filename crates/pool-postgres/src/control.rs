@@ -31,6 +31,20 @@ const FAREWELL_LIMIT: Duration = Duration::from_secs(2);
 /// How long the server may take to answer before the control connection counts as lost.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
+/// A question about sessions, given as two arrays; a time is written as `session_of` has it.
+macro_rules! about_sessions {
+    ($what:literal) => {
+        concat!(
+            "select ",
+            $what,
+            " from rows from (pg_catalog.unnest($1::pg_catalog.int4[]), pg_catalog.unnest($2::pg_catalog.text[])) \
+             as s(pid, started) cross join lateral pg_catalog.pg_stat_get_activity(s.pid) as a \
+             where pg_catalog.to_char(pg_catalog.timezone('UTC', a.backend_start), 'YYYYMMDDHH24MISSUS') \
+             operator(pg_catalog.=) s.started"
+        )
+    };
+}
+
 /// What is asked about a set of sessions; all have the same form and two arguments.
 #[derive(Clone, Copy)]
 enum Query {
@@ -42,25 +56,25 @@ enum Query {
 impl Query {
     fn sql(self) -> &'static str {
         match self {
-            Self::Cancel => {
-                "select pg_cancel_backend(s.pid) from unnest($1::int[], $2::text[]) as s(pid, started) \
-                 cross join lateral pg_stat_get_activity(s.pid) as a where a.backend_start::text = s.started"
-            }
-            Self::Terminate => {
-                "select pg_terminate_backend(s.pid) from unnest($1::int[], $2::text[]) as s(pid, started) \
-                 cross join lateral pg_stat_get_activity(s.pid) as a where a.backend_start::text = s.started"
-            }
-            Self::StillThere => {
-                "select s.pid, s.started from unnest($1::int[], $2::text[]) as s(pid, started) \
-                 cross join lateral pg_stat_get_activity(s.pid) as a where a.backend_start::text = s.started"
-            }
+            Self::Cancel => about_sessions!("pg_catalog.pg_cancel_backend(s.pid)"),
+            Self::Terminate => about_sessions!("pg_catalog.pg_terminate_backend(s.pid)"),
+            Self::StillThere => about_sessions!("s.pid, s.started"),
+        }
+    }
+
+    /// How often it is asked. A cancel that was not answered may still be on its way, so that a second one
+    /// would prove nothing; the others may be repeated.
+    fn tries(self) -> usize {
+        match self {
+            Self::Cancel => 1,
+            Self::Terminate | Self::StillThere => 2,
         }
     }
 }
 
 pub(crate) enum Request {
-    /// Cancel what the session is doing.
-    Cancel(Session, oneshot::Sender<()>),
+    /// Cancel what the session is doing; tell whether the server has confirmed it.
+    Cancel(Session, oneshot::Sender<bool>),
     /// Tell when the session's backend has exited; end it first, if so wished.
     Gone { session: Session, end_it: bool, told: oneshot::Sender<()> },
     /// End the task.
@@ -87,13 +101,12 @@ impl Control {
         Ok(Self { requests, task: Mutex::new(Some(task)) })
     }
 
-    /// Cancels what `session` is doing, if it can.
-    pub(crate) async fn cancel(&self, session: Session) {
+    /// Cancels what `session` is doing. True when the server has confirmed it: the signal has been sent. When
+    /// it has not, a cancel may still be on its way, and the session must not be used for anything else.
+    pub(crate) async fn cancel(&self, session: Session) -> bool {
         let (done, told) = oneshot::channel();
-        if self.requests.send(Request::Cancel(session, done)).is_ok() {
-            // An answer that never comes means that the task has ended, and the session with it.
-            let _ = told.await;
-        }
+        // An answer that never comes means that the task has ended.
+        self.requests.send(Request::Cancel(session, done)).is_ok() && told.await.unwrap_or(false)
     }
 
     /// Returns when the server no longer counts `session`, which is ended first if so wished.
@@ -165,9 +178,11 @@ impl Worker {
                 }
             };
             match request {
+                // Nobody waits for it any more: the connection is being closed.
+                Some(Request::Cancel(_, done)) if done.is_closed() => {}
                 Some(Request::Cancel(session, done)) => {
-                    self.ask(Query::Cancel, vec![session]).await;
-                    let _ = done.send(());
+                    let answer = self.ask(Query::Cancel, vec![session]).await;
+                    let _ = done.send(answer.is_some());
                 }
                 Some(Request::Gone { session, end_it, told }) => {
                     let since = Instant::now();
@@ -223,11 +238,11 @@ impl Worker {
     }
 
     /// The server's answer about `sessions`, or none if it gives none. A connection that has failed may
-    /// have been dead for long, so one more is tried.
+    /// have been dead for long, so one more is tried if the question may be repeated.
     async fn ask(&mut self, about: Query, sessions: Vec<Session>) -> Option<Vec<PgRow>> {
         let (pids, started): (Vec<i32>, Vec<String>) =
             sessions.into_iter().map(|Session { pid, started }| (pid, started)).unzip();
-        for _ in 0..2 {
+        for _ in 0..about.tries() {
             let conn = self.conn().await?;
             let query = sqlx::query(about.sql()).bind(&pids).bind(&started).fetch_all(conn);
             let why = match timeout(ANSWER_LIMIT, catch_panics(query)).await {
@@ -279,11 +294,15 @@ impl Worker {
 /// is read to its end. A backend that is told to terminate says so and exits, and the kernel closes its
 /// socket when it is dead. A superuser keeps that out of the server's log; others leave one line there.
 async fn leave(mut conn: PgConnection) -> Result<(), Error> {
-    let row = sqlx::raw_sql("select current_setting('is_superuser') = 'on'").fetch_one(&mut conn).await?;
+    let row = sqlx::raw_sql("select pg_catalog.current_setting('is_superuser') operator(pg_catalog.=) 'on'")
+        .fetch_one(&mut conn)
+        .await?;
     if row.try_get::<bool, _>(0)? {
         sqlx::raw_sql("set log_min_messages = panic").execute(&mut conn).await?;
     }
-    let farewell = sqlx::raw_sql("select pg_terminate_backend(pg_backend_pid())").execute(&mut conn).await;
+    let farewell = sqlx::raw_sql("select pg_catalog.pg_terminate_backend(pg_catalog.pg_backend_pid())")
+        .execute(&mut conn)
+        .await;
     if farewell.is_err_and(|error| matches!(error, Error::Database(_))) {
         // The rest of the wire: nothing, then its end.
         while let Err(Error::Database(_)) = conn.flush().await {}

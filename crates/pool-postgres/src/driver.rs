@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pool_core::{Condition, Driver, DriverError, DriverErrorKind, Endpoint, Phase};
 use sqlx::postgres::PgTransactionManager;
-use sqlx::{Connection, Error, Row};
+use sqlx::{Connection, Error};
 use sqlx_core::transaction::TransactionManager;
 use tokio::time::timeout;
 
@@ -15,6 +15,7 @@ use crate::config::PostgresConfig;
 use crate::connect::Connector;
 use crate::connection::{PgConn, Session};
 use crate::control::Control;
+use crate::verify;
 
 /// How long what is left on the wire may take to arrive before the query behind it is cancelled.
 const DRAIN_PATIENCE: Duration = Duration::from_millis(10);
@@ -24,9 +25,6 @@ const CANCEL_LIMIT: Duration = Duration::from_secs(1);
 const TERMINATE_LIMIT: Duration = Duration::from_secs(3);
 /// How long saying goodbye may take before the session is ended from outside.
 const GOODBYE_LIMIT: Duration = Duration::from_millis(500);
-/// A late cancel may hit the verification; it is then made again.
-const VERIFY_TRIES: usize = 3;
-const QUERY_CANCELED: &str = "57014";
 
 /// Opens and closes sessions with one `PostgreSQL` server.
 pub struct PgDriver {
@@ -68,64 +66,39 @@ impl PgDriver {
         driver_error(error, phase, self.server())
     }
 
-    /// Reads what is left on the wire; cancels the query behind it if that takes long.
+    /// Reads what is known to be left on the wire; cancels the query behind it if that takes long.
     async fn drain(&self, conn: &mut PgConn) -> Result<(), Error> {
         if let Ok(drained) = timeout(DRAIN_PATIENCE, flush(conn)).await {
             return drained;
         }
-        // The cancel may hit a ROLLBACK that waits behind the query, so that nothing is known any more.
-        conn.set_dirty(true);
-        self.control.cancel(conn.session().clone()).await;
+        // A cancel of which nobody knows whether it was sent may hit a later holder's statement. One that was
+        // sent has hit, or has met an idle backend, when the server has answered a question asked after it.
+        if !self.control.cancel(conn.session().clone()).await {
+            return Err(Error::Protocol("the server has not confirmed a cancel".into()));
+        }
         let late = || Error::Protocol("a cancelled query did not end in time".into());
         timeout(CANCEL_LIMIT, flush(conn)).await.unwrap_or_else(|_| Err(late()))
     }
 
     async fn clean(&self, conn: &mut PgConn) -> Result<(), Error> {
-        self.drain(conn).await?;
         while conn.own().is_in_transaction() {
-            PgTransactionManager::rollback(conn.own()).await?;
+            PgTransactionManager::start_rollback(conn.own());
         }
-        if conn.is_dirty() {
-            verify(conn).await?;
-        }
+        self.drain(conn).await?;
+        verify::verify(conn).await?;
         conn.is_clean_now();
         Ok(())
     }
 }
 
-/// Reads to the end of every answer that is still to come. An error among them is an answer, too, but it may
-/// be that of a ROLLBACK.
+/// Reads to the end of every answer that sqlx knows to be still to come. An error among them is an answer, too.
 async fn flush(conn: &mut PgConn) -> Result<(), Error> {
     loop {
         match conn.own().flush().await {
-            Err(error) if !is_fatal(&error) => conn.set_dirty(true),
+            Err(error) if !is_fatal(&error) => {}
             outcome => return outcome,
         }
     }
-}
-
-/// Asks whether this is still the session that it was (raw access can swap two), and whether a transaction
-/// is open, which it rolls back: outside of one, the transaction begins with the
-/// statement; in a failed one, every statement fails. A ROLLBACK without need would warn in the
-/// server's log.
-async fn verify(conn: &mut PgConn) -> Result<(), Error> {
-    for _ in 0..VERIFY_TRIES {
-        let state = "select now() = statement_timestamp(), pg_backend_pid()";
-        let row = sqlx::raw_sql(state).fetch_one(conn.own()).await;
-        let state = row.and_then(|row| Ok((row.try_get::<bool, _>(0)?, row.try_get::<i32, _>(1)?)));
-        match state {
-            Ok((_, pid)) if pid != conn.backend_pid() => {
-                return Err(Error::Protocol("the connection was swapped for another one".into()));
-            }
-            Ok((true, _)) => return Ok(()),
-            Err(Error::Database(error)) if error.code().as_deref() == Some(QUERY_CANCELED) => {}
-            Ok((false, _)) | Err(Error::Database(_)) => {
-                sqlx::raw_sql("rollback").execute(conn.own()).await?;
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Err(Error::Protocol("the connection could not be verified".into()))
 }
 
 impl Driver for PgDriver {
@@ -139,8 +112,7 @@ impl Driver for PgDriver {
     }
 
     async fn check(&self, conn: &mut PgConn) -> Result<(), DriverError> {
-        let (raw, statement) = conn.begin_statement();
-        statement.ended(catch_panics(raw.ping()).await).map_err(|error| self.error(error, Phase::Check))
+        catch_panics(verify::check(conn)).await.map_err(|error| self.error(error, Phase::Check))
     }
 
     fn inspect(&self, conn: &mut PgConn) -> Condition {

@@ -48,6 +48,7 @@ mod pools;
 mod relay;
 mod statement;
 mod transaction;
+mod verify;
 mod workspace_pool;
 
 pub use catalog::{DatabaseSource, PgCatalog, Template, drop_database};

@@ -12,6 +12,7 @@ use sqlx::{Describe, Error, Execute, Executor, Postgres, SqlStr};
 use sqlx_core::transaction::TransactionManager;
 
 use crate::lease::{PgLease, Step};
+use crate::verify;
 
 /// A transaction on a connection of its own; `&mut tx` is an executor whose statements are seen,
 /// `&mut *tx` the raw connection. Commit or roll back; dropped, it is rolled back in the background
@@ -29,8 +30,9 @@ impl PgTransaction {
         Ok(tx)
     }
 
-    /// Commits. A transaction in which a statement has failed is asked first whether it can be: the server
-    /// would answer COMMIT with a rollback, and no error.
+    /// Commits. A transaction in which a statement has failed, or in which not everything was seen, is asked
+    /// first whether it can be: the server would answer COMMIT with a rollback, and no error; and a COMMIT
+    /// that reads another statement's answer would say nothing of its own.
     ///
     /// # Errors
     /// What the server says; the transaction is then rolled back in the background.
@@ -39,7 +41,7 @@ impl PgTransaction {
     /// Dropping the future leaves open whether the commit took place.
     pub async fn commit(mut self) -> Result<(), Error> {
         if self.lease.conn().may_have_failed() {
-            sqlx::raw_sql("select 1").execute(&mut self.lease).await?;
+            verify::ask(self.lease.conn()).await?;
         }
         self.step(Boundary::Commit).await?;
         self.is_open = false;
@@ -62,14 +64,13 @@ impl PgTransaction {
     /// Takes a step during which the connection counts as suspect, so that a step cut short is found.
     async fn step(&mut self, step: Boundary) -> Result<(), Error> {
         let conn = self.lease.conn();
-        let was_dirty = conn.is_dirty();
-        conn.set_dirty(true);
+        let was_unsure = conn.set_unsure(true);
         match step {
             Boundary::Begin => PgTransactionManager::begin(conn.own(), None).await?,
             Boundary::Commit => PgTransactionManager::commit(conn.own()).await?,
             Boundary::Rollback => PgTransactionManager::rollback(conn.own()).await?,
         }
-        conn.set_dirty(was_dirty);
+        conn.set_unsure(was_unsure);
         Ok(())
     }
 }

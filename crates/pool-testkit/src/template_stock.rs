@@ -186,12 +186,10 @@ async fn stocked(system: &mut PgConnection, schema: &Schema) -> Result<Vec<Strin
 }
 
 async fn names(system: &mut PgConnection, prefix: &str) -> Result<Vec<String>, Error> {
-    sqlx::query_scalar(
-        "select datname::text from pg_database where starts_with(datname, $1) order by random()",
-    )
-    .bind(prefix)
-    .fetch_all(system)
-    .await
+    let names = "select datname::pg_catalog.text from pg_catalog.pg_database \
+                 where pg_catalog.starts_with(datname::pg_catalog.text, $1) \
+                 order by pg_catalog.random() using operator(pg_catalog.<)";
+    sqlx::query_scalar(names).bind(prefix).fetch_all(system).await
 }
 
 async fn exists(system: &mut PgConnection, name: &str) -> Result<bool, Error> {

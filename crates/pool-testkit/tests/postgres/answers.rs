@@ -1,0 +1,153 @@
+//! Every statement gets its own answer, whatever a holder did to the connection before.
+
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use pool_postgres::{Limits, PgLease, WorkspaceId};
+use pool_testkit::{TestPool, execute_outside};
+use rstest::rstest;
+use sqlx::{Executor, PgConnection};
+
+use crate::support::{id, one_connection};
+
+/// Several holders one after another each ask for a number of their own.
+async fn answers_are_right(pool: &TestPool, a: &WorkspaceId) {
+    for number in 0..4_i32 {
+        let mut lease = pool.acquire(a).await.unwrap();
+        let echo = format!("select {number}");
+        let answer = sqlx::query_scalar::<_, i32>(sqlx::AssertSqlSafe(echo)).fetch_all(&mut lease).await;
+        assert_eq!(answer.unwrap(), [number]);
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Mishap {
+    CopyInDropped,
+    CopyInRefused,
+    CopyOutDropped,
+    CopyOutRefused,
+    NotificationsUnread,
+}
+
+async fn meet(conn: &mut PgConnection, mishap: Mishap) {
+    match mishap {
+        Mishap::CopyInDropped => {
+            let mut copy = conn.copy_in_raw("copy note from stdin").await.unwrap();
+            copy.send(&b"1\n"[..]).await.unwrap();
+        }
+        Mishap::CopyInRefused => {
+            conn.copy_in_raw("copy nowhere from stdin").await.map(drop).unwrap_err();
+        }
+        Mishap::CopyOutDropped => {
+            let mut rows =
+                conn.copy_out_raw("copy (select generate_series(1, 100)) to stdout").await.unwrap();
+            rows.try_next().await.unwrap();
+        }
+        Mishap::CopyOutRefused => {
+            conn.copy_out_raw("copy nowhere to stdout").await.map(drop).unwrap_err();
+        }
+        Mishap::NotificationsUnread => {
+            conn.execute("listen news").await.unwrap();
+            conn.execute("notify news, 'x'").await.unwrap_err();
+        }
+    }
+}
+
+#[rstest]
+#[case::copy_in_dropped(Mishap::CopyInDropped)]
+#[case::copy_in_refused(Mishap::CopyInRefused)]
+#[case::copy_out_dropped(Mishap::CopyOutDropped)]
+#[case::copy_out_refused(Mishap::CopyOutRefused)]
+#[case::notifications_unread(Mishap::NotificationsUnread)]
+#[tokio::test]
+async fn l4_no_holder_reads_an_answer_that_another_one_left(#[case] mishap: Mishap) {
+    let (pool, a) = one_connection().await;
+    sqlx::query("create table note (id int)").execute(&pool.workspace(&a)).await.unwrap();
+    for _ in 0..3 {
+        meet(&mut pool.acquire(&a).await.unwrap(), mishap).await;
+        answers_are_right(&pool, &a).await;
+    }
+    pool.cleanup().await.unwrap();
+}
+
+/// A COMMIT is not taken to have succeeded because of what another statement was answered.
+#[tokio::test]
+async fn l4_a_commit_gets_its_own_answer() {
+    let (pool, a) = one_connection().await;
+    let db = pool.workspace(&a);
+    let table = "create table note (id int primary key deferrable initially deferred)";
+    sqlx::query(table).execute(&db).await.unwrap();
+    let mut tx = db.begin().await.unwrap();
+    tx.execute("insert into note values (1), (1)").await.unwrap();
+    {
+        let mut rows = (*tx).copy_out_raw("copy (select 1) to stdout").await.unwrap();
+        rows.try_next().await.unwrap().unwrap();
+    }
+    // One statement reads what is left of the copy, so that every later one is an answer behind.
+    for _ in 0..2 {
+        let _ = (*tx).execute(sqlx::raw_sql("select 1")).await;
+    }
+    tx.commit().await.unwrap_err();
+    answers_are_right(&pool, &a).await;
+    pool.cleanup().await.unwrap();
+}
+
+/// What a holder may have put in front of `pg_catalog`.
+const IMPOSTORS: &str = "
+    create schema fake;
+    create function fake.now() returns timestamptz language sql as 'select timestamptz ''epoch''';
+    create function fake.statement_timestamp() returns timestamptz language sql as 'select timestamptz ''epoch''';
+    create function fake.always(timestamptz, timestamptz) returns boolean language sql as 'select true';
+    create function fake.always(name, text) returns boolean language sql as 'select true';
+    create operator fake.= (leftarg = timestamptz, rightarg = timestamptz, function = fake.always);
+    create operator fake.= (leftarg = name, rightarg = text, function = fake.always);
+    create domain fake.text as pg_catalog.text check (false);
+    create function fake.pg_advisory_unlock_all() returns integer language sql as 'select 1 / 0';";
+
+#[tokio::test]
+async fn l4_a_holders_own_schema_cannot_answer_for_the_server() {
+    let (pool, a) = one_connection().await;
+    let mut lease = pool.acquire(&a).await.unwrap();
+    let pid = lease.backend_pid();
+    let own_pid = format!("create function fake.pg_backend_pid() returns int language sql as 'select {pid}'");
+    (*lease).execute(IMPOSTORS).await.unwrap();
+    (*lease).execute(sqlx::AssertSqlSafe(own_pid)).await.unwrap();
+    (*lease).execute("create table note (id int)").await.unwrap();
+    (*lease).execute("set search_path = fake, pg_catalog, public").await.unwrap();
+    (*lease).execute("begin; insert into public.note values (1)").await.unwrap();
+    drop(lease);
+
+    let mut next = pool.acquire(&a).await.unwrap();
+    let is_inside: bool =
+        sqlx::query_scalar("select pg_catalog.pg_current_xact_id_if_assigned() is not null")
+            .fetch_one(&mut next)
+            .await
+            .unwrap();
+    assert!(!is_inside, "the next holder stands in the transaction of the one before");
+    drop(next);
+    pool.cleanup().await.unwrap();
+}
+
+#[tokio::test]
+async fn l4_a_cancel_that_nobody_confirms_costs_the_connection() {
+    let limits = Limits::new(6).system(5).per_workspace(1);
+    let pool = TestPool::builder().limits(limits).build().await.unwrap();
+    let control = pool.sessions().await.unwrap()[0].pid;
+    let a = id("a");
+    pool.ensure_workspace(&a).await.unwrap();
+    let mut lease = pool.acquire(&a).await.unwrap();
+    let before = lease.backend_pid();
+
+    let sleep = lease.execute("select pg_sleep(60)");
+    tokio::time::timeout(Duration::from_millis(50), sleep).await.unwrap_err();
+    let system = pool.config().get_system_database().unwrap();
+    let end = format!("select pg_terminate_backend({control}, 5000)");
+    execute_outside(pool.config(), system.as_str(), &end).await.unwrap();
+    drop(lease);
+
+    let next: PgLease = pool.acquire(&a).await.unwrap();
+    assert_ne!(next.backend_pid(), before, "a cancel may still be on its way to that one");
+    drop(next);
+    answers_are_right(&pool, &a).await;
+    pool.cleanup().await.unwrap();
+}
