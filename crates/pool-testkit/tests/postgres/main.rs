@@ -8,5 +8,6 @@ mod clean;
 mod dropping;
 mod hung;
 mod load;
+mod mishaps;
 mod names_and_errors;
 mod support;

@@ -3,6 +3,7 @@
 //! the echo of a fresh nonce in every row.
 
 mod access;
+mod crowd;
 mod kinds;
 mod readers;
 mod sweep;
@@ -14,7 +15,7 @@ use rstest::rstest;
 
 use access::{End, Route};
 use sweep::{Choice, sweep};
-use world::World;
+use world::{Cell, World};
 
 /// How many mishaps the short form has on each route.
 const MISHAPS: u64 = 110;
@@ -66,4 +67,24 @@ async fn l4_no_mishap_answers_a_later_holders_question(#[case] route: Route) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l4_no_mishap_at_any_await_point_answers_a_later_holders_question(#[case] route: Route) {
     hold_over(route, 1.0).await;
+}
+
+/// Has so many mishaps happen beside readers.
+async fn hold_in_a_crowd(mishaps: u64, choose: fn(&mut fastrand::Rng) -> Cell) {
+    let seed = run::seed();
+    let tally = crowd::crowd(mishaps, choose, seed).await;
+    println!("race: {} mishaps, {} answers checked in a crowd", tally.mishaps, tally.answers);
+    tally.assert_right(seed);
+    assert!(tally.mishaps == mishaps && tally.answers >= mishaps, "the readers saw it: {tally:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l4_copies_dropped_under_load_answer_nobody_elses_question() {
+    hold_in_a_crowd(48, crowd::copies).await;
+}
+
+#[ignore = "minutes; `cargo xtask test-pools --race` runs it"]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l4_ten_thousand_mishaps_in_a_crowd_answer_nobody_elses_question() {
+    hold_in_a_crowd(10_000, crowd::any).await;
 }
