@@ -36,10 +36,18 @@ pub fn any(dice: &mut fastrand::Rng) -> Cell {
     loop {
         let (kind, route) = (KINDS[dice.usize(..KINDS.len())], ROUTES[dice.usize(..ROUTES.len())]);
         let is_capture = matches!(kind, Kind::CapturedFunctions | Kind::CapturedOperators);
-        if kind.goes_over(route) && (is_capture || !kind.leaves_settings()) {
+        let is_fit = is_capture || !(kind.leaves_settings() || kind.is_tedious());
+        if kind.goes_over(route) && is_fit {
             return Cell { kind, fault: fault(kind, dice), way: way(dice), route };
         }
     }
+}
+
+/// A query that is dropped while the server works for it, so that it has to be cancelled.
+pub fn cancelled(dice: &mut fastrand::Rng) -> Cell {
+    let kind = [Kind::Stream, Kind::FetchOptionalSimple, Kind::Prepare, Kind::Batch][dice.usize(..4)];
+    let route = ROUTES[dice.usize(..ROUTES.len())];
+    Cell { kind, fault: Fault::Slow, way: Way::Dropped(dice.usize(3..12)), route }
 }
 
 /// A COPY that is dropped somewhere.
@@ -71,7 +79,7 @@ struct Crowd {
     mishaps_left: AtomicU64,
     is_over: AtomicBool,
     answers: AtomicU64,
-    wrong: Mutex<Vec<(Cell, String)>>,
+    wrong: Mutex<Vec<(String, String)>>,
 }
 
 /// Has so many mishaps happen, chosen like this, while readers read.
@@ -129,22 +137,23 @@ impl Crowd {
             let (_, wrong) = pace.end();
             let refused = outcome.and_then(Result::err).filter(had_no_connection);
             let refused = refused.map(|error| format!("no connection for the mishap: {error}"));
-            self.wrong.lock().unwrap().extend(wrong.into_iter().chain(refused).map(|what| (cell, what)));
+            self.wrong
+                .lock()
+                .unwrap()
+                .extend(wrong.into_iter().chain(refused).map(|what| (format!("{cell:?}"), what)));
             had += 1;
         }
         had
     }
 
-    /// Reads until the mishaps are over. What is wrong is put down to no mishap: a cell of the nothing that happened.
+    /// Reads until the mishaps are over.
     async fn read(self: Arc<Self>, mut dice: fastrand::Rng) {
-        let nothing =
-            Cell { kind: Kind::Nothing, fault: Fault::Nothing, way: Way::Left, route: Route::Handle };
         while !self.is_over.load(Ordering::Relaxed) {
             let db = &self.workspaces[dice.usize(..self.workspaces.len())];
             match reader(db, dice.fork()).await {
                 Ok(answers) => drop(self.answers.fetch_add(answers, Ordering::Relaxed)),
                 Err((shape, wrong)) => {
-                    self.wrong.lock().unwrap().push((nothing, format!("a reader's {shape}: {wrong}")));
+                    self.wrong.lock().unwrap().push(("a reader".to_owned(), format!("{shape}: {wrong}")));
                 }
             }
         }

@@ -2,7 +2,7 @@
 
 use futures_util::TryStreamExt;
 use futures_util::stream::BoxStream;
-use sqlx::postgres::{PgAdvisoryLock, PgArguments, PgConnection};
+use sqlx::postgres::{PgAdvisoryLock, PgArguments, PgConnection, PgTypeInfo};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Connection, Error, Executor, Postgres, Row, SqlSafeStr, SqlStr, Statement};
 
@@ -41,9 +41,19 @@ pub enum Kind {
     CopyInLeft,
     CopyInOfBadData,
     CopyInOfNoCopy,
+    /// Rows that the socket takes in many pieces.
+    CopyInOfMuch,
+    /// As a statement: sqlx does not expect what comes, and the server waits for rows.
+    CopyInAsStatement,
+    CopyInInBatch,
     CopyOut,
     CopyOutLeft,
     CopyOutOfNoCopy,
+    CopyOutAsStatement,
+    /// A question that the socket takes in many pieces.
+    LongQuestion,
+    /// sqlx asks for the type first, with questions of its own.
+    CustomType,
     AdvisoryLock,
     ClearStatements,
     Ping,
@@ -57,7 +67,7 @@ pub enum Kind {
     CapturedOperators,
 }
 
-pub const KINDS: [Kind; 37] = [
+pub const KINDS: [Kind; 43] = [
     Kind::Nothing,
     Kind::Stream,
     Kind::StreamSimple,
@@ -82,9 +92,15 @@ pub const KINDS: [Kind; 37] = [
     Kind::CopyInLeft,
     Kind::CopyInOfBadData,
     Kind::CopyInOfNoCopy,
+    Kind::CopyInOfMuch,
+    Kind::CopyInAsStatement,
+    Kind::CopyInInBatch,
     Kind::CopyOut,
     Kind::CopyOutLeft,
     Kind::CopyOutOfNoCopy,
+    Kind::CopyOutAsStatement,
+    Kind::LongQuestion,
+    Kind::CustomType,
     Kind::AdvisoryLock,
     Kind::ClearStatements,
     Kind::Ping,
@@ -117,8 +133,8 @@ impl Kind {
     fn needs_a_connection(self) -> bool {
         use Kind::{
             AdvisoryLock, ClearStatements, CopyInAbort, CopyInFinish, CopyInLeft, CopyInOfBadData,
-            CopyInOfNoCopy, CopyOut, CopyOutLeft, CopyOutOfNoCopy, NestedCommit, NestedDrop, NestedRollback,
-            Ping,
+            CopyInOfMuch, CopyInOfNoCopy, CopyOut, CopyOutLeft, CopyOutOfNoCopy, NestedCommit, NestedDrop,
+            NestedRollback, Ping,
         };
         matches!(
             self,
@@ -130,6 +146,7 @@ impl Kind {
                 | CopyInLeft
                 | CopyInOfBadData
                 | CopyInOfNoCopy
+                | CopyInOfMuch
                 | CopyOut
                 | CopyOutLeft
                 | CopyOutOfNoCopy
@@ -172,14 +189,21 @@ impl Kind {
             || self == Self::ListenAndUnlisten
     }
 
+    /// Whether it takes a second until the connection is given up: the server waits for rows, and takes no cancel.
+    pub fn is_tedious(self) -> bool {
+        matches!(self, Self::CopyInAsStatement | Self::CopyInInBatch)
+    }
+
     /// Whether it ends with an error though nothing was put into it.
     pub fn fails_by_itself(self, route: Route) -> bool {
         use Kind::{
-            CopyInAbort, CopyInLeft, CopyInOfBadData, CopyInOfNoCopy, CopyOutLeft, CopyOutOfNoCopy, Listen,
-            ListenAndUnlisten,
+            CopyInAbort, CopyInAsStatement, CopyInInBatch, CopyInLeft, CopyInOfBadData, CopyInOfMuch,
+            CopyInOfNoCopy, CopyOutAsStatement, CopyOutLeft, CopyOutOfNoCopy, Listen, ListenAndUnlisten,
         };
-        let fails_its_transaction = matches!(self, CopyInAbort | CopyInLeft | CopyOutLeft);
+        let fails_its_transaction = matches!(self, CopyInAbort | CopyInLeft | CopyInOfMuch | CopyOutLeft);
+        let is_not_expected = matches!(self, CopyInAsStatement | CopyInInBatch | CopyOutAsStatement);
         matches!(self, CopyInOfBadData | CopyInOfNoCopy | CopyOutOfNoCopy | Listen | ListenAndUnlisten)
+            || is_not_expected
             || (fails_its_transaction && route.is_in_transaction())
     }
 
@@ -267,7 +291,21 @@ impl Kind {
             | Self::CopyInAbort
             | Self::CopyInLeft
             | Self::CopyInOfBadData
+            | Self::CopyInOfMuch
             | Self::CopyInOfNoCopy => self.copy_in(on.raw()?, pace).await,
+            Self::CopyInAsStatement => on.execute(COPY_IN).await.map(drop),
+            Self::CopyInInBatch => {
+                on.execute(simple(format!("select 1; {COPY_IN}; select 2"))).await.map(drop)
+            }
+            Self::CopyOutAsStatement => on.execute(simple(fault.copy_out())).await.map(drop),
+            Self::LongQuestion => {
+                let long = "x".repeat(LONG);
+                on.execute(sqlx::query("select length($1)").bind(long)).await.map(drop)
+            }
+            Self::CustomType => {
+                let mood = [PgTypeInfo::with_name("public.mood")];
+                on.prepare_with(text("select $1, 'glad'::public.mood".into()), &mood).await.map(drop)
+            }
             Self::CopyOut => copy_out(on.raw()?, &fault.copy_out(), usize::MAX, pace).await,
             Self::CopyOutLeft => copy_out(on.raw()?, &fault.copy_out(), 2, pace).await,
             Self::CopyOutOfNoCopy => copy_out(on.raw()?, "select 1", 2, pace).await,
@@ -319,12 +357,13 @@ impl Kind {
     async fn copy_in(self, conn: &mut PgConnection, pace: &Pace<'_>) -> Result<(), Error> {
         let statement = match self {
             Self::CopyInOfNoCopy => "select 1",
-            _ => "copy public.sink from stdin",
+            _ => COPY_IN,
         };
         let mut copy = conn.copy_in_raw(statement).await?;
-        for row in 0..3 {
+        let (rows, width) = if self == Self::CopyInOfMuch { (1, LONG) } else { (3, 20_000) };
+        for row in 0..rows {
             pace.step().await;
-            copy.send(format!("{row}\t{}\n", "x".repeat(20_000)).as_bytes()).await?;
+            copy.send(format!("{row}\t{}\n", "x".repeat(width)).as_bytes()).await?;
         }
         pace.step().await;
         match self {
@@ -351,6 +390,10 @@ impl Kind {
         }
     }
 }
+
+const COPY_IN: &str = "copy public.sink from stdin";
+/// More than the two ends of a socket hold.
+const LONG: usize = 4 << 20;
 
 /// The query with that fault, prepared and with an argument.
 fn bound(fault: Fault) -> Query<'static, Postgres, PgArguments> {

@@ -6,6 +6,7 @@ mod access;
 mod crowd;
 mod kinds;
 mod readers;
+mod single;
 mod sweep;
 mod ways;
 mod world;
@@ -81,6 +82,11 @@ async fn hold_in_a_crowd(mishaps: u64, choose: fn(&mut fastrand::Rng) -> Cell) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l4_copies_dropped_under_load_answer_nobody_elses_question() {
     hold_in_a_crowd(48, crowd::copies).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l4_cancels_under_load_reach_nobody_elses_statement() {
+    hold_in_a_crowd(100, crowd::cancelled).await;
 }
 
 #[ignore = "minutes; `cargo xtask test-pools --race` runs it"]

@@ -1,7 +1,7 @@
 //! Every kind, every fault, every way, over one route.
 
 use super::access::Route;
-use super::kinds::KINDS;
+use super::kinds::{KINDS, Kind};
 use super::ways::{DISTURBANCES, FAILING, Fault, Way};
 use super::world::{Cell, World};
 
@@ -16,6 +16,11 @@ pub struct Choice {
 }
 
 impl Choice {
+    /// Whether the short form does no more with a kind: at random, and always if it is tedious.
+    fn passes_over(&mut self, kind: Kind) -> bool {
+        self.share < 1.0 && (kind.is_tedious() || self.dice.bool())
+    }
+
     fn takes_one(&mut self) -> bool {
         self.dice.f64() < self.share
     }
@@ -26,6 +31,9 @@ pub async fn sweep(world: &mut World, route: Route, choice: &mut Choice) {
     for kind in KINDS.into_iter().filter(|kind| kind.goes_over(route)) {
         let cell = Cell { kind, fault: Fault::Nothing, way: Way::Left, route };
         let steps = left(world, cell).await;
+        if choice.passes_over(kind) {
+            continue;
+        }
         for make in [Way::Dropped, Way::DroppedWhenWoken] {
             dropped(world, cell, make, choice).await;
         }
