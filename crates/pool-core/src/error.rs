@@ -105,6 +105,8 @@ pub enum LimitsError {
 pub enum Phase {
     /// Opening a session: network, handshake, authentication, choice of the database.
     Connect,
+    /// Doing with a new session what the configuration says, before it is lent.
+    Prepare,
     /// Asking an idle connection whether it lives.
     Check,
     /// Making a returned connection clean.
@@ -119,6 +121,7 @@ impl fmt::Display for Phase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Connect => "connecting",
+            Self::Prepare => "preparing a connection",
             Self::Check => "checking a connection",
             Self::Recycle => "recycling a connection",
             Self::Close => "closing a connection",

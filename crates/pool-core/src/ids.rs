@@ -76,6 +76,9 @@ impl std::str::FromStr for WorkspaceId {
 pub enum Target {
     /// The system database, served from the reserved share.
     System,
+    /// The catalog's own sessions with the system database, served from the reserved share as well. They are
+    /// lent to nobody, so that no caller's settings reach the statements that create, drop and find databases.
+    Catalog,
     /// The database of one workspace.
     Workspace(WorkspaceId),
 }
@@ -84,6 +87,7 @@ impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::System => f.write_str("the system database"),
+            Self::Catalog => f.write_str("the catalog"),
             Self::Workspace(id) => write!(f, "workspace {id}"),
         }
     }

@@ -77,8 +77,8 @@ pub trait Driver: Send + Sync + 'static {
     fn shutdown(&self) -> impl Future<Output = ()> + Send;
 }
 
-/// Creates, drops and finds workspaces' databases, with statements sent over the system connection that
-/// it is lent. What it learns is remembered by its caller, not here.
+/// Creates, drops and finds workspaces' databases, with statements sent over the connection that it is
+/// lent: one of [`Target::Catalog`], on which nobody else's statements ever ran. What it learns is remembered by its caller, not here.
 #[async_trait]
 pub trait Catalog<C: Send>: Send + Sync {
     /// Creates the database of `workspace` unless it exists. Returns whether it was created. Safe to

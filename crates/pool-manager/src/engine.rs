@@ -27,7 +27,7 @@ pub(crate) enum ShareOf {
 impl From<&Target> for ShareOf {
     fn from(target: &Target) -> Self {
         match target {
-            Target::System => Self::System,
+            Target::System | Target::Catalog => Self::System,
             Target::Workspace(_) => Self::Workspaces,
         }
     }
@@ -218,7 +218,7 @@ impl<D: Driver> Engine<D> {
 
     pub(crate) fn endpoint(&self, target: &Target) -> Endpoint {
         let database = match target {
-            Target::System => self.settings.system_database.clone(),
+            Target::System | Target::Catalog => self.settings.system_database.clone(),
             Target::Workspace(id) => self.settings.naming.database(id),
         };
         Endpoint { target: target.clone(), database }

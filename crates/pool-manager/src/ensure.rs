@@ -140,9 +140,9 @@ impl<D: Driver> PoolManager<D> {
     /// # Cancel safety
     /// Dropping the future loses nothing.
     pub async fn list_workspaces(&self) -> Result<Vec<WorkspaceId>, CatalogError> {
-        let mut system = self.system().acquire().await?;
+        let mut system = self.acquire_target(&Target::Catalog).await?;
         let listed = self.inner.catalog.list(&mut system).await;
-        listed.map_err(|source| CatalogError::Driver { target: Target::System, source: Arc::new(source) })
+        listed.map_err(|source| CatalogError::Driver { target: Target::Catalog, source: Arc::new(source) })
     }
 
     async fn ask(&self, op: CatalogOp, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
@@ -156,7 +156,7 @@ impl<D: Driver> PoolManager<D> {
             CatalogOp::Exists => None,
             CatalogOp::Ensure | CatalogOp::Drop => self.inner.locks.at_a_time.acquire().await.ok(),
         };
-        let mut system = self.system().acquire().await?;
+        let mut system = self.acquire_target(&Target::Catalog).await?;
         let catalog = self.inner.catalog.as_ref();
         let answer = match op {
             CatalogOp::Ensure => catalog.ensure(&mut system, workspace).await,

@@ -1,6 +1,6 @@
 //! sqlx trusts the server to keep to the protocol: a message that is shorter than its kind must be makes
 //! its decoder panic. Whoever speaks with a server does it in here, so that a malicious or broken one costs
-//! a connection, and not the caller's task or the control task. (Nothing can be catch_panics in a program that is
+//! a connection, and not the caller's task or the control task. (Nothing can be contained in a program that is
 //! built to abort on a panic.)
 
 use std::panic::AssertUnwindSafe;

@@ -24,9 +24,11 @@ pub(crate) fn kind_of_state(code: &str) -> DriverErrorKind {
     STATES.iter().find(|(state, _)| code.starts_with(state)).map_or(DriverErrorKind::Other, |(_, kind)| *kind)
 }
 
-/// What an error of sqlx means for a pool, in `phase`.
+/// What an error of sqlx means for a pool, in `phase`. In a hook of the user, only a loss has a meaning that
+/// the pool knows: what is missing or refused there is not the workspace's database.
 pub(crate) fn kind_of(error: &Error, phase: Phase) -> DriverErrorKind {
     match error {
+        error if phase == Phase::Prepare && !is_loss(error) => DriverErrorKind::Other,
         Error::Database(error) => error.code().map_or(DriverErrorKind::Other, |code| kind_of_state(&code)),
         Error::Io(error) => kind_of_io(error.kind(), phase),
         Error::Tls(_) if phase == Phase::Connect => DriverErrorKind::Refused,

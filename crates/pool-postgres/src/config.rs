@@ -3,10 +3,14 @@
 
 use std::env;
 use std::fmt;
+use std::sync::Arc;
 
+use futures_core::future::BoxFuture;
 use pool_core::{DatabaseName, NamingError, PrefixNaming};
-use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 use thiserror::Error;
+
+use crate::session::{Reset, SessionKind, SessionSettings};
 
 /// The prefix of workspaces' databases unless another is given.
 pub const PREFIX_DEFAULT: &str = "pool";
@@ -61,6 +65,14 @@ pub enum ConfigError {
     /// The URL cannot be read. It is not shown, since it may hold a password.
     #[error("the database URL cannot be read: {0} (expected postgres://user:password@host:port/database)")]
     Url(#[source] sqlx::Error),
+    /// A session default cannot be one.
+    #[error("{name:?} cannot be a session default: {why}")]
+    SessionDefault {
+        /// Which setting.
+        name: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// The database name or the prefix cannot be one.
     #[error(transparent)]
     Naming(#[from] NamingError),
@@ -82,6 +94,7 @@ pub struct PostgresConfig {
     prefix: String,
     application_name: String,
     is_guarded: bool,
+    sessions: SessionSettings,
 }
 
 impl PostgresConfig {
@@ -108,6 +121,7 @@ impl PostgresConfig {
             prefix: PREFIX_DEFAULT.to_owned(),
             application_name,
             is_guarded: false,
+            sessions: SessionSettings::default(),
         }
     }
 
@@ -234,6 +248,44 @@ impl PostgresConfig {
         self
     }
 
+    /// What every lent session begins with, and is reset to: `search_path`, `role`, a timeout. It goes into the start-up
+    /// packet, so it costs no round trip. Whether name and value can be one is checked when the pool is built.
+    pub fn session_default(mut self, name: &str, value: &str) -> Self {
+        self.sessions.defaults.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// When a connection that comes back is reset, default [`Reset::WhenDirty`].
+    pub fn reset(mut self, reset: Reset) -> Self {
+        self.sessions.reset = reset;
+        self
+    }
+
+    /// What to do with each new session before it is lent, and again after each reset; for what
+    /// [`PostgresConfig::session_default`] cannot say. When it fails, or leaves a transaction open, the open has
+    /// failed, in [`Phase::Prepare`](pool_core::Phase::Prepare). It counts against the connect timeout, and after a reset
+    /// against the recycle timeout.
+    ///
+    /// ```
+    /// use pool_postgres::PostgresConfig;
+    ///
+    /// let config = PostgresConfig::new("db.example").after_connect(|conn| {
+    ///     Box::pin(async move { sqlx::raw_sql("set time zone 'Europe/Berlin'").execute(conn).await.map(drop) })
+    /// });
+    /// # drop(config);
+    /// ```
+    pub fn after_connect<F>(mut self, hook: F) -> Self
+    where
+        F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Result<(), sqlx::Error>> + Send + Sync + 'static,
+    {
+        self.sessions.after_connect = Some(Arc::new(hook));
+        self
+    }
+
+    pub(crate) fn sessions(&self) -> &SessionSettings {
+        &self.sessions
+    }
+
     /// Whether to stand guard over the sessions with a server that is not trusted, default no.
     ///
     /// sqlx does not yield while a server sends faster than it reads: such a server takes a thread of the runtime and all
@@ -289,9 +341,21 @@ impl PostgresConfig {
         Ok(PrefixNaming::new(&self.prefix)?)
     }
 
-    /// sqlx's options for a session with `database`. They hold the password, and their `Debug` shows it.
+    /// sqlx's options for a session with `database`, without the session defaults. They hold the password, and their
+    /// `Debug` shows it.
     pub fn connect_options(&self, database: &str) -> PgConnectOptions {
         self.options.clone().database(database).application_name(&self.application_name)
+    }
+
+    /// The same for a session of this kind.
+    pub(crate) fn session_options(&self, database: &str, kind: SessionKind) -> PgConnectOptions {
+        let options = self.connect_options(database);
+        match kind {
+            SessionKind::Own => options,
+            SessionKind::Lent => {
+                options.options(self.sessions.defaults.iter().map(|(name, value)| (name, value)))
+            }
+        }
     }
 
     /// `host:port/database`, for errors.
@@ -311,6 +375,7 @@ impl fmt::Debug for PostgresConfig {
             .field("prefix", &self.prefix)
             .field("application_name", &self.application_name)
             .field("guarded", &self.is_guarded)
+            .field("sessions", &self.sessions)
             .finish_non_exhaustive()
     }
 }

@@ -12,6 +12,7 @@ use crate::catch_panics::catch_panics;
 use crate::classify::kind_of;
 use crate::config::PostgresConfig;
 use crate::relay::Relay;
+use crate::session::SessionKind;
 
 /// The pauses after which a full server is asked again, about a quarter of a second in all. Each is
 /// stretched at random by up to its own length, so that those who wait do not come back together.
@@ -38,25 +39,27 @@ impl Connector {
     pub(crate) async fn connect<T>(
         &self,
         database: &str,
+        kind: SessionKind,
         finish: impl AsyncFn(PgConnection) -> Result<T, Error>,
     ) -> Result<T, Error> {
         for pause in PAUSES_MILLIS {
-            match self.try_once(database, &finish).await {
+            match self.try_once(database, kind, &finish).await {
                 Err(error) if kind_of(&error, Phase::Connect) == DriverErrorKind::ServerFull => {
                     sleep(Duration::from_millis(pause).mul_f64(1.0 + fastrand::f64())).await;
                 }
                 outcome => return outcome,
             }
         }
-        self.try_once(database, &finish).await
+        self.try_once(database, kind, &finish).await
     }
 
     async fn try_once<T>(
         &self,
         database: &str,
+        kind: SessionKind,
         finish: &impl AsyncFn(PgConnection) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let options = self.config.connect_options(database);
+        let options = self.config.session_options(database, kind);
         let server = (self.config.host(), self.config.get_port());
         let outcome = match &self.guard {
             None => catch_panics(async { finish(PgConnection::connect_with(&options).await?).await }).await,

@@ -5,6 +5,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Error, Row};
 
 use crate::classify::is_loss;
+use crate::session::{Reset, SessionKind};
 use crate::statement::is_plain;
 
 /// A session as the server knows it. A pid alone is used again after a while; with the time the backend
@@ -24,12 +25,15 @@ const STARTED_MAX: usize = 64;
 pub struct PgConn {
     conn: PgConnection,
     session: Session,
+    kind: SessionKind,
     history: History,
 }
 
 /// What has gone over a connection since it was last known to be clean.
 #[derive(Debug)]
 struct History {
+    /// Anything at all.
+    used: bool,
     /// Something that may have left a transaction or a changed session behind.
     dirty: bool,
     /// A statement whose end was not seen: what is left on the wire is not known.
@@ -38,7 +42,7 @@ struct History {
 }
 
 impl History {
-    const CLEAN: Self = Self { dirty: false, unsure: false, last: Last::Ended };
+    const CLEAN: Self = Self { used: false, dirty: false, unsure: false, last: Last::Ended };
 }
 
 /// What is known of the last statement.
@@ -58,11 +62,19 @@ impl PgConn {
     /// Asks the server who we are there.
     pub(crate) async fn identify(mut conn: PgConnection) -> Result<Self, Error> {
         let session = session_of(&mut conn).await?;
-        Ok(Self { conn, session, history: History::CLEAN })
+        Ok(Self { conn, session, kind: SessionKind::Lent, history: History::CLEAN })
+    }
+
+    pub(crate) fn of_kind(self, kind: SessionKind) -> Self {
+        Self { kind, ..self }
     }
 
     pub(crate) fn session(&self) -> &Session {
         &self.session
+    }
+
+    pub(crate) fn kind(&self) -> SessionKind {
+        self.kind
     }
 
     /// The process id of the backend that serves this session.
@@ -76,7 +88,7 @@ impl PgConn {
 
     /// Access that nobody watches: the connection is verified when it comes back.
     pub(crate) fn raw_mut(&mut self) -> &mut PgConnection {
-        self.history.dirty = true;
+        (self.history.used, self.history.dirty) = (true, true);
         &mut self.conn
     }
 
@@ -94,6 +106,7 @@ impl PgConn {
     /// The same for what opens no transaction whatever it says, such as preparing a statement.
     pub(crate) fn begin_statement(&mut self) -> (&mut PgConnection, StatementGuard<'_>) {
         let history = &mut self.history;
+        history.used = true;
         history.unsure |= history.last == Last::InFlight;
         history.last = Last::InFlight;
         (&mut self.conn, StatementGuard { history })
@@ -112,8 +125,18 @@ impl PgConn {
     /// Whether a transaction around the statements so far may have failed, or may not be the one that the
     /// next answer is about.
     pub(crate) fn may_have_failed(&self) -> bool {
-        let History { dirty, unsure, last } = self.history;
+        let History { dirty, unsure, last, .. } = self.history;
         dirty || unsure || last != Last::Ended
+    }
+
+    /// Whether a connection that comes back is to be reset.
+    pub(crate) fn wants_reset(&self, reset: Reset) -> bool {
+        match (self.kind, reset) {
+            // A source of databases is somebody else's code, too.
+            (SessionKind::Own, _) | (SessionKind::Lent, Reset::WhenDirty) => self.history.dirty,
+            (SessionKind::Lent, Reset::Never) => false,
+            (SessionKind::Lent, Reset::Always) => self.history.used,
+        }
     }
 
     /// To be called when the connection has been made clean.
@@ -157,9 +180,10 @@ impl StatementGuard<'_> {
 
 /// The pid and the start of the backend behind `conn`.
 pub(crate) async fn session_of(conn: &mut PgConnection) -> Result<Session, Error> {
-    // The simple protocol: one round trip, and nothing is prepared for it.
-    let whoami = "select pid, pg_catalog.to_char(pg_catalog.timezone('UTC', backend_start), 'YYYYMMDDHH24MISSUS') \
-                  as started from pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())";
+    // The simple protocol: one round trip, and nothing is prepared for it. A role that is a default of the
+    // session may not see when the backend started.
+    let whoami = "set role none; select pid, pg_catalog.to_char(pg_catalog.timezone('UTC', backend_start), 'YYYYMMDDHH24MISSUS') \
+                  as started from pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid()); reset role";
     let row = sqlx::raw_sql(whoami).fetch_one(conn).await?;
     Session::new(row.try_get("pid")?, row.try_get("started")?)
 }

@@ -16,6 +16,7 @@ use crate::catch_panics::catch_panics;
 use crate::classify::driver_error;
 use crate::connect::Connector;
 use crate::connection::Session;
+use crate::session::SessionKind;
 
 /// The pause between two looks at backends that are to exit, doubled each time up to the second.
 const POLL_FIRST: Duration = Duration::from_micros(300);
@@ -139,7 +140,7 @@ async fn connect(
     limit: Duration,
 ) -> Result<PgConnection, DriverError> {
     let address = || connector.config().address(database);
-    match timeout(limit, connector.connect(database, async |conn| Ok(conn))).await {
+    match timeout(limit, connector.connect(database, SessionKind::Own, async |conn| Ok(conn))).await {
         Ok(outcome) => outcome.map_err(|error| driver_error(error, Phase::Connect, address())),
         Err(_) => Err(DriverError::new(Phase::Connect, DriverErrorKind::TimedOut, address())
             .caused_by(format!("gave up after {limit:?}"))),

@@ -15,7 +15,8 @@ use crate::config::PostgresConfig;
 use crate::connect::Connector;
 use crate::connection::{PgConn, Session};
 use crate::control::Control;
-use crate::verify;
+use crate::session::SessionKind;
+use crate::verify::{self, With};
 
 /// How long what is left on the wire may take to arrive before the query behind it is cancelled.
 const DRAIN_PATIENCE: Duration = Duration::from_millis(10);
@@ -85,7 +86,22 @@ impl PgDriver {
             PgTransactionManager::start_rollback(conn.own());
         }
         self.drain(conn).await?;
-        verify::verify(conn).await?;
+        let with = With { reset: conn.wants_reset(self.config().sessions().reset) };
+        verify::verify(conn, with).await?;
+        if with.reset {
+            self.prepare(conn).await?;
+        }
+        conn.is_clean_now();
+        Ok(())
+    }
+
+    /// Does with a session that is new, or as good as new, what the configuration says.
+    async fn prepare(&self, conn: &mut PgConn) -> Result<(), Error> {
+        let (Some(hook), SessionKind::Lent) = (&self.config().sessions().after_connect, conn.kind()) else {
+            return Ok(());
+        };
+        catch_panics(hook(conn.own())).await?;
+        verify::check(conn).await?;
         conn.is_clean_now();
         Ok(())
     }
@@ -107,8 +123,15 @@ impl Driver for PgDriver {
 
     async fn connect(&self, endpoint: &Endpoint) -> Result<PgConn, DriverError> {
         let database = endpoint.database.as_str();
-        let opened = self.connector.connect(database, PgConn::identify);
-        opened.await.map_err(|error| driver_error(error, Phase::Connect, self.address(endpoint)))
+        let kind = SessionKind::from(&endpoint.target);
+        let opened = self.connector.connect(database, kind, PgConn::identify).await;
+        let opened = opened.map_err(|error| driver_error(error, Phase::Connect, self.address(endpoint)))?;
+        let mut conn = opened.of_kind(kind);
+        if let Err(error) = self.prepare(&mut conn).await {
+            self.close(conn).await;
+            return Err(driver_error(error, Phase::Prepare, self.address(endpoint)));
+        }
+        Ok(conn)
     }
 
     async fn check(&self, conn: &mut PgConn) -> Result<(), DriverError> {
@@ -116,7 +139,11 @@ impl Driver for PgDriver {
     }
 
     fn inspect(&self, conn: &mut PgConn) -> Condition {
-        conn.condition()
+        let wants_reset = conn.wants_reset(self.config().sessions().reset);
+        match conn.condition() {
+            Condition::Clean if wants_reset => Condition::Suspect,
+            condition => condition,
+        }
     }
 
     async fn recycle(&self, conn: &mut PgConn) -> Result<(), DriverError> {

@@ -20,7 +20,8 @@ use crate::statement::OwnedQuery;
 /// `&mut lease` is a sqlx `Executor`: statements are seen, and after plain ones (`SELECT`, `INSERT`,
 /// `UPDATE`, `DELETE`, `VALUES`, `WITH`) the connection is known to be clean without a round trip.
 /// `&mut *lease` is the raw [`PgConnection`], for whatever else sqlx can do; the connection is then
-/// verified in the background when it comes back, and an open transaction is rolled back.
+/// verified in the background when it comes back, an open transaction is rolled back, and the session
+/// is [reset](crate::Reset). Prepared statements are kept.
 #[must_use = "a lease that is dropped at once was not needed"]
 pub struct PgLease {
     lease: Lease<PgDriver>,

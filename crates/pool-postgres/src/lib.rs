@@ -17,7 +17,7 @@
 //! pools.ensure_workspace(&acme).await?;                          // creates the database once, however many callers
 //! let mut lease = pools.acquire(&acme).await?;
 //! sqlx::query("insert into note values ($1)").bind(1).execute(&mut lease).await?;   // tracked, known clean on return
-//! some_function_of_sqlx(&mut *lease).await?;                     // or the raw PgConnection: verified on return
+//! some_function_of_sqlx(&mut *lease).await?;                     // or the raw PgConnection: verified and reset on return
 //! drop(lease);                                                   // back to the pool, clean or closed
 //!
 //! let db = pools.workspace(&acme);                               // cheap, Clone; &db is a sqlx Executor
@@ -46,6 +46,7 @@ mod errors;
 mod lease;
 mod pools;
 mod relay;
+mod session;
 mod statement;
 mod transaction;
 mod verify;
@@ -64,5 +65,6 @@ pub use pool_core::{
 };
 pub use pool_manager::{PolicyFactory, Settings, StartError};
 pub use pools::{PgPools, PgPoolsBuilder};
+pub use session::Reset;
 pub use transaction::PgTransaction;
 pub use workspace_pool::PgWorkspacePool;

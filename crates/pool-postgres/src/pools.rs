@@ -232,6 +232,12 @@ impl PgPoolsBuilder {
         self
     }
 
+    /// Changes how the server is reached, what sessions begin with, and when they are reset.
+    pub fn configure(mut self, change: impl FnOnce(PostgresConfig) -> PostgresConfig) -> Self {
+        self.config = change(self.config);
+        self
+    }
+
     /// Any other setting.
     pub fn adjust(mut self, adjust: impl FnOnce(&mut Settings) + Send + 'static) -> Self {
         self.adjust.push(Box::new(adjust));
@@ -248,6 +254,7 @@ impl PgPoolsBuilder {
     /// Dropping the future closes what it has opened.
     pub async fn build(self) -> Result<PgPools, BuildError> {
         let Self { config, limits, naming, source, adjust } = self;
+        config.sessions().check()?;
         let system_database = config.get_system_database()?;
         let naming = match naming {
             Some(naming) => naming,

@@ -1,4 +1,4 @@
-//! Which statements cannot leave a transaction open, and how a caller's query is handed on.
+//! Which statements can leave neither a transaction nor a changed session behind, and how a caller's query is handed on.
 
 use std::sync::Arc;
 
@@ -9,16 +9,45 @@ use sqlx::{Execute, Postgres, SqlStr};
 /// Verbs that can neither open nor close a transaction.
 const PLAIN_VERBS: [&str; 6] = ["select", "insert", "update", "delete", "values", "with"];
 
-/// Whether `sql` cannot leave a transaction behind: it begins with a plain verb and is one statement. The
-/// server itself takes only one statement when there are arguments; otherwise a semicolon may start
-/// another, wherever it stands, so only trailing ones pass.
+/// Whether `sql` cannot leave a transaction or a changed session behind: it begins with a plain verb, is one statement, and
+/// names nothing that changes the session. The server itself takes only one statement when there are
+/// arguments; otherwise a semicolon may start another, wherever it stands, so only trailing ones pass.
 pub(crate) fn is_plain(sql: &str, has_arguments: bool) -> bool {
     let sql = sql.trim_start();
     let verb_ends = sql.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(sql.len());
     let (verb, rest) = sql.split_at(verb_ends);
     let is_plain_verb = PLAIN_VERBS.iter().any(|plain| verb.eq_ignore_ascii_case(plain));
     let is_one = || !rest.trim_end_matches(|c: char| c == ';' || c.is_whitespace()).contains(';');
-    is_plain_verb && (has_arguments || is_one())
+    is_plain_verb && (has_arguments || is_one()) && !names_session_state(sql)
+}
+
+/// Whether a plain verb may change the session. A word counts wherever it stands, in a string as well: a connection
+/// that is reset without need costs a round trip in the background.
+fn names_session_state(sql: &str) -> bool {
+    let separates = |c: char| c.is_ascii() && !c.is_ascii_alphanumeric() && c != '_';
+    let mut before = "";
+    let mut words = sql.split(separates).filter(|word| !word.is_empty());
+    words.any(|word| {
+        let target = ["insert", "merge"].iter().any(|verb| before.eq_ignore_ascii_case(verb));
+        before = word;
+        match word.len() {
+            4 => word.eq_ignore_ascii_case("into") && !target,
+            10 => word.eq_ignore_ascii_case("set_config"),
+            // An identifier with escapes (U&"…") could be any.
+            1 => word.eq_ignore_ascii_case("u") && sql.contains("&\""),
+            _ => is_session_lock(word),
+        }
+    })
+}
+
+/// `pg_advisory_…` and `pg_try_advisory_…`, but for the locks that end with the transaction.
+fn is_session_lock(word: &str) -> bool {
+    let of = |prefix: &str| {
+        let has = word.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
+        has.then(|| &word[prefix.len()..])
+    };
+    let how = of("pg_advisory_").or_else(|| of("pg_try_advisory_"));
+    how.is_some_and(|how| how.get(..5).is_none_or(|start| !start.eq_ignore_ascii_case("xact_")))
 }
 
 /// A caller's query, taken apart so that its text could be read, in the form that sqlx takes.
@@ -85,6 +114,24 @@ mod tests {
     #[case::call("call p()", true, false)]
     #[case::set("set search_path = x", false, false)]
     #[case::empty("", false, false)]
+    #[case::set_config("select set_config('role', 'x', false)", false, false)]
+    #[case::set_config_qualified("SELECT pg_catalog.SET_CONFIG($1, $2, false)", true, false)]
+    #[case::set_config_quoted("select \"set_config\"($1, $2, false)", true, false)]
+    #[case::escaped_name("select U&\"\\0073et_config\"($1, $2, false)", true, false)]
+    #[case::advisory_lock("select pg_advisory_lock($1)", true, false)]
+    #[case::try_advisory_lock("select 1 where pg_try_advisory_lock_shared(7)", false, false)]
+    #[case::lock_of_the_transaction("select pg_advisory_xact_lock($1)", true, true)]
+    #[case::try_lock_of_the_transaction("select pg_try_advisory_xact_lock($1)", true, true)]
+    #[case::select_into("select 1 as n into temp t", false, false)]
+    #[case::with_into("with x as (select 1) select * INTO t from x", false, false)]
+    #[case::insert_into("insert into note values (1)", false, true)]
+    #[case::with_insert_into(
+        "with x as (insert\n  into note values (1) returning id) select * from x",
+        false,
+        true
+    )]
+    #[case::with_merge_into("with x as (select 1) merge into note using x on true", false, true)]
+    #[case::column_with_such_a_name("select into_account, set_configuration, u from note", false, true)]
     fn only_a_single_plain_statement_passes(
         #[case] sql: &str,
         #[case] has_arguments: bool,

@@ -12,7 +12,7 @@ use sqlx::{Describe, Error, Execute, Executor, Postgres, SqlStr};
 use sqlx_core::transaction::TransactionManager;
 
 use crate::lease::{PgLease, Step};
-use crate::verify;
+use crate::verify::{self, With};
 
 /// A transaction on a connection of its own; `&mut tx` is an executor whose statements are seen,
 /// `&mut *tx` the raw connection. Commit or roll back; dropped, it is rolled back in the background
@@ -41,7 +41,7 @@ impl PgTransaction {
     /// Dropping the future leaves open whether the commit took place.
     pub async fn commit(mut self) -> Result<(), Error> {
         if self.lease.conn().may_have_failed() {
-            verify::ask(self.lease.conn()).await?;
+            verify::ask(self.lease.conn(), With::default()).await?;
         }
         self.step(Boundary::Commit).await?;
         self.is_open = false;

@@ -14,13 +14,37 @@ use crate::connection::PgConn;
 
 /// How often a connection is asked. A late cancel may hit one question; a failed transaction, one more; a
 /// rollback is followed by another.
-const TRIES: usize = 4;
+const TRIES: usize = 5;
 const FAILED_TRANSACTION: &str = "25P02";
 
 /// The question's answer, beyond the echo: the backend's pid, and whether the transaction began with the
 /// question, that is, none was open.
 const STATE: &str = "pg_catalog.pg_backend_pid(), \
                      pg_catalog.now() operator(pg_catalog.=) pg_catalog.statement_timestamp()";
+
+/// What a holder may leave behind. In an open transaction it would be rolled back with it, which is seen, and it is
+/// sent again.
+const RESET: &str = "close all; set session authorization default; reset role; reset all; unlisten *; \
+                     select pg_catalog.pg_advisory_unlock_all(); discard temp; discard sequences; ";
+
+/// What is done in the round trip of a question.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct With {
+    pub(crate) reset: bool,
+}
+
+impl With {
+    fn question(self, nonce: &str) -> String {
+        let ask = format!("select '{nonce}', {STATE}");
+        // The second echo shows that all between the two has been done.
+        if self.reset { format!("{ask}; {RESET} select '{nonce}'") } else { ask }
+    }
+
+    /// The rows of the answer.
+    fn rows(self) -> usize {
+        if self.reset { 3 } else { 1 }
+    }
+}
 
 /// What a connection that is in step with the server says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,17 +58,21 @@ pub(crate) enum InStep {
 /// # Errors
 /// The server's, after which one may ask again; anything else, and also an answer to another question, means
 /// that the connection must be closed.
-pub(crate) async fn ask(conn: &mut PgConn) -> Result<InStep, Error> {
+pub(crate) async fn ask(conn: &mut PgConn, with: With) -> Result<InStep, Error> {
     let nonce = format!("{:032x}", fastrand::u128(..));
     let pid = conn.backend_pid();
-    let question = AssertSqlSafe(format!("select '{nonce}', {STATE}"));
+    let question = AssertSqlSafe(with.question(&nonce));
     let (raw, statement) = conn.begin_statement();
     let answer = catch_panics(sqlx::raw_sql(question).fetch_all(raw)).await;
-    read(&statement.ended(answer)?, &nonce, pid)
+    let rows = statement.ended(answer)?;
+    let echoes = rows.last().is_some_and(|row| row.try_get(0).is_ok_and(|echo: &str| echo == nonce));
+    match rows.first() {
+        Some(row) if rows.len() == with.rows() && echoes => read(row, &nonce, pid),
+        _ => Err(out_of_step()),
+    }
 }
 
-fn read(rows: &[PgRow], nonce: &str, pid: i32) -> Result<InStep, Error> {
-    let [row] = rows else { return Err(out_of_step()) };
+fn read(row: &PgRow, nonce: &str, pid: i32) -> Result<InStep, Error> {
     let (echo, answered_by, is_idle): (&str, i32, bool) =
         match (row.try_get(0), row.try_get(1), row.try_get(2)) {
             (Ok(echo), Ok(pid), Ok(is_idle)) => (echo, pid, is_idle),
@@ -66,7 +94,7 @@ fn out_of_step() -> Error {
 
 /// Whether an idle connection lives, is in step, and is in no transaction.
 pub(crate) async fn check(conn: &mut PgConn) -> Result<(), Error> {
-    match ask(conn).await? {
+    match ask(conn, With::default()).await? {
         InStep::Idle => Ok(()),
         InStep::InTransaction => Err(Error::Protocol("a transaction is open on an idle connection".into())),
     }
@@ -74,9 +102,9 @@ pub(crate) async fn check(conn: &mut PgConn) -> Result<(), Error> {
 
 /// Asks until the connection is in step and in no transaction; one that is open is rolled back. (A ROLLBACK
 /// without need would warn in the server's log.)
-pub(crate) async fn verify(conn: &mut PgConn) -> Result<(), Error> {
+pub(crate) async fn verify(conn: &mut PgConn, with: With) -> Result<(), Error> {
     for _ in 0..TRIES {
-        match ask(conn).await {
+        match ask(conn, with).await {
             Ok(InStep::Idle) => return Ok(()),
             Ok(InStep::InTransaction) => roll_back(conn).await?,
             Err(error) if !may_ask_again(&error) => return Err(error),

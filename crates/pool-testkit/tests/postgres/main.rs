@@ -10,4 +10,5 @@ mod hung;
 mod load;
 mod mishaps;
 mod names_and_errors;
+mod resets;
 mod support;
