@@ -113,17 +113,6 @@ pub const KINDS: [Kind; 43] = [
     Kind::CapturedOperators,
 ];
 
-/// Which error of a later holder is no wrong answer: session settings are the holder's own affair (L1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tolerated {
-    /// A `statement_timeout` that was left.
-    Timeout,
-    /// sqlx takes a notification that it did not ask for as a breach of the protocol.
-    Notification,
-    /// The session was ended when nobody was looking.
-    Loss,
-}
-
 impl Kind {
     /// Whether it can happen over this route.
     pub fn goes_over(self, route: Route) -> bool {
@@ -182,13 +171,6 @@ impl Kind {
         )
     }
 
-    /// Whether it sets something for the session, which then must not go on.
-    pub fn leaves_settings(self) -> bool {
-        use Kind::{CapturedFunctions, CapturedOperators, Listen, SetReadOnly, SetRole, SetTimeout};
-        matches!(self, Listen | SetRole | SetTimeout | SetReadOnly | CapturedFunctions | CapturedOperators)
-            || self == Self::ListenAndUnlisten
-    }
-
     /// Whether it takes a second until the connection is given up: the server waits for rows, and takes no cancel.
     pub fn is_tedious(self) -> bool {
         matches!(self, Self::CopyInAsStatement | Self::CopyInInBatch)
@@ -226,14 +208,6 @@ impl Kind {
                 | RawBegin
                 | CopyOut
         )
-    }
-
-    pub fn tolerates(self) -> Option<Tolerated> {
-        match self {
-            Self::SetTimeout => Some(Tolerated::Timeout),
-            Self::Listen | Self::ListenAndUnlisten => Some(Tolerated::Notification),
-            _ => None,
-        }
     }
 
     pub async fn happen(self, mut on: Access<'_>, fault: Fault, pace: &Pace<'_>) -> Result<(), Error> {

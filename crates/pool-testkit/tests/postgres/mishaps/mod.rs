@@ -31,8 +31,8 @@ async fn hold_over(route: Route, share: f64) {
     }
     let tally = world.end().await;
     println!(
-        "race: {} mishaps, {} answers checked over {route:?} ({} refused for what was left set)",
-        tally.mishaps, tally.answers, tally.tolerated
+        "race: {} mishaps, {} answers checked over {route:?} ({} sessions found ended)",
+        tally.mishaps, tally.answers, tally.lost
     );
     tally.assert_right(seed);
 }

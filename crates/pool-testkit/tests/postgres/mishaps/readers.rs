@@ -7,9 +7,8 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Error, Executor, Row};
 
 use super::access::Access;
-use super::kinds::Tolerated;
 
-/// The forms of a question. Names are qualified: a `search_path` may have been left.
+/// The forms of a question. Names are qualified, as a `search_path` might have been left.
 #[derive(Clone, Copy, Debug)]
 enum Shape {
     OneSimple,
@@ -41,15 +40,11 @@ pub enum Wrong {
 }
 
 impl Wrong {
-    /// Whether it is an error that this kind of mishap may leave to others.
-    pub fn is_tolerated(&self, tolerated: &[Tolerated]) -> bool {
+    /// Whether the session was gone.
+    pub fn is_loss(&self) -> bool {
         let Self::Error(error) = self else { return false };
         let state = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
-        tolerated.iter().any(|kind| match kind {
-            Tolerated::Timeout => state.as_deref() == Some("57014"),
-            Tolerated::Notification => matches!(error, Error::Protocol(_)),
-            Tolerated::Loss => matches!(error, Error::Io(_)) || state.as_deref() == Some("57P01"),
-        })
+        matches!(error, Error::Io(_)) || state.as_deref() == Some("57P01")
     }
 }
 

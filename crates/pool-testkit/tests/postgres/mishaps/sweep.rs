@@ -57,7 +57,7 @@ async fn left(world: &mut World, cell: Cell) -> usize {
 /// Those that fail by themselves.
 async fn failing(world: &mut World, cell: Cell, choice: &mut Choice) {
     for fault in FAILING {
-        if choice.takes_one() {
+        if fault.goes_over(cell.route) && choice.takes_one() {
             let cell = Cell { fault, ..cell };
             let failed = world.visit(cell).await;
             if cell.kind.reads_to_the_end() {

@@ -10,6 +10,8 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection, Error};
 use tokio::task::yield_now;
 
+use super::access::Route;
+
 /// What is wrong with the statements of a mishap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -41,6 +43,11 @@ pub const FAILING: [Fault; 7] = [
 pub const ROWS: i32 = 60;
 
 impl Fault {
+    /// Whether it can be had over this route: a handle's settings are reset before its next statement.
+    pub fn goes_over(self, route: Route) -> bool {
+        !(self == Self::Timeout && route == Route::Handle)
+    }
+
     /// A query that has it; its number of rows is written as `rows`, a literal or `$1`.
     pub fn query(self, rows: &str) -> String {
         let wide = "n, repeat('x', 500)";

@@ -10,7 +10,7 @@ use sqlx::Error;
 use tokio::time::timeout;
 
 use super::access::{Route, had_no_connection};
-use super::kinds::{Kind, Tolerated};
+use super::kinds::Kind;
 use super::readers::{Wrong, reader};
 use super::ways::{Disturbance, Fault, Outsider, Pace, Way, drop_at};
 use crate::support::{SOON, one_connection};
@@ -70,7 +70,8 @@ pub struct Happened {
 pub struct Tally {
     pub mishaps: u64,
     pub answers: u64,
-    pub tolerated: u64,
+    /// Questions to sessions that somebody had ended.
+    pub lost: u64,
     /// Where, and what.
     pub wrong: Vec<(String, String)>,
 }
@@ -121,10 +122,11 @@ impl World {
             wrong.push(format!("no connection for the mishap: {:?}", happened.outcome));
         }
         self.tally.mishaps += 1;
-        wrong.extend(self.read(&tolerated(cell)).await);
+        wrong.extend(self.read(is_ended_unseen(cell.way)).await);
         let is_spoilt = !wrong.is_empty();
         self.tally.wrong.extend(wrong.into_iter().map(|what| (format!("{cell:?}"), what)));
-        if is_spoilt || cell.kind.leaves_settings() || cell.fault == Fault::Timeout {
+        if is_spoilt {
+            // The next mishap is not to be blamed for this one.
             self.pool.close_workspace(&self.id).await.unwrap();
         }
         happened
@@ -155,14 +157,14 @@ impl World {
     }
 
     /// Several readers at once; what was wrong.
-    async fn read(&mut self, tolerated: &[Tolerated]) -> Vec<String> {
+    async fn read(&mut self, may_be_lost: bool) -> Vec<String> {
         let dice: Vec<fastrand::Rng> = (0..READERS).map(|_| self.dice.fork()).collect();
         let readers = dice.into_iter().map(|dice| timeout(ANSWER_LIMIT, reader(&self.db, dice)));
         let mut wrong = Vec::new();
         for outcome in join_all(readers).await {
             match outcome.unwrap_or_else(|_| Err((String::new(), Wrong::NeverAnswered))) {
                 Ok(answers) => self.tally.answers += answers,
-                Err((_, why)) if why.is_tolerated(tolerated) => self.tally.tolerated += 1,
+                Err((_, why)) if may_be_lost && why.is_loss() => self.tally.lost += 1,
                 Err((shape, why)) => wrong.push(format!("{shape}: {why}")),
             }
         }
@@ -182,12 +184,8 @@ impl World {
     }
 }
 
-fn tolerated(cell: Cell) -> Vec<Tolerated> {
-    let is_ended = matches!(
-        cell.way,
-        Way::Disturbed(Disturbance::Terminate, _) | Way::DisturbedAtWork(Disturbance::Terminate)
-    );
-    let loss = is_ended.then_some(Tolerated::Loss);
-    let timeout = (cell.fault == Fault::Timeout).then_some(Tolerated::Timeout);
-    cell.kind.tolerates().into_iter().chain(loss).chain(timeout).collect()
+/// Whether somebody else ended the session: if its holder did not notice, the next one does (L3).
+fn is_ended_unseen(way: Way) -> bool {
+    let end = Disturbance::Terminate;
+    way == Way::DisturbedAtWork(end) || matches!(way, Way::Disturbed(what, _) if what == end)
 }
