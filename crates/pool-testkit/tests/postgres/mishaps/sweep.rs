@@ -26,22 +26,31 @@ impl Choice {
     }
 }
 
-/// Has the chosen mishaps happen that go over the route.
-pub async fn sweep(world: &mut World, route: Route, choice: &mut Choice) {
-    for kind in KINDS.into_iter().filter(|kind| kind.goes_over(route)) {
-        let cell = Cell { kind, fault: Fault::Nothing, way: Way::Left, route };
-        let steps = left(world, cell).await;
-        if choice.passes_over(kind) {
-            continue;
-        }
-        for make in [Way::Dropped, Way::DroppedWhenWoken] {
-            dropped(world, cell, make, choice).await;
-        }
-        disturbed(world, cell, steps, choice).await;
-        if kind.takes_faults() {
-            failing(world, cell, choice).await;
-            at_work(world, Cell { fault: Fault::Slow, ..cell }, choice).await;
-        }
+/// Has the chosen mishaps happen that go over the route, and then others, until there were enough.
+pub async fn sweep(world: &mut World, route: Route, choice: &mut Choice, mishaps_min: u64) {
+    let kinds: Vec<Kind> = KINDS.into_iter().filter(|kind| kind.goes_over(route)).collect();
+    for &kind in &kinds {
+        sweep_kind(world, kind, route, choice).await;
+    }
+    while world.tally.mishaps < mishaps_min {
+        let kind = kinds[choice.dice.usize(..kinds.len())];
+        sweep_kind(world, kind, route, choice).await;
+    }
+}
+
+async fn sweep_kind(world: &mut World, kind: Kind, route: Route, choice: &mut Choice) {
+    let cell = Cell { kind, fault: Fault::Nothing, way: Way::Left, route };
+    let steps = left(world, cell).await;
+    if choice.passes_over(kind) {
+        return;
+    }
+    for make in [Way::Dropped, Way::DroppedWhenWoken] {
+        dropped(world, cell, make, choice).await;
+    }
+    disturbed(world, cell, steps, choice).await;
+    if kind.takes_faults() {
+        failing(world, cell, choice).await;
+        at_work(world, Cell { fault: Fault::Slow, ..cell }, choice).await;
     }
 }
 
