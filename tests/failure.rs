@@ -386,7 +386,8 @@ async fn system_connection_retry() -> Outcome {
     let pid = lease.backend_pid();
     drop(lease);
     settled(&pool).await?;
-    assert_eq!(pool.acquire(&ids[1]).await?.backend_pid(), pid, "a new one cancels, and the session is kept");
+    // Whether the cancel was sent is not known, so the session that it may still hit is closed.
+    assert_ne!(pool.acquire(&ids[1]).await?.backend_pid(), pid);
 
     // Too many for the system share: told what for, with the numbers; served when there is room again.
     let leases = hold_system(&pool).await?;
@@ -394,7 +395,7 @@ async fn system_connection_retry() -> Outcome {
     let error = pool.ensure_workspace(&late).await.unwrap_err();
     assert!(matches!(error, CatalogError::Acquire(AcquireError::TimedOut { .. })), "{error}");
     assert!(
-        error.to_string().contains("the system database") && error.to_string().contains("4 of 4"),
+        error.to_string().contains("the catalog") && error.to_string().contains("4 of 4"),
         "{error}"
     );
     drop(leases);

@@ -50,6 +50,13 @@ pub trait Driver: Send + Sync + 'static {
     /// Asks whether the session lives: one round trip.
     fn check(&self, conn: &mut Self::Connection) -> impl Future<Output = Result<(), DriverError>> + Send;
 
+    /// Whether a connection must be checked before its next use, however short it was idle: something that
+    /// another one met has spoiled it. Synchronous; called for every lease.
+    fn wants_check(&self, conn: &Self::Connection) -> bool {
+        let _ = conn;
+        false
+    }
+
     /// Tells what is known of a connection that came back. Synchronous and without a round trip; called
     /// from `Drop`, perhaps outside a runtime.
     fn inspect(&self, conn: &mut Self::Connection) -> Condition;

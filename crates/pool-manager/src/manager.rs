@@ -109,12 +109,18 @@ impl<D: Driver> PoolManager<D> {
         let engine = &self.inner.engine;
         let started = Engine::<D>::now();
         let answer = engine.with(ShareOf::from(target), |registry, now| registry.acquire(target, now));
-        let lease = match answer {
+        let mut lease = match answer {
             Acquire::Leased(Leased { conn, debt, check_first: false, .. }) => {
                 Lease::new(Arc::clone(engine), target.clone(), conn, debt)
             }
             other => waiting::wait(engine, target, other, started).await?,
         };
+        if engine.driver.wants_check(&lease)
+            && let Some((conn, debt)) = lease.take()
+        {
+            let unchecked = Acquire::Leased(Leased { conn, debt, check_first: true, waited: None });
+            lease = waiting::wait(engine, target, unchecked, started).await?;
+        }
         if engine.settings.observer.is_some() {
             let waited = Engine::<D>::now().saturating_duration_since(started);
             engine.emit(&Event::Acquired { target, waited });

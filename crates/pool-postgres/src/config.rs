@@ -17,6 +17,9 @@ pub const PREFIX_DEFAULT: &str = "pool";
 /// The tag of our sessions in `pg_stat_activity` unless another is given.
 pub const APPLICATION_NAME_DEFAULT: &str = "pool-postgres";
 
+/// The pool's own sessions keep their few statements, whatever callers' sessions do.
+const OWN_STATEMENTS: usize = 20;
+
 const TEST_VARIABLES: [&str; 6] =
     ["TEST_DB_HOST", "TEST_DB_PORT", "TEST_DB_USER", "TEST_DB_PASSWORD", "TEST_DB_NAME", "TEST_DB_SSLMODE"];
 const PG_VARIABLES: [&str; 6] = ["PGHOST", "PGPORT", "PGUSER", "PGPASSWORD", "PGDATABASE", "PGSSLMODE"];
@@ -94,6 +97,7 @@ pub struct PostgresConfig {
     prefix: String,
     application_name: String,
     is_guarded: bool,
+    keeps_statements: bool,
     sessions: SessionSettings,
 }
 
@@ -121,6 +125,7 @@ impl PostgresConfig {
             prefix: PREFIX_DEFAULT.to_owned(),
             application_name,
             is_guarded: false,
+            keeps_statements: true,
             sessions: SessionSettings::default(),
         }
     }
@@ -196,7 +201,13 @@ impl PostgresConfig {
             let wrong = "special characters must be percent-encoded (in a password / as %2F, ? as %3F, # as %23; @ as %40)";
             return Err(ConfigError::Url(sqlx::Error::Configuration(wrong.into())));
         }
-        without_unknown_parameters(url).parse().map(Self::from_options).map_err(ConfigError::Url)
+        let mut config: Self =
+            without_unknown_parameters(url).parse().map(Self::from_options).map_err(ConfigError::Url)?;
+        let parameters = url.split_once('?').map_or("", |(_, parameters)| parameters).split('&');
+        let mut capacities = parameters.filter_map(|pair| pair.strip_prefix("statement-cache-capacity="));
+        config.keeps_statements =
+            capacities.next_back().is_none_or(|capacity| capacity.parse() != Ok(0_usize));
+        Ok(config)
     }
 
     /// The port, default 5432.
@@ -242,8 +253,11 @@ impl PostgresConfig {
         self
     }
 
-    /// Prepared statements kept per connection, default 100.
+    /// Prepared statements kept per connection, default 100. With none, statements are sent without a name, as
+    /// poolers between here and the server need it; what raw access prepares by name is closed when the connection comes
+    /// back.
     pub fn statement_cache_capacity(mut self, statements: usize) -> Self {
+        self.keeps_statements = statements > 0;
         self.options = self.options.statement_cache_capacity(statements);
         self
     }
@@ -296,6 +310,10 @@ impl PostgresConfig {
     pub fn guarded(mut self, guarded: bool) -> Self {
         self.is_guarded = guarded;
         self
+    }
+
+    pub(crate) fn keeps_statements(&self) -> bool {
+        self.keeps_statements
     }
 
     pub(crate) fn is_guarded(&self) -> bool {
@@ -351,7 +369,7 @@ impl PostgresConfig {
     pub(crate) fn session_options(&self, database: &str, kind: SessionKind) -> PgConnectOptions {
         let options = self.connect_options(database);
         match kind {
-            SessionKind::Own => options,
+            SessionKind::Own => options.statement_cache_capacity(OWN_STATEMENTS),
             SessionKind::Lent => {
                 options.options(self.sessions.defaults.iter().map(|(name, value)| (name, value)))
             }

@@ -1,10 +1,14 @@
 //! One session: sqlx's connection, who it is on the server, and whether it is known to be clean.
 
+use std::sync::Arc;
+
 use pool_core::Condition;
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Error, Row};
 
+use crate::catch_panics::catch_panics;
 use crate::classify::is_loss;
+use crate::plans::{Plans, is_spoiled};
 use crate::session::{Reset, SessionKind};
 use crate::statement::is_plain;
 
@@ -27,6 +31,11 @@ pub struct PgConn {
     session: Session,
     kind: SessionKind,
     history: History,
+    plans: Arc<Plans>,
+    /// The epoch of `plans` in which the first of its cached statements was prepared, at the earliest.
+    epoch: u64,
+    /// Whether sqlx keeps prepared statements. It prepares them all the same, and never closes them.
+    keeps_statements: bool,
 }
 
 /// What has gone over a connection since it was last known to be clean.
@@ -60,13 +69,19 @@ enum Last {
 
 impl PgConn {
     /// Asks the server who we are there.
-    pub(crate) async fn identify(mut conn: PgConnection) -> Result<Self, Error> {
+    pub(crate) async fn identify(mut conn: PgConnection) -> Result<(PgConnection, Session), Error> {
         let session = session_of(&mut conn).await?;
-        Ok(Self { conn, session, kind: SessionKind::Lent, history: History::CLEAN })
+        Ok((conn, session))
     }
 
-    pub(crate) fn of_kind(self, kind: SessionKind) -> Self {
-        Self { kind, ..self }
+    pub(crate) fn new(
+        (conn, session): (PgConnection, Session),
+        kind: SessionKind,
+        plans: Arc<Plans>,
+        keeps_statements: bool,
+    ) -> Self {
+        let epoch = plans.epoch();
+        Self { conn, session, kind, history: History::CLEAN, plans, epoch, keeps_statements }
     }
 
     pub(crate) fn session(&self) -> &Session {
@@ -109,7 +124,35 @@ impl PgConn {
         history.used = true;
         history.unsure |= history.last == Last::InFlight;
         history.last = Last::InFlight;
-        (&mut self.conn, StatementGuard { history })
+        (&mut self.conn, StatementGuard { history, plans: &self.plans, epoch: self.epoch })
+    }
+
+    /// The same for a statement that is prepared by name. One that sqlx does not keep is to be closed.
+    pub(crate) fn begin_prepare(&mut self) -> (&mut PgConnection, StatementGuard<'_>) {
+        self.history.dirty |= !self.keeps_statements;
+        self.begin_statement()
+    }
+
+    pub(crate) fn keeps_statements(&self) -> bool {
+        self.keeps_statements
+    }
+
+    pub(crate) fn plans(&self) -> &Plans {
+        &self.plans
+    }
+
+    /// Whether the connection may hold prepared statements that a change of the schema has spoiled.
+    pub(crate) fn has_spoiled_plans(&self) -> bool {
+        self.epoch != self.plans.epoch()
+    }
+
+    /// Throws all prepared statements away.
+    pub(crate) async fn forget_statements(&mut self) -> Result<(), Error> {
+        let epoch = self.plans.epoch();
+        let (conn, statement) = self.begin_statement();
+        statement.ended(catch_panics(conn.clear_cached_statements()).await)?;
+        self.epoch = epoch;
+        Ok(())
     }
 
     /// Access for the adapter itself, which knows what it does.
@@ -127,6 +170,11 @@ impl PgConn {
     pub(crate) fn may_have_failed(&self) -> bool {
         let History { dirty, unsure, last, .. } = self.history;
         dirty || unsure || last != Last::Ended
+    }
+
+    /// Whether something went over a lent connection of which the adapter has not seen everything.
+    pub(crate) fn was_dirtied(&self) -> bool {
+        self.kind == SessionKind::Lent && self.history.dirty
     }
 
     /// Whether a connection that comes back is to be reset.
@@ -162,6 +210,8 @@ impl PgConn {
 /// A statement on its way; dropped without a word, it has not been seen to end.
 pub(crate) struct StatementGuard<'c> {
     history: &'c mut History,
+    plans: &'c Plans,
+    epoch: u64,
 }
 
 impl StatementGuard<'_> {
@@ -172,6 +222,9 @@ impl StatementGuard<'_> {
             Err(error) if is_loss(error) => Last::Lost,
             Err(_) => Last::Failed,
         };
+        if outcome.as_ref().is_err_and(is_spoiled) {
+            self.plans.spoiled_in(self.epoch);
+        }
         // What is not the server's word may have left some of the answer unread.
         self.history.unsure |= matches!(&outcome, Err(error) if !matches!(error, Error::Database(_)));
         outcome

@@ -1,7 +1,7 @@
 //! The driver: connect, check, recycle, close, on sqlx's `PgConnection`.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pool_core::{Condition, Driver, DriverError, DriverErrorKind, Endpoint, Phase};
 use sqlx::postgres::PgTransactionManager;
@@ -15,8 +15,9 @@ use crate::config::PostgresConfig;
 use crate::connect::Connector;
 use crate::connection::{PgConn, Session};
 use crate::control::Control;
+use crate::plans::AllPlans;
 use crate::session::SessionKind;
-use crate::verify::{self, With};
+use crate::verify::{self, About, With};
 
 /// How long what is left on the wire may take to arrive before the query behind it is cancelled.
 const DRAIN_PATIENCE: Duration = Duration::from_millis(10);
@@ -31,6 +32,7 @@ const GOODBYE_LIMIT: Duration = Duration::from_millis(500);
 pub struct PgDriver {
     connector: Arc<Connector>,
     control: Control,
+    plans: AllPlans,
 }
 
 /// What it takes to end a session from outside.
@@ -50,7 +52,7 @@ impl PgDriver {
         let connector = Arc::new(Connector::new(config));
         let control =
             Control::start(Arc::clone(&connector), system_database.to_owned(), connect_timeout).await?;
-        Ok(Self { connector, control })
+        Ok(Self { connector, control, plans: AllPlans::default() })
     }
 
     /// The configuration.
@@ -86,13 +88,37 @@ impl PgDriver {
             PgTransactionManager::start_rollback(conn.own());
         }
         self.drain(conn).await?;
-        let with = With { reset: conn.wants_reset(self.config().sessions().reset) };
-        verify::verify(conn, with).await?;
+        let with = self.with(conn);
+        let cached = conn.own().cached_statements_size();
+        let asked = Instant::now();
+        let seen = verify::verify(conn, with).await?;
+        if with.about == About::PreparedAndColumns {
+            let now = Instant::now();
+            conn.plans().looked(seen.columns, now - asked, now);
+        }
         if with.reset {
             self.prepare(conn).await?;
         }
+        let are_lost =
+            seen.prepared.is_some_and(|prepared| usize::try_from(prepared).is_ok_and(|n| n < cached));
+        if are_lost || conn.has_spoiled_plans() {
+            conn.forget_statements().await?;
+        }
         conn.is_clean_now();
         Ok(())
+    }
+
+    /// What is done with a connection that comes back, beside verifying it.
+    fn with(&self, conn: &mut PgConn) -> With {
+        let reset = conn.wants_reset(self.config().sessions().reset);
+        // An error behind raw access was not seen: whether statements are lost or spoiled is asked.
+        let about = match conn.was_dirtied() && conn.own().cached_statements_size() > 0 {
+            false => About::Nothing,
+            true if conn.plans().wants_look(Instant::now()) => About::PreparedAndColumns,
+            true => About::Prepared,
+        };
+        let close_statements = conn.was_dirtied() && !conn.keeps_statements();
+        With { reset, close_statements, about }
     }
 
     /// Does with a session that is new, or as good as new, what the configuration says.
@@ -126,7 +152,8 @@ impl Driver for PgDriver {
         let kind = SessionKind::from(&endpoint.target);
         let opened = self.connector.connect(database, kind, PgConn::identify).await;
         let opened = opened.map_err(|error| driver_error(error, Phase::Connect, self.address(endpoint)))?;
-        let mut conn = opened.of_kind(kind);
+        let keeps_statements = kind == SessionKind::Own || self.config().keeps_statements();
+        let mut conn = PgConn::new(opened, kind, self.plans.of(database), keeps_statements);
         if let Err(error) = self.prepare(&mut conn).await {
             self.close(conn).await;
             return Err(driver_error(error, Phase::Prepare, self.address(endpoint)));
@@ -135,13 +162,23 @@ impl Driver for PgDriver {
     }
 
     async fn check(&self, conn: &mut PgConn) -> Result<(), DriverError> {
-        catch_panics(verify::check(conn)).await.map_err(|error| self.error(error, Phase::Check))
+        let checked = async {
+            if conn.has_spoiled_plans() {
+                conn.forget_statements().await?;
+            }
+            verify::check(conn).await
+        };
+        checked.await.map_err(|error| self.error(error, Phase::Check))
+    }
+
+    fn wants_check(&self, conn: &PgConn) -> bool {
+        conn.has_spoiled_plans()
     }
 
     fn inspect(&self, conn: &mut PgConn) -> Condition {
         let wants_reset = conn.wants_reset(self.config().sessions().reset);
         match conn.condition() {
-            Condition::Clean if wants_reset => Condition::Suspect,
+            Condition::Clean if wants_reset || conn.has_spoiled_plans() => Condition::Suspect,
             condition => condition,
         }
     }

@@ -51,7 +51,10 @@ impl PgLease {
         &mut self.lease
     }
 
-    fn track(&mut self, query: &OwnedQuery) -> (&mut PgConnection, StatementGuard<'_>) {
+    fn track(&mut self, query: &mut OwnedQuery) -> (&mut PgConnection, StatementGuard<'_>) {
+        if !self.lease.keeps_statements() {
+            query.without_a_name();
+        }
         self.lease.track(query.text(), query.has_arguments())
     }
 }
@@ -98,8 +101,8 @@ impl<'c> Executor<'c> for &'c mut PgLease {
         'q: 'e,
         E: 'q,
     {
-        let query = OwnedQuery::new(query);
-        let (conn, statement) = self.track(&query);
+        let mut query = OwnedQuery::new(query);
+        let (conn, statement) = self.track(&mut query);
         Box::pin(async_stream::try_stream! {
             let mut steps = conn.fetch_many(query);
             loop {
@@ -121,8 +124,8 @@ impl<'c> Executor<'c> for &'c mut PgLease {
         'q: 'e,
         E: 'q,
     {
-        let query = OwnedQuery::new(query);
-        let (conn, statement) = self.track(&query);
+        let mut query = OwnedQuery::new(query);
+        let (conn, statement) = self.track(&mut query);
         Box::pin(async move { statement.ended(conn.fetch_optional(query).await) })
     }
 
@@ -134,7 +137,7 @@ impl<'c> Executor<'c> for &'c mut PgLease {
     where
         'c: 'e,
     {
-        let (conn, statement) = self.conn().begin_statement();
+        let (conn, statement) = self.conn().begin_prepare();
         Box::pin(async move { statement.ended(conn.prepare_with(sql, parameters).await) })
     }
 
@@ -142,7 +145,7 @@ impl<'c> Executor<'c> for &'c mut PgLease {
     where
         'c: 'e,
     {
-        let (conn, statement) = self.conn().begin_statement();
+        let (conn, statement) = self.conn().begin_prepare();
         Box::pin(async move { statement.ended(conn.describe(sql).await) })
     }
 }

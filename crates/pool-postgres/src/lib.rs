@@ -44,6 +44,7 @@ mod control;
 mod driver;
 mod errors;
 mod lease;
+mod plans;
 mod pools;
 mod relay;
 mod session;

@@ -66,6 +66,11 @@ impl OwnedQuery {
         Self { sql: query.sql(), arguments, statement, persistent }
     }
 
+    /// Has the statement sent without a name: a named one that is not kept would never be closed.
+    pub(crate) fn without_a_name(&mut self) {
+        self.persistent = false;
+    }
+
     pub(crate) fn text(&self) -> &str {
         self.sql.as_str()
     }

@@ -27,22 +27,69 @@ const STATE: &str = "pg_catalog.pg_backend_pid(), \
 const RESET: &str = "close all; set session authorization default; reset role; reset all; unlisten *; \
                      select pg_catalog.pg_advisory_unlock_all(); discard temp; discard sequences; ";
 
+/// How many statements the session has prepared.
+const PREPARED: &str = "(select pg_catalog.count(*) from pg_catalog.pg_prepared_statement())";
+
+/// Changes with every column that comes, goes or changes, of tables, views and composite types, but not of temporary ones: the
+/// transactions that wrote the columns' rows.
+const COLUMNS: &str = "(select pg_catalog.sum(pg_catalog.hashint8(xmin::pg_catalog.text::pg_catalog.int8))::pg_catalog.text \
+     from pg_catalog.pg_attribute where attrelid operator(pg_catalog.>=) 16384 and attnum operator(pg_catalog.>) 0 \
+     and not attrelid operator(pg_catalog.=) any (array(select oid from pg_catalog.pg_class \
+     where relpersistence operator(pg_catalog.=) 't')))";
+
 /// What is done in the round trip of a question.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct With {
+    /// Take back what a holder may have left.
     pub(crate) reset: bool,
+    /// Close all prepared statements.
+    pub(crate) close_statements: bool,
+    pub(crate) about: About,
+}
+
+/// What is asked about prepared statements, beside the echo.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum About {
+    #[default]
+    Nothing,
+    /// How many the server has.
+    Prepared,
+    /// That, and the fingerprint of the database's columns.
+    PreparedAndColumns,
+}
+
+/// What was seen in that round trip.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    pub(crate) state: InStep,
+    pub(crate) prepared: Option<i64>,
+    pub(crate) columns: Option<String>,
 }
 
 impl With {
     fn question(self, nonce: &str) -> String {
         let ask = format!("select '{nonce}', {STATE}");
+        if self.is_plain() {
+            return ask;
+        }
+        let reset = if self.reset { RESET } else { "" };
+        let close = if self.close_statements { "deallocate all; " } else { "" };
+        let (prepared, columns) = match self.about {
+            About::Nothing => ("null::pg_catalog.int8", "null"),
+            About::Prepared => (PREPARED, "null"),
+            About::PreparedAndColumns => (PREPARED, COLUMNS),
+        };
         // The second echo shows that all between the two has been done.
-        if self.reset { format!("{ask}; {RESET} select '{nonce}'") } else { ask }
+        format!("{ask}; {reset}{close}select '{nonce}', {prepared}, {columns}")
     }
 
-    /// The rows of the answer.
+    fn is_plain(self) -> bool {
+        !self.reset && !self.close_statements && self.about == About::Nothing
+    }
+
+    /// The rows of the answer: unlocking is a query, too.
     fn rows(self) -> usize {
-        if self.reset { 3 } else { 1 }
+        if self.is_plain() { 1 } else { 2 + usize::from(self.reset) }
     }
 }
 
@@ -58,34 +105,26 @@ pub(crate) enum InStep {
 /// # Errors
 /// The server's, after which one may ask again; anything else, and also an answer to another question, means
 /// that the connection must be closed.
-pub(crate) async fn ask(conn: &mut PgConn, with: With) -> Result<InStep, Error> {
+pub(crate) async fn ask(conn: &mut PgConn, with: With) -> Result<Seen, Error> {
     let nonce = format!("{:032x}", fastrand::u128(..));
     let pid = conn.backend_pid();
     let question = AssertSqlSafe(with.question(&nonce));
     let (raw, statement) = conn.begin_statement();
     let answer = catch_panics(sqlx::raw_sql(question).fetch_all(raw)).await;
     let rows = statement.ended(answer)?;
-    let echoes = rows.last().is_some_and(|row| row.try_get(0).is_ok_and(|echo: &str| echo == nonce));
-    match rows.first() {
-        Some(row) if rows.len() == with.rows() && echoes => read(row, &nonce, pid),
-        _ => Err(out_of_step()),
-    }
-}
-
-fn read(row: &PgRow, nonce: &str, pid: i32) -> Result<InStep, Error> {
-    let (echo, answered_by, is_idle): (&str, i32, bool) =
-        match (row.try_get(0), row.try_get(1), row.try_get(2)) {
-            (Ok(echo), Ok(pid), Ok(is_idle)) => (echo, pid, is_idle),
-            _ => return Err(out_of_step()),
-        };
-    if echo != nonce {
+    let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return Err(out_of_step()) };
+    let echoes = |row: &PgRow| row.try_get(0).is_ok_and(|echo: &str| echo == nonce);
+    if rows.len() != with.rows() || !echoes(first) || !echoes(last) {
         return Err(out_of_step());
     }
     // Raw access can swap two connections.
-    if answered_by != pid {
+    if first.try_get::<i32, _>(1)? != pid {
         return Err(Error::Protocol("the connection was swapped for another one".into()));
     }
-    Ok(if is_idle { InStep::Idle } else { InStep::InTransaction })
+    let state = if first.try_get(2)? { InStep::Idle } else { InStep::InTransaction };
+    let (prepared, columns) =
+        if with.is_plain() { (None, None) } else { (last.try_get(1)?, last.try_get(2)?) };
+    Ok(Seen { state, prepared, columns })
 }
 
 fn out_of_step() -> Error {
@@ -94,7 +133,7 @@ fn out_of_step() -> Error {
 
 /// Whether an idle connection lives, is in step, and is in no transaction.
 pub(crate) async fn check(conn: &mut PgConn) -> Result<(), Error> {
-    match ask(conn, With::default()).await? {
+    match ask(conn, With::default()).await?.state {
         InStep::Idle => Ok(()),
         InStep::InTransaction => Err(Error::Protocol("a transaction is open on an idle connection".into())),
     }
@@ -102,11 +141,11 @@ pub(crate) async fn check(conn: &mut PgConn) -> Result<(), Error> {
 
 /// Asks until the connection is in step and in no transaction; one that is open is rolled back. (A ROLLBACK
 /// without need would warn in the server's log.)
-pub(crate) async fn verify(conn: &mut PgConn, with: With) -> Result<(), Error> {
+pub(crate) async fn verify(conn: &mut PgConn, with: With) -> Result<Seen, Error> {
     for _ in 0..TRIES {
         match ask(conn, with).await {
-            Ok(InStep::Idle) => return Ok(()),
-            Ok(InStep::InTransaction) => roll_back(conn).await?,
+            Ok(seen) if seen.state == InStep::Idle => return Ok(seen),
+            Ok(_) => roll_back(conn).await?,
             Err(error) if !may_ask_again(&error) => return Err(error),
             Err(error) if has_failed_transaction(&error) => roll_back(conn).await?,
             Err(_) => {}

@@ -10,5 +10,6 @@ mod hung;
 mod load;
 mod mishaps;
 mod names_and_errors;
+mod plans;
 mod resets;
 mod support;

@@ -81,6 +81,11 @@ enum Within {
 #[tokio::test]
 async fn l1_what_a_holder_leaves_in_a_session_is_reset(#[case] within: Within) {
     let (pool, a) = with(|config| config).await;
+    // The first look at the schema, after which statements are kept until it changes.
+    let mut lease = pool.acquire(&a).await.unwrap();
+    sqlx::query("select $1").bind(1).execute(&mut lease).await.unwrap();
+    litter(&mut lease).await;
+    drop(lease);
     let mut lease = pool.acquire(&a).await.unwrap();
     let (pid, before) = (lease.backend_pid(), state(&mut lease).await);
     sqlx::query("select $1").bind(1).execute(&mut lease).await.unwrap();
