@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pool_postgres::{AcquireError, DriverErrorKind, Limits, WorkspaceId, acquire_error};
+use pool_postgres::{AcquireError, DriverErrorKind, Limits, PgWorkspacePool, WorkspaceId, acquire_error};
 use pool_testkit::TestPool;
+use sqlx::Executor;
 use tokio::sync::{Barrier, Mutex};
 use tokio::task::JoinSet;
 
@@ -258,6 +259,7 @@ async fn stress(
                 drop(tokio::time::timeout(patience, pool.close_workspace(id)).await);
                 Ok(())
             }
+            4 => copy_half(&db).await,
             _ => current_database(&db).await.map(|name| {
                 assert!(name.ends_with(&format!("_ws_{}", id.as_str())), "{id} was served by {name}");
             }),
@@ -267,6 +269,19 @@ async fn stress(
             other => other?,
         }
     }
+    Ok(())
+}
+
+/// A COPY that is given up half-way, which leaves an answer on the wire.
+async fn copy_half(db: &PgWorkspacePool) -> sqlx::Result<()> {
+    let mut lease = match db.acquire().await {
+        Ok(lease) => lease,
+        // It is being closed, as others are told, too.
+        Err(AcquireError::WorkspaceClosing { .. }) => return Ok(()),
+        Err(error) => return Err(sqlx::Error::Configuration(error.into())),
+    };
+    lease.execute("create temporary table if not exists half (n int)").await?;
+    lease.copy_in_raw("copy half from stdin").await?.send(&b"1\n"[..]).await?;
     Ok(())
 }
 

@@ -41,14 +41,22 @@ pub fn on_runtime(case: impl Future<Output = Outcome>) -> Outcome {
     builder.enable_all().build()?.block_on(case)
 }
 
-/// The database that a query through `db` really runs in.
+/// The database that a query through `db` really runs in; the answer is that of this question.
 pub async fn current_database(db: &PgWorkspacePool) -> sqlx::Result<String> {
-    sqlx::query_scalar("select current_database()::text").fetch_one(db).await
+    let nonce = fastrand::i64(..);
+    let ask = sqlx::query_as("select current_database()::text, $1::bigint").bind(nonce);
+    let (name, echo): (String, i64) = ask.fetch_one(db).await?;
+    assert_eq!(echo, nonce, "the answer to another question: {name}");
+    Ok(name)
 }
 
-/// The backend that serves a query through `db`.
+/// The backend that serves a query through `db`; the answer is that of this question.
 pub async fn backend_pid(db: &PgWorkspacePool) -> sqlx::Result<i32> {
-    sqlx::query_scalar("select pg_backend_pid()").fetch_one(db).await
+    let nonce = fastrand::i64(..);
+    let ask = sqlx::query_as("select pg_backend_pid(), $1::bigint").bind(nonce);
+    let (pid, echo): (i32, i64) = ask.fetch_one(db).await?;
+    assert_eq!(echo, nonce, "the answer to another question: {pid}");
+    Ok(pid)
 }
 
 /// The database that `id` has, or would have.
@@ -173,8 +181,9 @@ pub async fn assert_is_missing(pool: &TestPool, id: &WorkspaceId) -> Outcome {
 /// The workspace serves at its full capacity.
 pub async fn assert_works(pool: &TestPool, id: &WorkspaceId, after: &str) -> Outcome {
     for mut lease in hold(pool, &vec![id.clone(); 10]).await? {
-        let alive = sqlx::query_scalar::<_, i32>("select 1").fetch_one(&mut lease).await;
-        assert!(matches!(alive, Ok(1)), "after {after}: {alive:?}");
+        let nonce = fastrand::i64(..);
+        let echo = sqlx::query_scalar::<_, i64>("select $1::bigint").bind(nonce).fetch_one(&mut lease).await;
+        assert!(matches!(echo, Ok(echo) if echo == nonce), "after {after}: {nonce} was answered by {echo:?}");
     }
     settled(pool).await?;
     let database = database_of(pool, id)?;

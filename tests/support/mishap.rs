@@ -21,12 +21,13 @@ pub enum Mishap {
     Panic,
     MissingDatabase,
     HalfReadResult,
+    HalfSentCopy,
     LostBackend,
     Discarded,
 }
 
 /// All of them.
-pub const MISHAPS: [Mishap; 11] = [
+pub const MISHAPS: [Mishap; 12] = [
     Mishap::BadSyntax,
     Mishap::Violation,
     Mishap::BadDecode,
@@ -36,6 +37,7 @@ pub const MISHAPS: [Mishap; 11] = [
     Mishap::Panic,
     Mishap::MissingDatabase,
     Mishap::HalfReadResult,
+    Mishap::HalfSentCopy,
     Mishap::LostBackend,
     Mishap::Discarded,
 ];
@@ -88,6 +90,11 @@ impl Mishap {
                 let mut rows = sqlx::query("select generate_series(1, 100000)").fetch(&mut lease);
                 rows.try_next().await?.map(|_| "row".to_owned())
             }
+            Self::HalfSentCopy => {
+                let mut lease = db.acquire().await?;
+                let mut copy = lease.copy_in_raw("copy mark from stdin").await?;
+                copy.send(&b"4\n"[..]).await.is_ok().then(|| "sent".to_owned())
+            }
             Self::LostBackend => {
                 let end = sqlx::query("select pg_terminate_backend(pg_backend_pid())").execute(&db).await;
                 end.err().as_ref().and_then(state)
@@ -111,6 +118,7 @@ impl Mishap {
             Self::Panic => Some("panic"),
             Self::MissingDatabase => Some("missing"),
             Self::HalfReadResult => Some("row"),
+            Self::HalfSentCopy => Some("sent"),
             Self::LostBackend => Some("57P01"),
             Self::ForgottenBegin | Self::Discarded => None,
         }

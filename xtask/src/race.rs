@@ -50,6 +50,12 @@ const SEARCHES: &[Search] = &[
         filter: "cancelled::",
         finds_planted: false,
     },
+    Search {
+        what: "whatever a holder can leave behind, and whether later holders get their own answers",
+        test: "postgres",
+        filter: "mishaps::",
+        finds_planted: false,
+    },
 ];
 
 /// Searches for races; the first one found ends it. With a planted bug, only the searches that must find it.

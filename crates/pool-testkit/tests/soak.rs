@@ -77,6 +77,8 @@ async fn b1_s1_w4_a_soak_leaves_the_count_exact_and_the_memory_flat() {
         "cancelled while waiting",
         "cancelled query",
         "transaction dropped",
+        "copy dropped",
+        "own answer",
         "session ended",
         "dropped",
     ] {
@@ -226,12 +228,13 @@ impl Soak {
     }
 
     async fn hold(&self, id: &WorkspaceId, mut lease: PgLease, dice: &mut fastrand::Rng) {
-        let name =
-            sqlx::query_scalar::<_, String>("select current_database()::text").fetch_one(&mut lease).await;
-        match name {
-            Ok(name) => assert_eq!(name, self.pool.database_of(id), "I2"),
+        let nonce = dice.i64(..);
+        let ask = sqlx::query_as::<_, (i64, String)>("select $1::bigint, current_database()::text");
+        match ask.bind(nonce).fetch_one(&mut lease).await {
+            Ok(answer) => assert_eq!(answer, (nonce, self.pool.database_of(id)), "L4, I2"),
             Err(error) => return self.is_lost(&error),
         }
+        self.ledger.count("own answer");
         match dice.u32(..100) {
             0..5 => {
                 let long = sqlx::query("select pg_sleep(60)").execute(&mut lease);
@@ -252,7 +255,11 @@ impl Soak {
                 self.is_lost(&end.unwrap_err());
             }
             12..14 => lease.discard(),
-            14..60 => tokio::time::sleep(Duration::from_micros(dice.u64(..5_000))).await,
+            14..18 => match half_a_copy(&mut lease, dice).await {
+                Ok(()) => self.ledger.count("copy dropped"),
+                Err(error) => self.is_lost(&error),
+            },
+            18..60 => tokio::time::sleep(Duration::from_micros(dice.u64(..5_000))).await,
             _ => {}
         }
     }
@@ -272,6 +279,17 @@ impl Soak {
     }
 }
 
+/// A COPY of which some rows are sent, and no end.
+async fn half_a_copy(lease: &mut PgLease, dice: &mut fastrand::Rng) -> Result<(), sqlx::Error> {
+    let table = "create temporary table if not exists half (n int)";
+    sqlx::raw_sql(table).execute(&mut *lease).await?;
+    let mut copy = lease.copy_in_raw("copy half from stdin").await?;
+    for _ in 0..dice.u32(..4) {
+        copy.send(&b"1\n"[..]).await?;
+    }
+    Ok(())
+}
+
 /// After the load: nothing is in use or under way, and what is idle is what the server counts. A session that was
 /// ended while idle is found when it is used, so each is used once.
 async fn counts_are_exact(pool: &TestPool, ids: &[WorkspaceId]) {
@@ -287,13 +305,13 @@ async fn counts_are_exact(pool: &TestPool, ids: &[WorkspaceId]) {
         let idle = pool.workspace(id).counts().idle;
         let leases = try_join_all((0..idle).map(|_| pool.acquire(id))).await.unwrap();
         for mut lease in leases {
-            sqlx::query("select 1").execute(&mut lease).await.unwrap();
+            gets_its_own_answer(&mut lease).await;
         }
     }
     let system = pool.stats().system.connections.idle;
     let leases = try_join_all((0..system).map(|_| async { pool.system().acquire().await })).await.unwrap();
     for mut lease in leases {
-        sqlx::query("select 1").execute(&mut lease).await.unwrap();
+        gets_its_own_answer(&mut lease).await;
     }
     eventually("nothing being in use or under way again", SOON, || async { is_quiet() }).await.unwrap();
     let stats = pool.stats();
@@ -304,4 +322,10 @@ async fn counts_are_exact(pool: &TestPool, ids: &[WorkspaceId]) {
     assert_eq!(sessions.len(), (counted + stats.control) as usize, "{stats:?}: {sessions:?}");
     assert!(sessions.iter().all(|session| session.state == "idle"), "{sessions:?}");
     println!("{idle} connections are idle, and the server counts as many");
+}
+
+async fn gets_its_own_answer(lease: &mut PgLease) {
+    let nonce = fastrand::i64(..);
+    let echo: i64 = sqlx::query_scalar("select $1::bigint").bind(nonce).fetch_one(lease).await.unwrap();
+    assert_eq!(echo, nonce, "L4");
 }

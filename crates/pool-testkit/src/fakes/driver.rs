@@ -1,5 +1,7 @@
 //! The driver for a server in memory.
 
+use std::collections::VecDeque;
+
 use pool_core::{Condition, Driver, DriverError, DriverErrorKind, Endpoint, Phase};
 use tokio::time::sleep;
 
@@ -18,6 +20,8 @@ pub struct FakeConn {
     session: u64,
     database: String,
     is_dirty: bool,
+    /// What the server has answered and nobody has read.
+    unread: VecDeque<u64>,
 }
 
 impl FakeDriver {
@@ -39,6 +43,19 @@ impl FakeConn {
 
     /// Leaves something behind, so that it must be recycled when it comes back.
     pub fn make_dirty(&mut self) {
+        self.is_dirty = true;
+    }
+
+    /// Asks the server for the echo of a number, and reads the next answer that comes: its own, unless an
+    /// answer was left unread.
+    pub fn ask(&mut self, number: u64) -> u64 {
+        self.unread.push_back(number);
+        self.unread.pop_front().unwrap_or(number)
+    }
+
+    /// Asks, and leaves the answer to whoever reads next, unless the connection is recycled before.
+    pub fn ask_and_leave(&mut self, number: u64) {
+        self.unread.push_back(number);
         self.is_dirty = true;
     }
 
@@ -74,7 +91,13 @@ impl Driver for FakeDriver {
             Gate::Fail(kind) => return Err(DriverError::new(Phase::Connect, kind, database)),
         }
         let session = self.server.state().open(database);
-        Ok(FakeConn { server: self.server.clone(), session, database: database.to_owned(), is_dirty: false })
+        Ok(FakeConn {
+            server: self.server.clone(),
+            session,
+            database: database.to_owned(),
+            is_dirty: false,
+            unread: VecDeque::new(),
+        })
     }
 
     async fn check(&self, conn: &mut FakeConn) -> Result<(), DriverError> {
@@ -103,6 +126,7 @@ impl Driver for FakeDriver {
             return Err(conn.lost(Phase::Recycle));
         }
         conn.is_dirty = false;
+        conn.unread.clear();
         Ok(())
     }
 

@@ -10,6 +10,7 @@ mod dropping;
 mod hung;
 mod idle;
 mod load;
+mod mishaps;
 mod names_and_errors;
 mod plans;
 mod resets;

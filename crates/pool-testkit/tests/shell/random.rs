@@ -18,8 +18,10 @@ async fn one_caller(manager: Manager, server: FakeServer, mut dice: fastrand::Rn
         match timeout(patience, manager.acquire(&id(&name))).await {
             Ok(Ok(mut lease)) => {
                 assert_eq!(lease.database(), format!("fake_ws_{name}"));
+                let nonce = dice.u64(..);
+                assert_eq!(lease.ask(nonce), nonce, "the answer to somebody else's question");
                 if dice.u32(..5) == 0 {
-                    lease.make_dirty();
+                    lease.ask_and_leave(dice.u64(..));
                 }
                 sleep(Duration::from_micros(dice.u64(..5_000))).await;
                 if dice.u32(..20) == 0 {
