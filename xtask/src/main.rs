@@ -18,6 +18,7 @@ mod repeat;
 mod report;
 mod run;
 mod secrets;
+mod simulate;
 mod soak;
 mod test_pools;
 mod tidy;
@@ -59,6 +60,8 @@ Examples:
     cargo xtask reliability
   A thousand workspaces and 256 tasks that do their worst, for as long as you like:
     cargo xtask soak --minutes 10
+  See in seconds how fair and how busy the slots are, in virtual time, without a server:
+    cargo xtask simulate
   Check the layers and the contract, or do everything that CI does:
     cargo xtask tidy
     cargo xtask ci";
@@ -100,6 +103,32 @@ Examples:
   cargo xtask connections
   cargo xtask connections --terminate
   cargo xtask connections --terminate --run a1b2c3";
+
+const SIMULATE_HELP: &str = "\
+Worlds:
+  A world says how many slots, workspaces and callers there are, and what
+  queries, connects and closes cost. It runs through the real registry in
+  virtual time: seconds for hours, no server, the same figures on every machine.
+  A world has a name of its own (two-on-one), or is a point of a sweep
+  (slots-50), which has a name as well (slots); `--list` shows them all.
+
+Figures:
+  goodput              the time that connections are leased, of the slots' time
+  Jain                 1 if all workspaces got the same, 1/n if one got it all
+  most / least         the most slot-time over the least, in ten cycles
+  longest unserved     the longest time that a workspace waited without a grant
+  longest wait         of one caller
+  of the peer's        beside the same world without what is the matter with it
+
+  A turn is the quantum, up to the end of the query under way; a switch is a
+  close and a connect, or slots x connect / permits where that is longer; a
+  cycle is workspaces / slots x (turn + switch).
+
+Examples:
+  cargo xtask simulate
+  cargo xtask simulate --world walk-105 --world slots
+  cargo xtask simulate --csv target/simulate.csv --plots target/plots
+  cargo xtask simulate --write-docs";
 
 /// Plans and runs the suites, keeps the layers, and does what CI does.
 #[derive(Debug, Parser)]
@@ -147,9 +176,38 @@ enum Task {
         #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=10_000))]
         minutes: u64,
     },
+    /// Runs a table of worlds in virtual time, and prints each figure beside what is to be reached.
+    #[command(after_long_help = format!("{SIMULATE_HELP}\n\n{EXIT_CODES}"))]
+    Simulate(Simulate),
     /// Does what CI does, in its order: format, clippy, tidy, documentation, all tests, test-pools.
     #[command(after_long_help = EXIT_CODES)]
     Ci,
+}
+
+#[derive(Debug, Args)]
+struct Simulate {
+    /// Run this world, or this sweep, only; may be repeated.
+    #[arg(long = "world", value_name = "NAME")]
+    worlds: Vec<String>,
+    /// Say which worlds there are, without running them.
+    #[arg(long)]
+    list: bool,
+    /// Write every figure of every world to this file, one a line.
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
+    /// Draw the sweeps that were run, and what the worlds have reached, into this directory.
+    #[arg(long, value_name = "DIR")]
+    plots: Option<PathBuf>,
+    /// Write the tables and plots of docs/performance.md.
+    #[arg(long, conflicts_with_all = ["worlds", "list"])]
+    write_docs: bool,
+}
+
+impl From<Simulate> for simulate::Options {
+    fn from(asked: Simulate) -> Self {
+        let Simulate { worlds, list, csv, plots, write_docs } = asked;
+        Self { worlds, list, csv, plots, write_docs }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -252,6 +310,7 @@ fn perform(task: Task) -> Result<(), Failure> {
         Task::Tidy => tidy::tidy(&interrupts),
         Task::Reliability => reliability::reliability(&interrupts),
         Task::Soak { minutes } => soak::soak(minutes, &interrupts),
+        Task::Simulate(asked) => simulate::simulate(&asked.into()),
         Task::Ci => ci::ci(&interrupts),
     }
 }

@@ -58,6 +58,8 @@ pub(crate) fn take_one(count: &mut u32, miscounts: &mut u64) {
 #[derive(Debug)]
 pub(crate) struct Budget {
     limit: u32,
+    /// What may be counted at most: the limit, and after it was lowered whatever was counted then and is not freed yet.
+    allowed: u32,
     counts: [u32; 4],
     miscounts: u64,
     #[cfg(debug_assertions)]
@@ -68,11 +70,22 @@ impl Budget {
     pub(crate) fn new(limit: u32) -> Self {
         Self {
             limit,
+            allowed: limit,
             counts: [0; 4],
             miscounts: 0,
             #[cfg(debug_assertions)]
             lives: Arc::new(()),
         }
+    }
+
+    pub(crate) fn set_limit(&mut self, limit: u32) {
+        self.limit = limit;
+        self.allowed = self.counted().max(limit);
+    }
+
+    /// The most that may be counted now.
+    pub(crate) fn allowed(&self) -> u32 {
+        self.allowed
     }
 
     /// A slot for a connection about to be opened, or none when the budget is spent.
@@ -106,6 +119,7 @@ impl Budget {
     pub(crate) fn free(&mut self, mut slot: Slot) {
         slot.is_paid = true;
         take_one(&mut self.counts[slot.state as usize], &mut self.miscounts);
+        self.allowed = self.allowed.min(self.counted()).max(self.limit);
     }
 
     /// How often a count was found wrong.

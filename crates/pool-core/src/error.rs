@@ -94,6 +94,27 @@ pub enum LimitsError {
         /// The workspaces' share.
         workspaces: u32,
     },
+    /// Nobody could ever be served but by a connection that is idle already.
+    #[error("at least one caller must be allowed to wait for a workspace")]
+    NoWaiting,
+    /// A weight of zero.
+    #[error("the weight of {target} cannot be 0: it would never be served; give 1 or more")]
+    Weight {
+        /// Whose.
+        target: Target,
+    },
+    /// Zero, or more than all workspaces have together.
+    #[error(
+        "{target} cannot have a ceiling of {ceiling}: all workspaces together have {workspaces}, so give 1 to {workspaces}"
+    )]
+    Ceiling {
+        /// Whose.
+        target: Target,
+        /// The wish.
+        ceiling: u32,
+        /// The workspaces' share.
+        workspaces: u32,
+    },
     /// Nothing could ever be opened.
     #[error("at least one simultaneous open is needed")]
     NoOpens,
@@ -287,6 +308,16 @@ pub enum AcquireError {
         retry_in: Duration,
         /// The cause.
         source: Arc<DriverError>,
+    },
+    /// Too many callers wait for this target already: shed load.
+    #[error("acquire for {target} refused: {waiting} callers wait for it, of at most {limit}")]
+    QueueFull {
+        /// What was asked for.
+        target: Target,
+        /// How many wait for it.
+        waiting: u32,
+        /// How many may.
+        limit: u32,
     },
     /// The workspace is being closed; it may be asked for again afterwards.
     #[error("acquire for {target} refused: it is being closed")]

@@ -55,13 +55,13 @@ pub use error::{
     Pressure, Stage, WorkspaceIdError,
 };
 pub use ids::{ConnectionId, Target, WORKSPACE_ID_BYTES_MAX, WorkspaceId};
-pub use limits::{Ceilings, Limits, OPENS_DEFAULT, PER_WORKSPACE_DEFAULT};
+pub use limits::{Ceilings, Limits, OPENS_DEFAULT, PER_WORKSPACE_DEFAULT, WAITING_PER_WORKSPACE_DEFAULT};
 pub use lru::Lru;
 pub use naming::{DATABASE_NAME_BYTES_MAX, DatabaseName, DatabaseNaming, PREFIX_BYTES_MAX, PrefixNaming};
 pub use policy::EvictionPolicy;
 pub use ports::{Catalog, Condition, Driver, Endpoint, Observer, WorkspacePools};
 pub use registry::{
-    Acquire, Broken, CancelledWait, Claim, OpeningView, Registry, RegistryConfig, View, WorkspaceView,
+    Acquire, Broken, CancelledWait, Claim, Registry, RegistryConfig, Terms, View, WorkspaceView,
 };
 pub use stats::{CloseReason, Counts, Event, PoolStats, ShareStats};
 pub use token::{

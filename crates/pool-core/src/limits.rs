@@ -8,6 +8,9 @@ pub const PER_WORKSPACE_DEFAULT: u32 = 10;
 /// The default number of simultaneous opens: the throughput of connecting levels off near it.
 pub const OPENS_DEFAULT: u32 = 8;
 
+/// The default bound of a workspace's queue: a caller behind ten thousand others has no use for a connection any more.
+pub const WAITING_PER_WORKSPACE_DEFAULT: u32 = 10_000;
+
 /// Wished ceilings. There is no default for the budget itself: only its owner knows how many connections
 /// the server can spare.
 ///
@@ -24,13 +27,20 @@ pub struct Limits {
     per_workspace: Option<u32>,
     system: Option<u32>,
     opens: u32,
+    waiting: u32,
 }
 
 impl Limits {
     /// A budget of `total` connections over all databases of the server, the system share and the
     /// driver's own connections included.
     pub const fn new(total: u32) -> Self {
-        Self { total, per_workspace: None, system: None, opens: OPENS_DEFAULT }
+        Self {
+            total,
+            per_workspace: None,
+            system: None,
+            opens: OPENS_DEFAULT,
+            waiting: WAITING_PER_WORKSPACE_DEFAULT,
+        }
     }
 
     /// The budget.
@@ -57,13 +67,20 @@ impl Limits {
         self
     }
 
+    /// At most this many callers waiting for one workspace; more are refused at once with
+    /// [`AcquireError::QueueFull`](crate::AcquireError::QueueFull) (default: 10,000).
+    pub const fn waiting_per_workspace(mut self, callers: u32) -> Self {
+        self.waiting = callers;
+        self
+    }
+
     /// Checks the wish and divides it. `control` is the number of connections that the driver keeps for
     /// itself; they come out of the system share.
     ///
     /// # Errors
     /// [`LimitsError`] says which ceiling cannot hold, with the numbers.
     pub fn ceilings(self, control: u32) -> Result<Ceilings, LimitsError> {
-        let Self { total, opens, .. } = self;
+        let Self { total, opens, waiting, .. } = self;
         if total == 0 {
             return Err(LimitsError::NoBudget);
         }
@@ -82,7 +99,10 @@ impl Limits {
         if opens == 0 {
             return Err(LimitsError::NoOpens);
         }
-        Ok(Ceilings { workspaces, per_workspace, system, control, opens })
+        if waiting == 0 {
+            return Err(LimitsError::NoWaiting);
+        }
+        Ok(Ceilings { workspaces, per_workspace, system, control, opens, waiting })
     }
 }
 
@@ -94,6 +114,7 @@ pub struct Ceilings {
     system: u32,
     control: u32,
     opens: u32,
+    waiting: u32,
 }
 
 impl Ceilings {
@@ -127,6 +148,11 @@ impl Ceilings {
         self.system - self.control
     }
 
+    /// How many callers may wait for one workspace.
+    pub fn waiting_per_workspace(&self) -> u32 {
+        self.waiting
+    }
+
     /// How many opens may be under way in each share.
     pub fn opens(&self) -> u32 {
         self.opens
@@ -157,6 +183,7 @@ mod tests {
     #[case::no_connection_per_workspace(Limits::new(20).per_workspace(0), "per workspace")]
     #[case::per_workspace_over_the_share(Limits::new(20).per_workspace(16), "15")]
     #[case::no_opens(Limits::new(20).simultaneous_opens(0), "open")]
+    #[case::nobody_may_wait(Limits::new(20).waiting_per_workspace(0), "wait")]
     fn limits_that_cannot_hold_are_refused_with_the_reason(#[case] limits: Limits, #[case] says: &str) {
         let error = limits.ceilings(1).unwrap_err().to_string();
         assert!(error.contains(says), "{error}");

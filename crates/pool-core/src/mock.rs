@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use mockall::mock;
 
 use crate::error::{AcquireError, CloseError, DriverError};
-use crate::ids::{ConnectionId, WorkspaceId};
+use crate::ids::{ConnectionId, Target, WorkspaceId};
 use crate::naming::{DatabaseName, DatabaseNaming};
 use crate::policy::EvictionPolicy;
 use crate::ports::{Catalog, Observer, WorkspacePools};
@@ -61,9 +61,9 @@ mock! {
     pub EvictionPolicy {}
 
     impl EvictionPolicy for EvictionPolicy {
-        fn touched(&mut self, connection: ConnectionId);
+        fn touched(&mut self, connection: ConnectionId, target: &Target);
         fn removed(&mut self, connection: ConnectionId);
-        fn victim(&self) -> Option<ConnectionId>;
+        fn victim(&mut self, may: &dyn Fn(ConnectionId) -> bool) -> Option<ConnectionId>;
     }
 }
 

@@ -111,6 +111,20 @@ pub trait Catalog<C: Send>: Send + Sync {
     /// Whether the database of `workspace` exists.
     async fn exists(&self, system: &mut C, workspace: &WorkspaceId) -> Result<bool, DriverError>;
 
+    /// Which of `workspaces` have a database, in their order. Asked before a connection of another workspace is closed for
+    /// one of them, for many at a time, so an adapter that can should answer in one round trip.
+    async fn which_exist(
+        &self,
+        system: &mut C,
+        workspaces: &[WorkspaceId],
+    ) -> Result<Vec<bool>, DriverError> {
+        let mut exist = Vec::with_capacity(workspaces.len());
+        for workspace in workspaces {
+            exist.push(self.exists(system, workspace).await?);
+        }
+        Ok(exist)
+    }
+
     /// The workspaces that have a database, in no particular order.
     async fn list(&self, system: &mut C) -> Result<Vec<WorkspaceId>, DriverError>;
 }

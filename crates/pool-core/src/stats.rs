@@ -98,6 +98,8 @@ pub enum CloseReason {
     Evicted,
     /// Its workspace had callers waiting, but it was another workspace's turn.
     Yielded,
+    /// There are more connections than the limit, which was lowered.
+    LimitLowered,
     /// Idle longer than the idle timeout.
     IdleTimeout,
     /// Older than the maximum lifetime.

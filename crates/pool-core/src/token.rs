@@ -19,6 +19,10 @@ pub struct OpenWork {
     pub(crate) workspace: u32,
     pub(crate) slot: Slot,
     pub(crate) holds_permit: bool,
+    pub(crate) given_up: bool,
+    /// How many opens had been started in the share, with this one.
+    pub(crate) number: u64,
+    pub(crate) began: Instant,
 }
 
 impl OpenWork {
@@ -64,6 +68,7 @@ pub struct CloseDebt {
     pub(crate) slot: Slot,
     pub(crate) reason: CloseReason,
     pub(crate) is_slow: bool,
+    pub(crate) began: Instant,
 }
 
 impl CloseDebt {
@@ -161,6 +166,10 @@ pub struct Effects<C> {
     pub drained: bool,
     /// When [`Registry::retry`](crate::Registry::retry) is due, and for whom.
     pub retry_at: Option<(Target, Instant)>,
+    /// When [`Registry::due`](crate::Registry::due) is due.
+    pub due_at: Option<Instant>,
+    /// Targets of which [`Registry::looked_up`](crate::Registry::looked_up) is to say whether they exist.
+    pub look_ups: Vec<Target>,
 }
 
 /// What [`Effects`] ask for, in plain values, to be compared as a whole: one thing too many is then as wrong as one too
@@ -190,6 +199,8 @@ impl<C> Default for Effects<C> {
             wakes: Wakes::default(),
             drained: false,
             retry_at: None,
+            due_at: None,
+            look_ups: Vec::new(),
         }
     }
 }
@@ -217,7 +228,7 @@ impl<C> Effects<C> {
 
     /// These effects and `others`, to be performed together.
     pub fn append(&mut self, others: Self) {
-        let Self { opens, closes, dead, wakes, drained, retry_at } = others;
+        let Self { opens, closes, dead, wakes, drained, retry_at, due_at, look_ups } = others;
         self.opens.extend(opens);
         self.closes.extend(closes);
         self.dead.extend(dead);
@@ -225,5 +236,8 @@ impl<C> Effects<C> {
         self.drained |= drained;
         // Both come from one target's transition, which owes one retry.
         self.retry_at = self.retry_at.take().or(retry_at);
+        // Each promise replaces the one before.
+        self.due_at = due_at.or(self.due_at);
+        self.look_ups.extend(look_ups);
     }
 }

@@ -15,6 +15,7 @@
 
 mod fingerprint;
 mod laws;
+mod parts;
 mod possible;
 mod search;
 mod step;
@@ -41,8 +42,8 @@ pub struct Scenario {
     /// breaks while it is held or is found broken, idle connections run out of time, a database is made, a
     /// workspace or everything is closed.
     pub mishaps: u32,
-    /// How often the time of a turn may pass.
-    pub turns: u32,
+    /// How often a quantum may pass.
+    pub quanta: u32,
     /// A bug to plant in the registry.
     pub bug: Option<Bug>,
 }
@@ -56,7 +57,7 @@ impl Default for Scenario {
             opens: 8,
             callers: 3,
             mishaps: 1,
-            turns: 1,
+            quanta: 1,
             bug: None,
         }
     }

@@ -3,3 +3,4 @@
 //! and queries cost what they cost on a server, and says how much gets done.
 
 pub mod enumerate;
+pub mod simulate;

@@ -11,7 +11,7 @@ const SMALL: Scenario = Scenario {
     opens: 8,
     callers: 4,
     mishaps: 1,
-    turns: 1,
+    quanta: 1,
     bug: None,
 };
 
@@ -21,7 +21,7 @@ const SMALL: Scenario = Scenario {
 #[case::two_workspaces(Scenario { callers: 3, mishaps: 2, ..Scenario::default() }, 60000)]
 #[case::two_connections(Scenario { budget: 2, callers: 4, mishaps: 1, ..Scenario::default() }, 47000)]
 #[case::three_workspaces(Scenario { workspaces: 3, budget: 2, opens: 1, ..Scenario::default() }, 31000)]
-#[case::three_connections(Scenario { budget: 3, per_workspace: 2, callers: 4, turns: 0, ..Scenario::default() }, 36000)]
+#[case::three_connections(Scenario { budget: 3, per_workspace: 2, callers: 4, quanta: 0, ..Scenario::default() }, 36000)]
 fn no_schedule_breaks_a_law(#[case] scenario: Scenario, #[case] states: usize) {
     search(scenario, states);
 }
@@ -32,7 +32,7 @@ fn no_schedule_breaks_a_law(#[case] scenario: Scenario, #[case] states: usize) {
 #[case::more_mishaps(Scenario { budget: 2, callers: 3, mishaps: 3, ..Scenario::default() })]
 #[case::more_connections(Scenario { budget: 2, callers: 5, mishaps: 2, ..Scenario::default() })]
 #[case::more_workspaces(Scenario { workspaces: 3, budget: 2, callers: 5, ..Scenario::default() })]
-#[case::more_of_all(Scenario { workspaces: 3, budget: 3, callers: 5, turns: 0, ..Scenario::default() })]
+#[case::more_of_all(Scenario { workspaces: 3, budget: 3, callers: 5, quanta: 0, ..Scenario::default() })]
 #[ignore = "minutes; cargo xtask test-pools --race runs it"]
 fn no_schedule_of_a_larger_world_breaks_a_law(#[case] scenario: Scenario) {
     search(scenario, 1);

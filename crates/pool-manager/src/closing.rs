@@ -46,7 +46,7 @@ impl<D: Driver> Drop for CloseGuard<'_, D> {
 /// Refuses all new work for good, and waits until no connection is left; at the deadline, cuts.
 pub(crate) async fn close_all<D: Driver>(engine: &Arc<Engine<D>>) -> Result<(), CloseError> {
     for share in engine.shares() {
-        engine.perform(share.with("close all", pool_core::Registry::close_all));
+        engine.perform(share, share.with("close all", pool_core::Registry::close_all));
     }
     engine.closing.notify_waiters();
     let is_empty = |share: &&Share<D>| share.with("is empty", |registry, _| registry.is_empty());
@@ -142,7 +142,7 @@ async fn cut<D: Driver>(engine: &Engine<D>, shares: &[&Share<D>], target: Option
 fn settle_cut<D: Driver>(engine: &Engine<D>, share: &Share<D>, id: ConnectionId, target: Option<&Target>) {
     let Some((whose, effects)) = share.with("cut", |registry, now| registry.cut(id, now)) else { return };
     share.forget(id);
-    engine.perform(effects);
+    engine.perform(share, effects);
     let reason = target.map_or(CloseReason::PoolClosed, |_| CloseReason::WorkspaceClosed);
     engine.emit(&Event::Closed { target: &whose, reason });
 }

@@ -2,13 +2,13 @@
 //! [`Engine::step`] runs a transition and performs its effects after the door of the share has closed.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use moka::future::Cache;
 use pool_core::{
     Ceilings, CloseDebt, CloseWork, Driver, DriverError, DriverErrorKind, Effects, Endpoint, Event,
-    LeaseDebt, OpenWork, Phase, PoolStats, Registry, Target, WorkspaceId,
+    LeaseDebt, OpenWork, Phase, PoolStats, Registry, RegistryConfig, Target, WorkspaceId,
 };
 use tokio::sync::{Notify, mpsc};
 
@@ -16,6 +16,22 @@ use crate::lease::Lease;
 use crate::opener::Job;
 use crate::settings::Settings;
 use crate::share::{self, Share};
+
+/// One of the two shares.
+#[derive(Clone, Copy)]
+pub(crate) enum Part {
+    Workspaces,
+    System,
+}
+
+/// What is known of a workspace's database.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fact {
+    /// It is there.
+    Seen,
+    /// It was ensured, with all that belongs to that.
+    Ensured,
+}
 
 /// What moka can take.
 const FACTS_TTL_MAX: Duration = Duration::from_hours(24 * 365);
@@ -27,10 +43,12 @@ pub(crate) struct Engine<D: Driver> {
     pub(crate) system: Share<D>,
     pub(crate) driver: D,
     pub(crate) settings: Settings,
-    ceilings: Ceilings,
+    /// What was wished last; the shares may still be on their way there.
+    ceilings: Mutex<Ceilings>,
     /// Workspaces that are known to have a database.
-    pub(crate) facts: Cache<WorkspaceId, ()>,
+    pub(crate) facts: Cache<WorkspaceId, Fact>,
     jobs: mpsc::UnboundedSender<Job<D>>,
+    look_ups: mpsc::UnboundedSender<Target>,
     /// Told whenever something that is being closed has no connection left but those in use.
     pub(crate) drained: Notify,
     /// Told whenever something begins to be closed.
@@ -45,6 +63,7 @@ impl<D: Driver> Engine<D> {
         settings: Settings,
         ceilings: Ceilings,
         jobs: mpsc::UnboundedSender<Job<D>>,
+        look_ups: mpsc::UnboundedSender<Target>,
     ) -> Self {
         let facts = Cache::builder()
             .max_capacity(100_000)
@@ -58,9 +77,10 @@ impl<D: Driver> Engine<D> {
             system: Share::new(Registry::new(settings.system_config(&ceilings), (settings.eviction)())),
             driver,
             settings,
-            ceilings,
+            ceilings: Mutex::new(ceilings),
             facts,
             jobs,
+            look_ups,
             drained: Notify::new(),
             closing: Notify::new(),
             breakage: Arc::default(),
@@ -84,6 +104,13 @@ impl<D: Driver> Engine<D> {
         }
     }
 
+    pub(crate) fn part(&self, part: Part) -> &Share<D> {
+        match part {
+            Part::Workspaces => &self.workspaces,
+            Part::System => &self.system,
+        }
+    }
+
     pub(crate) fn shares(&self) -> [&Share<D>; 2] {
         [&self.workspaces, &self.system]
     }
@@ -95,24 +122,58 @@ impl<D: Driver> Engine<D> {
         name: &'static str,
         transition: impl FnOnce(&mut Registry<D::Connection>, Instant) -> Effects<D::Connection>,
     ) {
-        let effects = self.share(target).with(name, transition);
-        self.perform(effects);
+        let share = self.share(target);
+        self.perform(share, share.with(name, transition));
     }
 
-    /// Performs what a transition asked for: wakes callers, and hands the rest to the task that owns it.
-    pub(crate) fn perform(&self, effects: Effects<D::Connection>) {
-        let mut unrun = VecDeque::new();
-        self.submit(effects, &mut unrun);
-        // Without a runtime nobody can open or close; what is owed is settled here, and what that asks
-        // for is settled in turn.
-        while let Some(job) = unrun.pop_front() {
-            let effects = self.settle_one(job);
-            self.submit(effects, &mut unrun);
+    pub(crate) fn ceilings(&self) -> Ceilings {
+        *self.ceilings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_ceilings(&self, ceilings: Ceilings) {
+        *self.ceilings.lock().unwrap_or_else(PoisonError::into_inner) = ceilings;
+        self.approach_ceilings();
+    }
+
+    /// Brings the shares as near to their ceilings as both together allow: one may grow when the other has shrunk. Does
+    /// nothing once they are there.
+    pub(crate) fn approach_ceilings(&self) {
+        let ceilings = self.ceilings();
+        let wishes = [self.settings.workspaces_config(&ceilings), self.settings.system_config(&ceilings)];
+        let all = wishes[0].limit + wishes[1].limit;
+        let limit_of = |share: &Share<D>| share.with("limit", |registry, _| registry.stats().limit);
+        for (share, wish) in self.shares().into_iter().zip(&wishes) {
+            if wish.limit <= limit_of(share) {
+                self.perform(share, share.with("set limits", |registry, now| registry.set_limits(wish, now)));
+            }
+        }
+        let counted = self.shares().map(|share| share.with("counted", |registry, _| registry.allowed()));
+        for (at, (share, wish)) in self.shares().into_iter().zip(wishes).enumerate() {
+            let limit = wish.limit.min(all - counted[1 - at].min(all));
+            if limit > limit_of(share) {
+                let step = RegistryConfig { limit, per_target: wish.per_target.min(limit), ..wish };
+                self.perform(
+                    share,
+                    share.with("set limits", |registry, now| registry.set_limits(&step, now)),
+                );
+            }
         }
     }
 
-    fn submit(&self, effects: Effects<D::Connection>, unrun: &mut VecDeque<Job<D>>) {
-        let Effects { opens, closes, dead, wakes, drained, retry_at } = effects;
+    /// Performs what a transition asked for: wakes callers, and hands the rest to the task that owns it.
+    pub(crate) fn perform(&self, share: &Share<D>, effects: Effects<D::Connection>) {
+        let mut unrun = VecDeque::new();
+        self.submit(share, effects, &mut unrun);
+        // Without a runtime nobody can open or close; what is owed is settled here, and what that asks
+        // for is settled in turn.
+        while let Some(job) = unrun.pop_front() {
+            let (share, effects) = self.settle_one(job);
+            self.submit(share, effects, &mut unrun);
+        }
+    }
+
+    fn submit(&self, share: &Share<D>, effects: Effects<D::Connection>, unrun: &mut VecDeque<Job<D>>) {
+        let Effects { opens, closes, dead, wakes, drained, retry_at, due_at, look_ups } = effects;
         let opens = opens.into_iter().map(|work| Job::Open(work));
         let closes = closes.into_iter().map(|work| Job::Close(work));
         let retry = retry_at.map(|(target, at)| Job::Retry { target, at });
@@ -121,6 +182,15 @@ impl<D: Driver> Engine<D> {
                 unrun.push_back(job);
             }
         }
+        for target in look_ups {
+            // Without a runtime nobody can be asked; the open would show the truth, and there will be none.
+            if let Err(mpsc::error::SendError(target)) = self.look_ups.send(target) {
+                unrun.push_back(Job::Retry { target, at: Self::now() });
+            }
+        }
+        if let Some(at) = due_at {
+            share.promise(at);
+        }
         wakes.wake();
         if drained {
             self.drained.notify_waiters();
@@ -128,28 +198,29 @@ impl<D: Driver> Engine<D> {
         drop(dead);
     }
 
-    fn settle_one(&self, job: Job<D>) -> Effects<D::Connection> {
+    fn settle_one(&self, job: Job<D>) -> (&Share<D>, Effects<D::Connection>) {
         match job {
             Job::Open(work) => {
                 let (error, target) = (Self::stopped(&work), work.target().clone());
                 let failed =
                     |registry: &mut Registry<_>, now| registry.open_failed(work, Arc::new(error), now);
-                self.share(&target).with("open failed", failed)
+                let share = self.share(&target);
+                (share, share.with("open failed", failed))
             }
             Job::Close(work) => self.abandon(work),
-            Job::Recycle(lease) => lease.into_discard(),
-            Job::Retry { .. } => Effects::default(),
+            Job::Recycle(lease) => (self.share(lease.target()), lease.into_discard()),
+            Job::Retry { target, .. } => (self.share(&target), Effects::default()),
         }
     }
 
     /// Settles a job that nobody will perform any more.
     pub(crate) fn settle_unrun(&self, job: Job<D>) {
-        let effects = self.settle_one(job);
-        self.perform(effects);
+        let (share, effects) = self.settle_one(job);
+        self.perform(share, effects);
     }
 
     /// Drops a connection that cannot be closed in the proper way; the server sees its socket close.
-    fn abandon(&self, work: CloseWork<D::Connection>) -> Effects<D::Connection> {
+    fn abandon(&self, work: CloseWork<D::Connection>) -> (&Share<D>, Effects<D::Connection>) {
         let (conn, debt) = work.split();
         drop(conn);
         let (target, reason) = (debt.target().clone(), debt.reason());
@@ -157,7 +228,7 @@ impl<D: Driver> Engine<D> {
         share.forget(debt.connection());
         let effects = share.with("closed", |registry, now| registry.closed(debt, now));
         self.emit(&Event::Closed { target: &target, reason });
-        effects
+        (share, effects)
     }
 
     /// Plugged-in code is not asked for anything here: it may be what has just panicked.
@@ -213,10 +284,11 @@ impl<D: Driver> Engine<D> {
 
     /// Both shares at one moment: both locks are held while it is taken, always in this order.
     pub(crate) fn stats(&self) -> PoolStats {
+        let control = self.ceilings().control();
         self.workspaces.with("stats", |workspaces, _| PoolStats {
             workspaces: workspaces.stats(),
             system: self.system.with("stats", |system, _| system.stats()),
-            control: self.ceilings.control(),
+            control,
         })
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore};
 use tokio::time::timeout;
 
 use crate::closing::CloseGuard;
-use crate::engine::Engine;
+use crate::engine::{Engine, Fact};
 use crate::manager::PoolManager;
 
 /// Statements that create or drop databases, at a time: more of them are slower together (measured with
@@ -80,12 +80,12 @@ impl<D: Driver> PoolManager<D> {
     /// next caller starts afresh.
     pub async fn ensure_workspace(&self, workspace: &WorkspaceId) -> Result<(), CatalogError> {
         let facts = &self.inner.engine.facts;
-        if facts.get(workspace).await.is_some() {
+        if facts.get(workspace).await == Some(Fact::Ensured) {
             return Ok(());
         }
         let came = Engine::<D>::now();
         let mut lock = self.inner.locks.lock(workspace).await;
-        if facts.get(workspace).await.is_some() {
+        if facts.get(workspace).await == Some(Fact::Ensured) {
             return Ok(());
         }
         if let Some(error) = lock.failure_since(came) {
@@ -96,7 +96,7 @@ impl<D: Driver> PoolManager<D> {
             lock.failed(began, &error);
             return Err(error);
         }
-        facts.insert(workspace.clone(), ()).await;
+        facts.insert(workspace.clone(), Fact::Ensured).await;
         let target = Target::from(workspace);
         self.inner
             .engine

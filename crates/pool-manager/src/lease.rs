@@ -45,7 +45,9 @@ impl<D: Driver> Lease<D> {
     /// Other connections are not doubted for it.
     pub fn discard(self) {
         let engine = Arc::clone(&self.engine);
-        engine.perform(self.into_discard());
+        let target = self.target.clone();
+        let effects = self.into_discard();
+        engine.perform(engine.share(&target), effects);
     }
 
     /// Has a connection closed that broke, and others that may have broken with it looked at.

@@ -4,11 +4,14 @@ mod closing;
 mod engine;
 mod ensure;
 mod lease;
+mod look_ups;
 mod maintenance;
 mod manager;
+mod moments;
 mod opener;
 mod settings;
 mod share;
+mod tasks;
 mod waiting;
 mod workspace_pool;
 

@@ -26,11 +26,12 @@ pub(crate) async fn maintain<D: Driver>(engine: Weak<Engine<D>>, every: Duration
     loop {
         ticks.tick().await;
         let Some(engine) = engine.upgrade() else { return };
+        engine.approach_ceilings();
         let mut miscounts = 0;
         for share in engine.shares() {
             let expire = |registry: &mut Registry<_>, now| (registry.expire(now), registry.stats().miscounts);
             let (effects, found) = share.with("expire", expire);
-            engine.perform(effects);
+            engine.perform(share, effects);
             miscounts += found;
         }
         if miscounts > miscounts_told {
@@ -89,7 +90,7 @@ async fn ask<D: Driver>(engine: &Engine<D>) {
         let departed = places.iter().filter_map(|place| asked.get(*place));
         let its: Vec<_> = departed.filter(|(of, _)| std::ptr::eq(*of, share)).map(|(_, id)| *id).collect();
         if !its.is_empty() {
-            engine.perform(share.with("vanished", |registry, now| registry.vanished(&its, now)));
+            engine.perform(share, share.with("vanished", |registry, now| registry.vanished(&its, now)));
         }
     }
 }

@@ -1,26 +1,27 @@
 //! The manager: starts and ends the shell, and is the door to everything else.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use pool_core::{
-    Acquire, AcquireError, Catalog, CloseError, Counts, Driver, Event, Leased, LimitsError, PoolStats,
-    Target, WorkspaceId, WorkspacePools,
+    Acquire, AcquireError, Catalog, CloseError, Counts, Driver, Event, Leased, Limits, LimitsError,
+    PoolStats, Target, Terms, WorkspaceId, WorkspacePools,
 };
 use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, mpsc, oneshot};
-use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::closing::{CONFIRM_LIMIT, CloseGuard, close_all};
-use crate::engine::Engine;
+use crate::engine::{Engine, Part};
 use crate::ensure::WorkspaceLocks;
 use crate::lease::Lease;
 use crate::settings::Settings;
+use crate::tasks::Tasks;
 use crate::workspace_pool::WorkspacePool;
-use crate::{maintenance, opener, waiting};
+use crate::{look_ups, maintenance, moments, opener, waiting};
 
 /// Every connection to every workspace's database of one server, under one hard budget.
 ///
@@ -38,18 +39,6 @@ pub(crate) struct Inner<D: Driver> {
     tasks: Mutex<Tasks>,
 }
 
-/// What is left to be ended; each part is forgotten when it has been, so that a `close` that was dropped
-/// half-way can be taken up by the next.
-struct Tasks {
-    stop: Option<oneshot::Sender<()>>,
-    dispatcher: Option<JoinHandle<()>>,
-    maintenance: Option<JoinHandle<()>>,
-    /// Finds idle connections that have died.
-    watch: Option<JoinHandle<()>>,
-    /// What the first close to come to its end has found.
-    outcome: Option<Result<(), CloseError>>,
-}
-
 /// Why a manager could not be started.
 #[derive(Clone, Debug, Error)]
 #[non_exhaustive]
@@ -60,6 +49,16 @@ pub enum StartError {
     /// The manager owns background tasks.
     #[error("a manager must be started inside a tokio runtime")]
     NoRuntime,
+    /// Connections would never yield, or only after their waiters have given up.
+    #[error(
+        "a quantum of {quantum:?} cannot hold: give more than zero and at most the acquire timeout, {acquire_timeout:?}"
+    )]
+    Quantum {
+        /// The wish.
+        quantum: Duration,
+        /// How long a caller waits.
+        acquire_timeout: Duration,
+    },
 }
 
 impl<D: Driver> PoolManager<D> {
@@ -73,24 +72,31 @@ impl<D: Driver> PoolManager<D> {
         settings: Settings,
     ) -> Result<Self, StartError> {
         let ceilings = settings.limits.ceilings(driver.control_connections())?;
+        if let Some(quantum) = settings.quantum.filter(|_| !settings.quantum_is_sound()) {
+            return Err(StartError::Quantum { quantum, acquire_timeout: settings.acquire_timeout });
+        }
         let runtime = Handle::try_current().map_err(|_| StartError::NoRuntime)?;
         let every = maintenance::period(&settings);
         let (jobs, todo) = mpsc::unbounded_channel();
         let (stop, stopped) = oneshot::channel();
-        let engine = Arc::new(Engine::new(driver, settings, ceilings, jobs));
+        let (look_ups, asked) = mpsc::unbounded_channel();
+        let engine = Arc::new(Engine::new(driver, settings, ceilings, jobs, look_ups));
         let dispatcher = runtime.spawn(opener::dispatch(Arc::downgrade(&engine), todo, stopped));
         let breakage = Arc::clone(&engine.breakage);
-        let maintenance = runtime.spawn(maintenance::maintain(Arc::downgrade(&engine), every));
-        let watch = runtime.spawn(maintenance::find_departed(Arc::downgrade(&engine), breakage));
-        let tasks = Mutex::new(Tasks {
-            stop: Some(stop),
-            dispatcher: Some(dispatcher),
-            maintenance: Some(maintenance),
-            watch: Some(watch),
-            outcome: None,
+        let mut others = vec![
+            runtime.spawn(maintenance::maintain(Arc::downgrade(&engine), every)),
+            runtime.spawn(maintenance::find_departed(Arc::downgrade(&engine), breakage)),
+        ];
+        for part in [Part::Workspaces, Part::System] {
+            let promised = engine.part(part).promised();
+            others.push(runtime.spawn(moments::keep_promises(Arc::downgrade(&engine), part, promised)));
+        }
+        let inner = Arc::new_cyclic(|manager| {
+            others.push(runtime.spawn(look_ups::answer(Weak::clone(manager), asked)));
+            let tasks = Mutex::new(Tasks::new(stop, dispatcher, others));
+            Inner { engine, catalog, locks: WorkspaceLocks::new(), tasks }
         });
-        let locks = WorkspaceLocks::new();
-        Ok(Self { inner: Arc::new(Inner { engine, catalog, locks, tasks }) })
+        Ok(Self { inner })
     }
 
     /// A lease on a connection to `workspace`'s database: an idle one at once, otherwise in turn.
@@ -110,22 +116,72 @@ impl<D: Driver> PoolManager<D> {
         self.acquire_target(&Target::from(workspace)).await
     }
 
+    /// The same, with a time limit of its own in place of the acquire timeout.
+    ///
+    /// # Errors
+    /// As [`PoolManager::acquire`].
+    ///
+    /// # Cancel safety
+    /// As [`PoolManager::acquire`].
+    pub async fn acquire_within(
+        &self,
+        workspace: &WorkspaceId,
+        limit: Duration,
+    ) -> Result<Lease<D>, AcquireError> {
+        self.acquire_target_within(&Target::from(workspace), limit).await
+    }
+
+    /// A lease on an idle connection, if there is one; nobody waits, and nothing is opened. One that was idle for long
+    /// is checked first, which takes a round trip; if it is broken, there is none.
+    ///
+    /// # Errors
+    /// [`AcquireError`]: the workspace is being closed, the pool is closed, or the check took longer than the acquire
+    /// timeout.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives the connection back.
+    pub async fn try_acquire(&self, workspace: &WorkspaceId) -> Result<Option<Lease<D>>, AcquireError> {
+        self.try_acquire_target(&Target::from(workspace)).await
+    }
+
+    pub(crate) async fn try_acquire_target(&self, target: &Target) -> Result<Option<Lease<D>>, AcquireError> {
+        let engine = &self.inner.engine;
+        let started = Engine::<D>::now();
+        let idle =
+            engine.share(target).with("try acquire", |registry, now| registry.try_acquire(target, now));
+        let Some(Leased { conn, debt, check_first, .. }) = idle? else { return Ok(None) };
+        let lease = Lease::new(Arc::clone(engine), target.clone(), conn, debt);
+        if !check_first && !engine.driver.wants_check(&lease) {
+            return Ok(Some(lease));
+        }
+        waiting::check_idle(lease, !check_first, started).await
+    }
+
     pub(crate) async fn acquire_target(&self, target: &Target) -> Result<Lease<D>, AcquireError> {
+        self.acquire_target_within(target, self.inner.engine.settings.acquire_timeout).await
+    }
+
+    async fn acquire_target_within(
+        &self,
+        target: &Target,
+        limit: Duration,
+    ) -> Result<Lease<D>, AcquireError> {
         let engine = &self.inner.engine;
         let started = Engine::<D>::now();
         let answer = engine.share(target).with("acquire", |registry, now| registry.acquire(target, now));
-        let mut lease = match answer {
+        let lease = match answer {
             Acquire::Leased(Leased { conn, debt, check_first: false, .. }) => {
-                Lease::new(Arc::clone(engine), target.clone(), conn, debt)
+                let mut lease = Lease::new(Arc::clone(engine), target.clone(), conn, debt);
+                if engine.driver.wants_check(&lease)
+                    && let Some((conn, debt)) = lease.take()
+                {
+                    let answer = Acquire::Leased(Leased { conn, debt, check_first: false, waited: None });
+                    lease = waiting::wait(engine, target, answer, started, limit).await?;
+                }
+                lease
             }
-            other => waiting::wait(engine, target, other, started).await?,
+            other => waiting::wait(engine, target, other, started, limit).await?,
         };
-        if engine.driver.wants_check(&lease)
-            && let Some((conn, debt)) = lease.take()
-        {
-            let unchecked = Acquire::Leased(Leased { conn, debt, check_first: true, waited: None });
-            lease = waiting::wait(engine, target, unchecked, started).await?;
-        }
         if engine.settings.observer.is_some() {
             let waited = Engine::<D>::now().saturating_duration_since(started);
             engine.emit(&Event::Acquired { target, waited });
@@ -157,6 +213,35 @@ impl<D: Driver> PoolManager<D> {
         self.inner.engine.share(target).with("counts", |registry, _| registry.target_counts(target))
     }
 
+    /// Changes the limits while running. Where they grow, waiting callers are served at once; where they shrink, idle
+    /// connections are closed now and others as they come back, and nothing opens until there is room. No lease is cut.
+    /// A share grows only as far as the other one has shrunk, so the whole budget is never exceeded (law B1).
+    ///
+    /// # Errors
+    /// [`LimitsError`] when they cannot hold, with the numbers; nothing has changed then.
+    pub fn set_limits(&self, limits: Limits) -> Result<(), LimitsError> {
+        let ceilings = limits.ceilings(self.driver().control_connections())?;
+        self.inner.engine.set_ceilings(ceilings);
+        Ok(())
+    }
+
+    /// Sets what one workspace may have: its weight where slots do not suffice, and a ceiling of its own.
+    ///
+    /// # Errors
+    /// [`LimitsError`] for a weight of 0, or a ceiling that cannot hold; nothing has changed then.
+    pub fn set_terms(&self, workspace: &WorkspaceId, terms: Terms) -> Result<(), LimitsError> {
+        let (engine, target) = (&self.inner.engine, Target::from(workspace));
+        if terms.weight == 0 {
+            return Err(LimitsError::Weight { target });
+        }
+        let workspaces = engine.ceilings().workspaces();
+        if let Some(ceiling) = terms.ceiling.filter(|ceiling| *ceiling == 0 || *ceiling > workspaces) {
+            return Err(LimitsError::Ceiling { target, ceiling, workspaces });
+        }
+        engine.step(&target, "set terms", |registry, now| registry.set_terms(&target, terms, now));
+        Ok(())
+    }
+
     /// Closes the workspace's connections: idle ones now, those in use when they come back, or by force
     /// at the close timeout. Callers that ask meanwhile are refused; afterwards it takes work again.
     ///
@@ -185,14 +270,7 @@ impl<D: Driver> PoolManager<D> {
             return outcome.clone();
         }
         let outcome = close_all(&self.inner.engine).await;
-        tasks.stop = None;
-        let Tasks { dispatcher, maintenance, watch, .. } = &mut *tasks;
-        for task in [&maintenance, &watch].into_iter().filter_map(|task| task.as_ref()) {
-            task.abort();
-        }
-        for task in [dispatcher, maintenance, watch] {
-            join(task).await;
-        }
+        tasks.end().await;
         if timeout(CONFIRM_LIMIT, self.driver().shutdown()).await.is_err() {
             tracing::warn!("the driver did not end its own connections in time");
         }
@@ -204,16 +282,6 @@ impl<D: Driver> PoolManager<D> {
     pub fn is_closed(&self) -> bool {
         self.inner.engine.workspaces.with("is closed", |registry, _| registry.is_closed())
     }
-}
-
-async fn join(slot: &mut Option<JoinHandle<()>>) {
-    let Some(task) = slot else { return };
-    if let Err(error) = task.await
-        && error.is_panic()
-    {
-        tracing::error!(%error, "a background task of the pool panicked");
-    }
-    *slot = None;
 }
 
 impl<D: Driver> Clone for PoolManager<D> {

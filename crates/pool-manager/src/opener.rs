@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::engine::Engine;
+use crate::engine::{Engine, Fact};
 use crate::lease::Lease;
 
 /// How many connect timeouts an open that was given up may go on for, keeping its slot. A server that has
@@ -131,7 +131,10 @@ impl<'a, D: Driver> OpenJob<'a, D> {
         let outcome = self.connect(&endpoint).await;
         let took = Engine::<D>::now().saturating_duration_since(started);
         match outcome {
-            Ok(conn) => self.opened(conn, took),
+            Ok(conn) => {
+                self.opened(conn, took);
+                note_fact(engine, &target).await;
+            }
             Err(error) => {
                 forget_fact(engine, &target, &error).await;
                 self.failed(error);
@@ -175,15 +178,15 @@ impl<'a, D: Driver> OpenJob<'a, D> {
     fn is_slow(&mut self) {
         let Some(work) = self.work.as_mut() else { return };
         let target = work.target().clone();
-        self.engine.step(&target, "open is slow", |registry, _| registry.open_is_slow(work));
+        self.engine.step(&target, "open is slow", |registry, now| registry.open_is_slow(work, now));
     }
 
-    fn given_up(&self, limit: Duration) {
-        let Some(work) = self.work.as_ref() else { return };
+    fn given_up(&mut self, limit: Duration) {
         let error = Arc::new(self.timed_out(limit));
-        let (target, told) = (work.target(), Arc::clone(&error));
-        self.engine.step(target, "open given up", |registry, now| registry.open_given_up(work, told, now));
-        self.engine.emit(&Event::OpenFailed { target, error: &error });
+        let Some(work) = self.work.as_mut() else { return };
+        let (target, told) = (work.target().clone(), Arc::clone(&error));
+        self.engine.step(&target, "open given up", |registry, now| registry.open_given_up(work, told, now));
+        self.engine.emit(&Event::OpenFailed { target: &target, error: &error });
     }
 
     fn opened(mut self, conn: D::Connection, took: Duration) {
@@ -201,7 +204,7 @@ impl<'a, D: Driver> OpenJob<'a, D> {
             share.remember(id, handle);
             effects
         });
-        engine.perform(effects);
+        engine.perform(share, effects);
         engine.emit(&Event::Opened { target: &target, took });
     }
 
@@ -233,6 +236,15 @@ async fn while_quiet<T>(mut work: std::pin::Pin<&mut impl Future<Output = T>>) -
     .await
 }
 
+/// A database that could be opened exists.
+async fn note_fact<D: Driver>(engine: &Engine<D>, target: &Target) {
+    if let Target::Workspace(id) = target
+        && engine.facts.get(id).await.is_none()
+    {
+        engine.facts.insert(id.clone(), Fact::Seen).await;
+    }
+}
+
 /// A database that was believed to exist has been dropped by somebody else.
 async fn forget_fact<D: Driver>(engine: &Engine<D>, target: &Target, error: &DriverError) {
     if let (Target::Workspace(id), DriverErrorKind::DatabaseMissing) = (target, error.kind) {
@@ -250,7 +262,7 @@ impl<D: Driver> CloseJob<'_, D> {
     fn is_slow(&mut self) {
         let Some(debt) = self.debt.as_mut() else { return };
         let target = debt.target().clone();
-        self.engine.step(&target, "close is slow", |registry, _| registry.close_is_slow(debt));
+        self.engine.step(&target, "close is slow", |registry, now| registry.close_is_slow(debt, now));
     }
 }
 

@@ -42,9 +42,10 @@ pub struct Settings {
     pub close_timeout: Duration,
     /// How long creating or dropping a database may take, its turn included. Default 60 s.
     pub change_timeout: Duration,
-    /// How long another workspace stands in the open queue before a warm connection is closed for it.
-    /// About one connect; default 3 ms.
-    pub turn: Duration,
+    /// How long a connection serves its workspace before it is closed for another one that waits, although its own has
+    /// callers waiting; above zero, at most the acquire timeout. Default: none, which is six times the measured price of a
+    /// switch (a close and a connect), from 10 ms to 1 s.
+    pub quantum: Option<Duration>,
     /// How long the catalog's facts are believed. Default 10 min.
     pub facts_ttl: Duration,
     /// Whom to evict. Default: the least recently used.
@@ -70,25 +71,34 @@ impl Settings {
             max_lifetime: Some(Duration::from_mins(30)),
             close_timeout: Duration::from_secs(10),
             change_timeout: Duration::from_mins(1),
-            turn: Duration::from_millis(3),
+            quantum: None,
             facts_ttl: Duration::from_mins(10),
             eviction: Arc::new(|| Box::new(Lru::default())),
             observer: None,
         }
     }
 
+    /// Whether the quantum can hold.
+    pub(crate) fn quantum_is_sound(&self) -> bool {
+        self.quantum.is_none_or(|quantum| !quantum.is_zero() && quantum <= self.acquire_timeout)
+    }
+
     pub(crate) fn workspaces_config(&self, ceilings: &Ceilings) -> RegistryConfig {
-        self.config(ceilings.workspaces(), ceilings.per_workspace(), ceilings.opens())
+        RegistryConfig {
+            look_up: true,
+            ..self.config(ceilings.workspaces(), ceilings.per_workspace(), ceilings)
+        }
     }
 
     pub(crate) fn system_config(&self, ceilings: &Ceilings) -> RegistryConfig {
-        self.config(ceilings.system_leases(), ceilings.system_leases(), ceilings.opens())
+        self.config(ceilings.system_leases(), ceilings.system_leases(), ceilings)
     }
 
-    fn config(&self, limit: u32, per_target: u32, opens: u32) -> RegistryConfig {
+    fn config(&self, limit: u32, per_target: u32, ceilings: &Ceilings) -> RegistryConfig {
         RegistryConfig {
-            opens,
-            turn: self.turn,
+            opens: ceilings.opens(),
+            waiting_per_target: ceilings.waiting_per_workspace(),
+            quantum: self.quantum,
             check_after: self.check_after,
             idle_timeout: self.idle_timeout,
             ..RegistryConfig::new(limit, per_target)

@@ -6,12 +6,15 @@ use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use pool_core::{ConnectionId, Driver, Registry};
+use tokio::sync::watch;
 
 /// A section that holds the lock longer than this delays everybody, and is reported in debug builds.
 const SECTION_MAX: Duration = Duration::from_millis(1);
 
 /// The workspaces' share, or the system's.
 pub(crate) struct Share<D: Driver> {
+    /// The moment at which the registry wants to be called.
+    promised: watch::Sender<Option<Instant>>,
     registry: Mutex<Registry<D::Connection>>,
     /// What ends each live session from outside, for closes that have to cut.
     handles: DashMap<ConnectionId, D::Handle>,
@@ -19,7 +22,7 @@ pub(crate) struct Share<D: Driver> {
 
 impl<D: Driver> Share<D> {
     pub(crate) fn new(registry: Registry<D::Connection>) -> Self {
-        Self { registry: Mutex::new(registry), handles: DashMap::new() }
+        Self { promised: watch::Sender::new(None), registry: Mutex::new(registry), handles: DashMap::new() }
     }
 
     /// Runs the section `name` of code on the registry, under the lock.
@@ -34,6 +37,24 @@ impl<D: Driver> Share<D> {
         let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         let _watch = cfg!(debug_assertions).then(|| Watch { name, began: Instant::now() });
         section(&mut registry, now)
+    }
+
+    /// Has `due` called at a moment, in place of the one that was asked for before.
+    pub(crate) fn promise(&self, at: Instant) {
+        self.promised.send_replace(Some(at));
+    }
+
+    /// The moment `at` has come; another one may have been asked for meanwhile.
+    pub(crate) fn forget_promise(&self, at: Option<Instant>) {
+        self.promised.send_if_modified(|promised| {
+            let is_it = *promised == at;
+            *promised = promised.filter(|_| !is_it);
+            is_it
+        });
+    }
+
+    pub(crate) fn promised(&self) -> watch::Receiver<Option<Instant>> {
+        self.promised.subscribe()
     }
 
     pub(crate) fn remember(&self, id: ConnectionId, handle: D::Handle) {

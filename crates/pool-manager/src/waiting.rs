@@ -5,11 +5,10 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pool_core::{
-    Acquire, AcquireError, CancelledWait, Claim, Driver, Event, LeaseDebt, Leased, Pressure, Stage, Target,
-    Ticket,
+    Acquire, AcquireError, CancelledWait, Claim, Driver, Event, Leased, Pressure, Stage, Target, Ticket,
 };
 use tokio::time::timeout_at;
 
@@ -23,39 +22,50 @@ pub(crate) async fn wait<D: Driver>(
     target: &Target,
     mut answer: Acquire<D::Connection>,
     started: Instant,
+    limit: Duration,
 ) -> Result<Lease<D>, AcquireError> {
     let share = engine.share(target);
-    let deadline = Engine::<D>::after(started, engine.settings.acquire_timeout);
+    let deadline = Engine::<D>::after(started, limit);
     loop {
         let leased = match answer {
             Acquire::Leased(leased) => leased,
             Acquire::Queued(ticket, effects) => {
                 let queued = QueuedAcquire { engine, share, ticket: Some(ticket) };
-                engine.perform(effects);
+                engine.perform(share, effects);
                 queue(queued, target, started, deadline).await?
             }
             Acquire::Refused(error) => return Err(error),
         };
         let Leased { conn, debt, check_first, waited } = leased;
         let mut lease = Lease::new(Arc::clone(engine), target.clone(), conn, debt);
-        if !check_first {
+        if !check_first && !engine.driver.wants_check(&lease) {
             return Ok(lease);
         }
+        // What the registry does not want checked, it has counted as served.
+        let (was_hit, is_counted) = (waited.is_none(), !check_first);
         lease.unchecked = true;
         match check(lease, started, deadline).await? {
+            Checked::Alive(lease) if is_counted => return Ok(lease),
             Checked::Alive(lease) => {
-                share.with("checked", |registry, _| registry.checked(waited.is_none()));
+                share.with("checked", |registry, _| registry.checked(was_hit));
                 return Ok(lease);
             }
-            Checked::Broken(conn, debt) => {
-                let (again, mut effects) =
-                    share.with("replace", |registry, now| registry.replace(debt, conn, now));
+            Checked::Broken(mut lease) => {
+                let Some((conn, debt)) = lease.take() else {
+                    unreachable!("a checked lease is not dropped yet")
+                };
+                let (again, mut effects) = share.with("replace", |registry, now| {
+                    if is_counted {
+                        registry.not_served(was_hit);
+                    }
+                    registry.replace(debt, conn, now)
+                });
                 engine.breakage.notify_one();
                 if let Acquire::Queued(ticket, more) = again {
                     effects.append(more);
                     answer = Acquire::Queued(ticket, effects);
                 } else {
-                    engine.perform(effects);
+                    engine.perform(share, effects);
                     answer = again;
                 }
             }
@@ -65,7 +75,7 @@ pub(crate) async fn wait<D: Driver>(
 
 enum Checked<D: Driver> {
     Alive(Lease<D>),
-    Broken(D::Connection, LeaseDebt),
+    Broken(Lease<D>),
 }
 
 /// Asks an idle connection whether it lives, outside the lock. A caller whose time runs out, or who goes away, gives the
@@ -87,9 +97,29 @@ async fn check<D: Driver>(
         let pressure = engine.share(&target).with("pressure", |registry, _| registry.pressure_on(&target));
         return Err(timed_out(&engine, &target, started, Stage::Check, pressure, None));
     }
-    match lease.take() {
-        Some((conn, debt)) => Ok(Checked::Broken(conn, debt)),
-        None => unreachable!("a lease holds its connection until it is dropped"),
+    Ok(Checked::Broken(lease))
+}
+
+/// The same for a caller that does not wait for another connection if this one is broken.
+pub(crate) async fn check_idle<D: Driver>(
+    mut lease: Lease<D>,
+    is_counted: bool,
+    started: Instant,
+) -> Result<Option<Lease<D>>, AcquireError> {
+    let engine = Arc::clone(lease.engine());
+    let deadline = Engine::<D>::after(started, engine.settings.acquire_timeout);
+    lease.unchecked = true;
+    match check(lease, started, deadline).await? {
+        Checked::Alive(lease) => {
+            if !is_counted {
+                engine.share(lease.target()).with("checked", |registry, _| registry.checked(true));
+            }
+            Ok(Some(lease))
+        }
+        Checked::Broken(lease) => {
+            lease.discard_broken();
+            Ok(None)
+        }
     }
 }
 
@@ -146,7 +176,7 @@ impl<D: Driver> QueuedAcquire<'_, D> {
         match last {
             Last::Answer(answer) => answer,
             Last::Cancelled(CancelledWait { waiting_for, pressure, last_failure, effects, .. }) => {
-                self.engine.perform(effects);
+                self.engine.perform(self.share, effects);
                 Err(timed_out(self.engine, target, started, waiting_for, pressure, last_failure))
             }
         }
@@ -182,6 +212,6 @@ impl<D: Driver> Drop for QueuedAcquire<'_, D> {
     fn drop(&mut self) {
         let Some(ticket) = self.ticket.take() else { return };
         let gave_up = self.share.with("cancel wait", |registry, now| registry.cancel_wait(ticket, now));
-        self.engine.perform(gave_up.effects);
+        self.engine.perform(self.share, gave_up.effects);
     }
 }

@@ -1,6 +1,7 @@
 //! Databases of workspaces: created, dropped, found and listed, with statements over a system
 //! connection. Names are quoted, ids travel as values; no id becomes part of a statement.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -197,6 +198,22 @@ impl Catalog<PgConn> for PgCatalog {
         statement
             .ended(catch_panics(find(conn, &name)).await)
             .map_err(|error| self.error(error, name.as_str()))
+    }
+
+    async fn which_exist(
+        &self,
+        system: &mut PgConn,
+        workspaces: &[WorkspaceId],
+    ) -> Result<Vec<bool>, DriverError> {
+        let names: Vec<DatabaseName> = workspaces.iter().map(|id| self.naming.database(id)).collect();
+        let asked: Vec<&str> = names.iter().map(DatabaseName::as_str).collect();
+        let existing = "select datname::pg_catalog.text from pg_catalog.pg_database \
+                        where datname operator(pg_catalog.=) any ($1::pg_catalog.name[])";
+        let (conn, statement) = system.begin_statement();
+        let found = sqlx::query_scalar::<_, String>(existing).bind(asked).fetch_all(conn);
+        let found = statement.ended(catch_panics(found).await).map_err(|error| self.error(error, "*"))?;
+        let found: HashSet<String> = found.into_iter().collect();
+        Ok(names.iter().map(|name| found.contains(name.as_str())).collect())
     }
 
     async fn list(&self, system: &mut PgConn) -> Result<Vec<WorkspaceId>, DriverError> {

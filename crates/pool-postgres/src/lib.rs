@@ -61,8 +61,8 @@ pub use errors::{BuildError, acquire_error};
 pub use lease::PgLease;
 pub use pool_core::{
     AcquireError, CatalogError, CloseError, Counts, DatabaseName, DatabaseNaming, DriverError,
-    DriverErrorKind, EvictionPolicy, Limits, Observer, Phase, PoolStats, PrefixNaming, ShareStats, Stage,
-    Target, WorkspaceId, WorkspacePools,
+    DriverErrorKind, EvictionPolicy, Limits, LimitsError, Observer, Phase, PoolStats, PrefixNaming,
+    ShareStats, Stage, Target, Terms, WorkspaceId, WorkspacePools,
 };
 pub use pool_manager::{PolicyFactory, Settings, StartError};
 pub use pools::{PgPools, PgPoolsBuilder};

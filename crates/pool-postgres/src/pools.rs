@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pool_core::{
-    AcquireError, CatalogError, CloseError, DatabaseName, DatabaseNaming, Limits, Observer, PoolStats,
-    WorkspaceId, WorkspacePools,
+    AcquireError, CatalogError, CloseError, DatabaseName, DatabaseNaming, Limits, LimitsError, Observer,
+    PoolStats, Terms, WorkspaceId, WorkspacePools,
 };
 use pool_manager::{PolicyFactory, PoolManager, Settings};
 
@@ -54,6 +54,48 @@ impl PgPools {
     /// connection serves the next waiter.
     pub async fn acquire(&self, workspace: &WorkspaceId) -> Result<PgLease, AcquireError> {
         self.manager.acquire(workspace).await.map(PgLease::new)
+    }
+
+    /// The same, with a time limit of its own in place of the acquire timeout.
+    ///
+    /// # Errors
+    /// As [`PgPools::acquire`].
+    ///
+    /// # Cancel safety
+    /// As [`PgPools::acquire`].
+    pub async fn acquire_within(
+        &self,
+        workspace: &WorkspaceId,
+        limit: Duration,
+    ) -> Result<PgLease, AcquireError> {
+        self.manager.acquire_within(workspace, limit).await.map(PgLease::new)
+    }
+
+    /// A lease on an idle connection, if there is one: nobody waits, and nothing is opened.
+    ///
+    /// # Errors
+    /// As [`PoolManager::try_acquire`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives the connection back.
+    pub async fn try_acquire(&self, workspace: &WorkspaceId) -> Result<Option<PgLease>, AcquireError> {
+        Ok(self.manager.try_acquire(workspace).await?.map(PgLease::new))
+    }
+
+    /// Changes the limits while running; no lease is cut.
+    ///
+    /// # Errors
+    /// As [`PoolManager::set_limits`].
+    pub fn set_limits(&self, limits: Limits) -> Result<(), LimitsError> {
+        self.manager.set_limits(limits)
+    }
+
+    /// Sets the weight of one workspace where slots do not suffice, and a ceiling of its own.
+    ///
+    /// # Errors
+    /// As [`PoolManager::set_terms`].
+    pub fn set_terms(&self, workspace: &WorkspaceId, terms: Terms) -> Result<(), LimitsError> {
+        self.manager.set_terms(workspace, terms)
     }
 
     /// A handle on one workspace: cheap, `Clone`, and `&db` is a sqlx `Executor`.
@@ -185,6 +227,12 @@ impl PgPoolsBuilder {
     /// How long one open may take.
     pub fn connect_timeout(self, timeout: Duration) -> Self {
         self.adjust(move |settings| settings.connect_timeout = timeout)
+    }
+
+    /// How long a connection serves its workspace before it is closed for another one that waits; by default what six
+    /// switches cost, measured.
+    pub fn quantum(self, quantum: Duration) -> Self {
+        self.adjust(move |settings| settings.quantum = Some(quantum))
     }
 
     /// How long a connection may be idle; `None` for ever.

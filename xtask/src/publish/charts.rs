@@ -22,20 +22,24 @@ pub fn colour(suites: &[&str], suite: &str) -> usize {
 }
 
 /// Where values of a plot lie on the page.
-struct Scale {
-    max: f64,
-    from: f64,
-    to: f64,
+pub struct Scale {
+    /// The value at the far end; the near end is zero.
+    pub max: f64,
+    /// Where the near end lies.
+    pub from: f64,
+    /// Where the far end lies.
+    pub to: f64,
 }
 
 impl Scale {
-    fn at(&self, value: f64) -> f64 {
+    /// The place of a value; one beyond the end lies at the end.
+    pub fn at(&self, value: f64) -> f64 {
         self.from + (self.to - self.from) * (value / self.max).clamp(0.0, 1.0)
     }
 }
 
 /// Round numbers from 0 up to `max`, about `count` of them.
-fn ticks(max: f64, count: f64) -> Vec<f64> {
+pub fn ticks(max: f64, count: f64) -> Vec<f64> {
     if !(max.is_finite() && max > 0.0) {
         return vec![0.0];
     }

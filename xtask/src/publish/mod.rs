@@ -3,8 +3,8 @@
 //!
 //! All three are made from one [`Report`], which is `report.json` itself, so they cannot contradict each other.
 
-mod charts;
-mod html;
+pub mod charts;
+pub mod html;
 mod junit;
 
 use std::collections::BTreeMap;

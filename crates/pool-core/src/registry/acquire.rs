@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::open::open_error;
 use super::planted::Bug;
-use super::{ConnState, Opening, Registry, Waiter, WaiterState, Workspace, u32_of};
+use super::{ConnState, Registry, Waiter, WaiterState, Workspace, u32_of};
 use crate::budget::SlotState;
 use crate::error::{AcquireError, DriverError, Pressure, Stage};
 use crate::ids::Target;
@@ -75,11 +75,28 @@ impl<C> Registry<C> {
             if self.workspace(ws).closers > 0 {
                 return Acquire::Refused(AcquireError::WorkspaceClosing { target: target.clone() });
             }
+            self.learn_habit(ws, now);
             if let Some(leased) = self.lease_idle(ws, now) {
                 return Acquire::Leased(leased);
             }
         }
         self.queue(target, end, now)
+    }
+
+    /// Serves a caller that does not wait: an idle connection, or none.
+    ///
+    /// # Errors
+    /// [`AcquireError`]: the share or the target is being closed.
+    pub fn try_acquire(&mut self, target: &Target, now: Instant) -> Result<Option<Leased<C>>, AcquireError> {
+        if self.closed {
+            return Err(AcquireError::Closed);
+        }
+        let Some(ws) = self.by_target.get(target).copied() else { return Ok(None) };
+        if self.workspace(ws).closers > 0 {
+            return Err(AcquireError::WorkspaceClosing { target: target.clone() });
+        }
+        self.learn_habit(ws, now);
+        Ok(self.lease_idle(ws, now))
     }
 
     /// Discards a leased connection that proved broken before its caller saw it, and asks again for
@@ -90,11 +107,11 @@ impl<C> Registry<C> {
         }
         let ws = self.conns[debt.id.index() as usize].workspace;
         let target = self.workspace(ws).target.clone();
-        // The discard comes first so that the slot on its way out is seen, but it must not start_opens the
+        // The discard comes first so that the slot on its way out is seen, but it must not feed the
         // queue before this caller is back in it.
         let mut effects = Effects::default();
         self.note_breakage(now);
-        self.retire_leased(debt, conn, CloseReason::Broken, &mut effects);
+        self.retire_leased(debt, conn, CloseReason::Broken, now, &mut effects);
         let again = self.acquire_at(&target, QueueEnd::Front, now);
         self.settle(ws, now, &mut effects);
         (again, effects)
@@ -162,11 +179,13 @@ impl<C> Registry<C> {
             let workspace = &mut self.workspaces[ws as usize];
             workspace.idle.pop_back(&mut self.idle_links)?
         };
+        self.charge(ws, now);
         self.workspace_mut(ws).in_use += 1;
-        let entry = &mut self.conns[id as usize];
-        let id = entry.id;
-        self.policy.removed(id);
-        let ConnState::Idle { conn, since } = std::mem::replace(&mut entry.state, ConnState::InUse) else {
+        let id = self.conns[id as usize].id;
+        self.no_candidate(id);
+        let entry = &mut self.conns[id.index() as usize];
+        let in_use = ConnState::InUse { since: now };
+        let ConnState::Idle { conn, since } = std::mem::replace(&mut entry.state, in_use) else {
             unreachable!("only idle connections are in an idle list")
         };
         self.budget.shift(&mut entry.slot, SlotState::InUse);
@@ -190,6 +209,12 @@ impl<C> Registry<C> {
         self.count_lease(was_hit);
     }
 
+    /// A connection that was counted as served proved broken after all, before its caller saw it.
+    pub fn not_served(&mut self, was_hit: bool) {
+        self.totals.acquired = self.totals.acquired.saturating_sub(1);
+        self.totals.hits = self.totals.hits.saturating_sub(u64::from(was_hit));
+    }
+
     fn count_lease(&mut self, was_hit: bool) {
         self.totals.acquired += 1;
         self.totals.hits += u64::from(was_hit);
@@ -200,6 +225,11 @@ impl<C> Registry<C> {
             return Acquire::Refused(refusal);
         }
         let ws = self.entry(target);
+        let (waiting, limit) = (self.workspace(ws).waiters.len(), self.config.waiting_per_target);
+        // Who was served already does not wait behind the bound.
+        if waiting >= limit && matches!(end, QueueEnd::Back) {
+            return Acquire::Refused(AcquireError::QueueFull { target: target.clone(), waiting, limit });
+        }
         let waiter = Waiter { workspace: ws, since: now, waker: None, state: WaiterState::Queued };
         let id = u32_of(self.waiters.insert(waiter));
         let queue = &mut self.workspaces[ws as usize].waiters;
@@ -216,10 +246,10 @@ impl<C> Registry<C> {
     /// waiter; with none of them, the caller is told at once (laws O3 and O4).
     fn refusal(&self, target: &Target, now: Instant) -> Option<AcquireError> {
         let workspace = self.by_target.get(target).map(|ws| self.workspace(*ws));
-        if workspace.is_some_and(|ws| ws.in_use > 0) {
+        if workspace.is_some_and(|ws| ws.in_use > 0 || ws.opens.under_way > 0) {
             return None;
         }
-        if let Some(Opening::GivenUp(error)) = workspace.map(|ws| &ws.opening) {
+        if let Some(error) = workspace.and_then(|ws| ws.opens.why.as_ref()) {
             return Some(open_error(target, error, self.config.backoff_first));
         }
         let failure = self.failures.get(target).filter(|failure| failure.retry_at > now)?;
@@ -228,9 +258,9 @@ impl<C> Registry<C> {
 
     fn stage(&self, ws: u32) -> Stage {
         let ws = self.workspace(ws);
-        if ws.opening.is_some() {
+        if ws.opens.counted() > 0 {
             Stage::Opening
-        } else if ws.counted() >= self.config.per_target {
+        } else if ws.counted() >= ws.ceiling {
             Stage::WorkspaceCeiling
         } else if self.budget.is_full() {
             Stage::Budget
@@ -250,7 +280,7 @@ impl<C> Registry<C> {
             counted: self.budget.counted(),
             limit: self.config.limit,
             target_counted: workspace.map_or(0, Workspace::counted),
-            target_limit: self.config.per_target,
+            target_limit: workspace.map_or(self.config.per_target, |ws| ws.ceiling),
             waiting: self.waiting(),
         }
     }

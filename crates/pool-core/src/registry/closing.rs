@@ -18,7 +18,7 @@ impl<C> Registry<C> {
         let mut effects = Effects::default();
         let refusal = AcquireError::WorkspaceClosing { target: target.clone() };
         self.fail_waiters(ws, &refusal, &mut effects);
-        self.retire_all_idle(ws, CloseReason::WorkspaceClosed, &mut effects);
+        self.retire_all_idle(ws, CloseReason::WorkspaceClosed, now, &mut effects);
         self.settle(ws, now, &mut effects);
         effects
     }
@@ -41,15 +41,15 @@ impl<C> Registry<C> {
         let all: Vec<u32> = self.workspaces.iter().map(|(ws, _)| super::u32_of(ws)).collect();
         for ws in all {
             self.fail_waiters(ws, &AcquireError::Closed, &mut effects);
-            self.retire_all_idle(ws, CloseReason::PoolClosed, &mut effects);
+            self.retire_all_idle(ws, CloseReason::PoolClosed, now, &mut effects);
             self.settle(ws, now, &mut effects);
         }
         effects
     }
 
-    fn retire_all_idle(&mut self, ws: u32, reason: CloseReason, effects: &mut Effects<C>) {
+    fn retire_all_idle(&mut self, ws: u32, reason: CloseReason, now: Instant, effects: &mut Effects<C>) {
         while let Some(id) = self.workspace(ws).idle.front() {
-            effects.closes.push(self.retire_idle(self.conns[id as usize].id, reason));
+            effects.closes.push(self.retire_idle(self.conns[id as usize].id, reason, now));
         }
     }
 }

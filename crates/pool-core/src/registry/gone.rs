@@ -24,7 +24,7 @@ impl<C> Registry<C> {
         let mut effects = Effects::default();
         for id in gone {
             if let Some(id) = self.idle_now(*id) {
-                effects.closes.push(self.retire_idle(id, CloseReason::Broken));
+                effects.closes.push(self.retire_idle(id, CloseReason::Broken, now));
             }
         }
         if !effects.closes.is_empty() {
@@ -40,13 +40,15 @@ impl<C> Registry<C> {
     pub fn cut(&mut self, id: ConnectionId, now: Instant) -> Option<(Target, Effects<C>)> {
         let entry = self.conns.get(id.index() as usize)?;
         let is_it = entry.id == id || self.has_bug(Bug::StaleToken);
-        if !is_it || !matches!(entry.state, ConnState::InUse) {
+        if !is_it || !matches!(entry.state, ConnState::InUse { .. }) {
             return None;
         }
         if self.has_bug(Bug::CutKeepsSlot) {
             return Some((self.workspace(entry.workspace).target.clone(), Effects::default()));
         }
-        let Conn { id, workspace: ws, slot, .. } = self.conns.remove(id.index() as usize);
+        let Conn { id, workspace: ws, slot, opened_at, .. } = self.conns.remove(id.index() as usize);
+        self.overdue.remove(&(opened_at, id.index()));
+        self.charge(ws, now);
         self.budget.free(slot);
         self.totals.closed += 1;
         self.one_less(ws, |ws| &mut ws.in_use);

@@ -3,7 +3,8 @@
 
 use std::time::Instant;
 
-use super::{ConnState, Opening, Registry, WaiterState, u32_of};
+use super::{Conn, ConnState, Existence, Registry, WaiterState, Workspace, u32_of};
+use crate::budget::SlotState;
 use crate::ids::{ConnectionId, Target};
 
 /// A law that was found broken, with what was seen.
@@ -26,8 +27,12 @@ fn hold(law: &'static str, holds: bool, what: impl FnOnce() -> String) -> Result
 pub struct View {
     /// The entries, by target.
     pub workspaces: Vec<WorkspaceView>,
-    /// The open queue, and for how long each target has stood in it.
-    pub open_queue: Vec<(Target, u128)>,
+    /// The targets that stand ready for a slot, in their order, and those that take a free one only.
+    pub ready: Vec<Target>,
+    /// See `ready`.
+    pub later: Vec<Target>,
+    /// Whether a call of `due` is promised, and whether there will be nothing to do then.
+    pub promised: (bool, bool),
     /// Whether everything is being closed.
     pub closed: bool,
     /// The failures that are remembered, by target: whether the pause goes on, and whether a retry is owed.
@@ -47,42 +52,36 @@ pub struct WorkspaceView {
     pub in_use: u32,
     /// How many of those are to be closed when they come back.
     pub retiring: u32,
-    /// The open under way, if there is one.
-    pub opening: OpeningView,
+    /// How many of those have served their target for a quantum.
+    pub matured: u32,
+    /// Opens under way.
+    pub opening: u32,
+    /// Opens that may have begun before the database was created.
+    pub outdated: u32,
+    /// Opens that were given up and are still under way.
+    pub given_up: u32,
+    /// Whether an open has succeeded since the entry was made.
+    pub has_succeeded: bool,
+    /// Whether it is known to exist: no, asked, yes.
+    pub known: u8,
+    /// The slot-time it has had beyond the least that any target has had, in turns, rounded down.
+    pub turns_ahead: u32,
+    /// Whether its waiters rather wait for a connection of its own.
+    pub is_patient: bool,
+    /// Whether it asked again at once the last time another target wanted its connection.
+    pub comes_back: bool,
     /// Connections being closed.
     pub closing: u32,
-    /// How long ago each idle connection came back, in nanoseconds, in its list's order.
+    /// How long ago each idle connection came back, in nanoseconds, in its list's order; but for those that are kept.
     pub idle_nanos: Vec<u128>,
-    /// Waiters that have not been unclaimed.
+    /// Idle connections that are kept for their target a moment longer.
+    pub lingering: u32,
+    /// Waiters that have not been answered.
     pub waiting: u32,
-    /// Waiters that were unclaimed and have not fetched it.
+    /// Waiters that were answered and have not claimed the answer.
     pub unclaimed: u32,
     /// Closes under way.
     pub closers: u32,
-}
-
-/// What a [`WorkspaceView`] says of an open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum OpeningView {
-    /// There is none.
-    None,
-    /// Under way.
-    UnderWay,
-    /// Under way since before the database was created.
-    Outdated,
-    /// Given up by its callers, and still under way.
-    GivenUp,
-}
-
-impl From<&Opening> for OpeningView {
-    fn from(opening: &Opening) -> Self {
-        match opening {
-            Opening::None => Self::None,
-            Opening::UnderWay => Self::UnderWay,
-            Opening::Outdated => Self::Outdated,
-            Opening::GivenUp(_) => Self::GivenUp,
-        }
-    }
 }
 
 impl<C> Registry<C> {
@@ -98,13 +97,14 @@ impl<C> Registry<C> {
     }
 
     fn check_budget(&self) -> Result<(), Broken> {
-        let limit = self.config.limit;
+        // After a limit was lowered, more may be left for a while, and fewer with every close.
+        let allowed = self.budget.allowed();
         let counted: u32 = self.workspaces.iter().map(|(_, ws)| ws.counted()).sum();
-        hold("B1", counted <= limit, || format!("{counted} of {limit} connections"))?;
+        hold("B1", counted <= allowed, || format!("{counted} of {allowed} connections"))?;
         for (_, ws) in &self.workspaces {
-            let per_target = self.config.per_target;
-            hold("B2", ws.counted() <= per_target, || {
-                format!("{} has {} of {per_target} connections", ws.target, ws.counted())
+            let ceiling = ws.ceiling_allowed;
+            hold("B2", ws.counted() <= ceiling, || {
+                format!("{} has {} of {ceiling} connections", ws.target, ws.counted())
             })?;
         }
         Ok(())
@@ -113,12 +113,7 @@ impl<C> Registry<C> {
     fn check_sums(&self) -> Result<(), Broken> {
         let counts = self.counts();
         let recounted = self.workspaces.iter().fold([0; 4], |sum, (_, ws)| {
-            [
-                sum[0] + ws.in_use,
-                sum[1] + ws.idle.len(),
-                sum[2] + u32::from(ws.opening.is_some()),
-                sum[3] + ws.closing,
-            ]
+            [sum[0] + ws.in_use, sum[1] + ws.idle.len(), sum[2] + ws.opens.counted(), sum[3] + ws.closing]
         });
         let claimed = [counts.in_use, counts.idle, counts.opening, counts.closing];
         hold("S1", claimed == recounted, || {
@@ -145,24 +140,41 @@ impl<C> Registry<C> {
             })?;
             // Whose pause has just ended is eligible once the retry that is owed has come.
             let failure = self.failures.get(&ws.target);
-            let eligible = self.may_open(u32_of(id), now) && failure.is_none_or(|f| !f.retry_is_owed);
-            hold("W3", !eligible || self.open_queue_links.is_linked(u32_of(id)), || {
-                format!("{} is eligible for a slot but stands in no turn", ws.target)
+            let wants = self.wants(u32_of(id), now) && failure.is_none_or(|f| !f.retry_is_owed);
+            hold("W3", !wants || ws.account.stands(), || {
+                format!("{} is eligible for a slot but stands in no queue", ws.target)
             })?;
             let owed = failure.is_none_or(|f| f.retry_at <= now || f.retry_is_owed);
             hold("W3", !waiting || owed, || format!("{} waits for a pause that nobody watches", ws.target))?;
-            hold("W3", !(eligible && permits > 0 && !self.budget.is_full()), || {
+            hold("W3", !(wants && permits > 0 && !self.budget.is_full()), || {
                 format!("a free slot, and {} waits", ws.target)
             })?;
+            self.check_source(ws)?;
         }
-        let since = |ws: u32| self.workspace(ws).queued_since;
-        let in_order = self.open_queue.iter(&self.open_queue_links).map(since).is_sorted();
-        hold("W2", in_order, || "a target stands in the open queue before one that came earlier".to_owned())?;
-        let wanted = self.open_queue.len().min(permits);
+        let wanted = self.opens_wanted();
         let coming = self.slots_coming();
-        hold("W3", coming >= wanted || self.policy.victim().is_none(), || {
+        let candidates = self.budget.count(SlotState::Idle) - self.lingering.len();
+        hold("W3", !self.budget.is_full() || coming >= wanted || candidates == 0, || {
             format!("{wanted} wait, {coming} slots are coming, and something is idle")
         })
+    }
+
+    /// Law O6: who waits has a source.
+    fn check_source(&self, ws: &Workspace) -> Result<(), Broken> {
+        let has_source = ws.in_use > 0
+            || ws.opens.under_way > 0
+            || ws.account.is_ready()
+            || ws.existence == Existence::Asked
+            || self.failures.get(&ws.target).is_some_and(|failure| failure.retry_is_owed)
+            // Its own connections are on their way out, and it opens another when they are gone.
+            || ws.closing > 0 && ws.counted() >= ws.ceiling;
+        hold("O6", ws.waiters.is_empty() || has_source, || {
+            format!("{} callers of {} wait for nothing", ws.waiters.len(), ws.target)
+        })?;
+        let is_promised = ws.patient_until.is_none_or(|until| self.promised.is_some_and(|at| at <= until));
+        hold("O6", is_promised, || format!("{} is patient for ever", ws.target))?;
+        let lingers = self.lingering.front().is_none() || self.promised.is_some();
+        hold("O6", lingers, || "a connection is kept for ever".to_owned())
     }
 
     fn check_entries(&self) -> Result<(), Broken> {
@@ -179,20 +191,21 @@ impl<C> Registry<C> {
 
     /// The semantic content at `now`.
     pub fn view(&self, now: Instant) -> View {
-        let ago = |then: Instant| now.saturating_duration_since(then).as_nanos();
         let mut workspaces: Vec<_> =
             self.workspaces.iter().map(|(id, _)| self.workspace_view(u32_of(id), now)).collect();
         workspaces.sort_by(|a, b| a.target.cmp(&b.target));
-        let stands = |ws: u32| {
-            let workspace = self.workspace(ws);
-            (workspace.target.clone(), workspace.queued_since.map_or(0, ago))
-        };
+        let target = |ws: u32| self.workspace(ws).target.clone();
         let mut failures: Vec<_> =
             self.failures.iter().map(|(t, f)| (t.clone(), f.retry_at > now, f.retry_is_owed)).collect();
         failures.sort();
         View {
             workspaces,
-            open_queue: self.open_queue.iter(&self.open_queue_links).map(stands).collect(),
+            ready: self.fair.ready().map(target).collect(),
+            later: self.fair.later().map(target).collect(),
+            promised: (
+                self.promised.is_some(),
+                self.promised.is_some_and(|at| self.next_moment().is_none_or(|next| next > at)),
+            ),
             closed: self.closed,
             failures,
             opens: (self.permits_taken, self.slow_opens),
@@ -202,19 +215,35 @@ impl<C> Registry<C> {
 
     fn workspace_view(&self, id: u32, now: Instant) -> WorkspaceView {
         let ws = self.workspace(id);
-        let idle_since = ws.idle.iter(&self.idle_links).filter_map(|conn| self.idle_since(conn));
-        let retiring = self.conns.iter().filter(|(_, conn)| {
-            conn.workspace == id
-                && matches!(conn.state, ConnState::InUse)
-                && conn.retire_at.is_some_and(|at| at <= now)
-        });
+        let candidates = ws.idle.iter(&self.idle_links).filter(|id| !self.lingering_links.is_linked(*id));
+        let idle_since = candidates.filter_map(|id| self.idle_since(id));
+        let idle_nanos: Vec<_> =
+            idle_since.map(|then| now.saturating_duration_since(then).as_nanos()).collect();
+        let quantum = self.costs.quantum(self.config.quantum);
+        let in_use = || {
+            let in_use =
+                |conn: &Conn<C>| conn.workspace == id && matches!(conn.state, ConnState::InUse { .. });
+            self.conns.iter().map(|(_, conn)| conn).filter(move |conn| in_use(conn))
+        };
+        let retiring = in_use().filter(|conn| conn.retire_at.is_some_and(|at| at <= now));
+        let matured = in_use().filter(|conn| now.saturating_duration_since(conn.opened_at) >= quantum);
+        let least = self.workspaces.iter().map(|(_, ws)| ws.account.used()).min().unwrap_or_default();
         WorkspaceView {
             target: ws.target.clone(),
             in_use: ws.in_use,
             retiring: u32_of(retiring.count()),
-            opening: OpeningView::from(&ws.opening),
+            matured: u32_of(matured.count()),
+            opening: ws.opens.under_way,
+            outdated: u32::from(ws.opens.valid_from > 0) * ws.opens.counted(),
+            given_up: ws.opens.given_up,
+            has_succeeded: ws.opens.has_succeeded,
+            known: ws.existence as u8,
+            turns_ahead: super::fair::turns(ws.account.used() - least, self.turn()),
+            is_patient: ws.patient_until.is_some(),
+            comes_back: ws.comes_back,
             closing: ws.closing,
-            idle_nanos: idle_since.map(|then| now.saturating_duration_since(then).as_nanos()).collect(),
+            lingering: ws.idle.len() - u32_of(idle_nanos.len()),
+            idle_nanos,
             waiting: ws.waiters.len(),
             unclaimed: ws.unclaimed,
             closers: ws.closers,
@@ -225,7 +254,7 @@ impl<C> Registry<C> {
     pub fn in_use(&self, target: Option<&Target>) -> Vec<ConnectionId> {
         self.conns
             .iter()
-            .filter(|(_, entry)| matches!(entry.state, ConnState::InUse))
+            .filter(|(_, entry)| matches!(entry.state, ConnState::InUse { .. }))
             .filter(|(_, entry)| target.is_none_or(|t| self.workspace(entry.workspace).target == *t))
             .map(|(_, entry)| entry.id)
             .collect()
@@ -234,7 +263,7 @@ impl<C> Registry<C> {
     fn idle_since(&self, id: u32) -> Option<Instant> {
         match self.conns[id as usize].state {
             ConnState::Idle { since, .. } => Some(since),
-            ConnState::InUse => None,
+            ConnState::InUse { .. } => None,
         }
     }
 }

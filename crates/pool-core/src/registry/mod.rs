@@ -4,24 +4,30 @@
 //! not do I/O if it wanted to.
 //!
 //! The transitions, by file:
-//! - `acquire`: `acquire`, `checked`, `replace`, `claim`, `cancel_wait`;
-//! - `open`: `opened`, `open_failed`, `open_is_slow`, `open_given_up`, `retry`, `clear_failure`;
+//! - `acquire`: `acquire`, `try_acquire`, `checked`, `replace`, `claim`, `cancel_wait`;
+//! - `open`: `opened`, `open_failed`, `open_is_slow`, `open_given_up`, `looked_up`, `retry`, `clear_failure`;
 //! - `release`: `release`, `discard`, `discard_broken`, `closed`, `close_is_slow`, `expire`, `retire_on_return`;
 //! - `gone`: `vanished` and `cut`, for sessions that ended behind the registry's back;
 //! - `closing`: `begin_close`, `end_close`, `close_all`;
-//! - `waiters`: who is served next; called at the end of every transition;
+//! - `adjust`: `set_limits`, `set_terms`;
+//! - `schedule`: who gets the next slot, and for how long, at the end of every transition; `due`;
+//! - `fair`, `cost`, `grant`: whose turn it is; what a switch costs; who of a target is served;
 //! - `invariants`: `check`, every law that holds between transitions, and `view`.
 
 mod acquire;
+mod adjust;
 mod closing;
+mod cost;
+mod fair;
 mod gone;
+mod grant;
 mod invariants;
 mod open;
 mod planted;
 mod release;
-mod waiters;
+mod schedule;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -36,8 +42,13 @@ use crate::policy::EvictionPolicy;
 use crate::stats::{Counts, ShareStats};
 use crate::token::Leased;
 
+use cost::Costs;
+use fair::{Account, Fair};
+
 pub use acquire::{Acquire, CancelledWait, Claim};
-pub use invariants::{Broken, OpeningView, View, WorkspaceView};
+pub use adjust::Terms;
+pub use cost::{CLOSE_DEFAULT, LEASE_DEFAULT, OPEN_DEFAULT, QUANTUM_MAX, QUANTUM_MIN};
+pub use invariants::{Broken, View, WorkspaceView};
 #[cfg(feature = "planted-bugs")]
 pub use planted::Bug;
 
@@ -50,9 +61,14 @@ pub struct RegistryConfig {
     pub per_target: u32,
     /// Opens under way at a time; one that is known to be slow does not count.
     pub opens: u32,
-    /// How long another target may stand in the open queue before a connection that comes back is
-    /// closed for it, although its own target has callers waiting. About one connect.
-    pub turn: Duration,
+    /// How long a connection serves its target before it is closed for another one, although its own has callers
+    /// waiting. None: six times the measured price of a switch, from 10 ms to 1 s.
+    pub quantum: Option<Duration>,
+    /// Callers that may wait for one target; more are refused.
+    pub waiting_per_target: u32,
+    /// Whether a connection of another target is closed only for a target that is known to exist; the world is asked
+    /// ([`Effects::look_ups`](crate::Effects::look_ups)). The system target exists.
+    pub look_up: bool,
     /// A connection idle longer than this is to be checked before use.
     pub check_after: Duration,
     /// A connection idle longer than this is closed by `expire`; none keeps it for ever.
@@ -70,7 +86,9 @@ impl RegistryConfig {
             limit,
             per_target,
             opens: crate::limits::OPENS_DEFAULT,
-            turn: Duration::from_millis(3),
+            quantum: None,
+            waiting_per_target: crate::limits::WAITING_PER_WORKSPACE_DEFAULT,
+            look_up: false,
             check_after: Duration::from_millis(500),
             idle_timeout: Some(Duration::from_mins(5)),
             backoff_first: Duration::from_millis(50),
@@ -90,9 +108,22 @@ pub struct Registry<C> {
     idle_links: Links,
     waiters: Slab<Waiter<C>>,
     waiter_links: Links,
-    /// The targets that want to open and may, in turn.
-    open_queue: Chain,
-    open_queue_links: Links,
+    /// The targets that want a slot, in the order of what they have had.
+    fair: Fair,
+    costs: Costs,
+    /// What has been set for single targets; most have no entry.
+    terms: HashMap<Target, Terms>,
+    /// When the patience of a target ends.
+    moments: BTreeSet<(Instant, u32)>,
+    /// Connections that have had their turn and serve on because no permit is free: the one that has served longest first.
+    overdue: BTreeSet<(Instant, u32)>,
+    /// Idle connections that are kept for their targets a moment longer, first the one whose moment ends first.
+    lingering: Chain,
+    lingering_links: Links,
+    /// The moment at which the world was asked to call `due`.
+    promised: Option<Instant>,
+    /// How many opens have been started.
+    next_open: u64,
     /// Opens that count against the limit on simultaneous ones.
     permits_taken: u32,
     /// Opens that do not any more, because they are slow.
@@ -115,49 +146,70 @@ pub struct Registry<C> {
 struct Workspace {
     target: Target,
     in_use: u32,
-    opening: Opening,
+    opens: Opens,
     closing: u32,
     /// Most recently used at the back.
     idle: Chain,
     /// First come at the front; only the queued ones.
     waiters: Chain,
-    /// Waiters that have been unclaimed and have not fetched the answer yet.
+    /// Waiters that have been answered and have not claimed the answer yet.
     unclaimed: u32,
     /// How many closes of this target are under way; it takes no new work until they end.
     closers: u32,
-    /// Since when this target has stood in the open queue.
-    queued_since: Option<Instant>,
+    /// What it has had of the slots, and where it stands in the order of those that want one.
+    account: Account,
+    /// The most connections that it may have.
+    ceiling: u32,
+    /// What it may be counted with: its ceiling, and after that was lowered whatever was counted then and is not gone.
+    ceiling_allowed: u32,
+    existence: Existence,
+    /// When its waiters will have waited without a break for as long as a switch takes; counted anew from each connection
+    /// that is opened for them.
+    patience_ends: Option<Instant>,
+    /// Until when it rather waits for a connection of its own; the same moment is in `moments`.
+    patient_until: Option<Instant>,
+    /// When a connection of it that another target wanted went idle, until it asks again.
+    went_idle_at: Option<Instant>,
+    /// Whether it asked again at once the last time.
+    comes_back: bool,
 }
 
-/// The one open that a target may have under way.
+/// The opens of one target.
 #[derive(Default)]
-enum Opening {
-    #[default]
-    None,
-    UnderWay,
-    /// The database was created after this open began, so that its failure means nothing.
-    Outdated,
-    /// It takes so long that its callers were told; it keeps its slot, since the server may count it.
-    GivenUp(Arc<DriverError>),
+struct Opens {
+    under_way: u32,
+    /// Opens that took so long that the callers were told; they keep their slots, since the server may count them.
+    given_up: u32,
+    /// Why the last one was given up.
+    why: Option<Arc<DriverError>>,
+    /// The number of the first open that began after the database was created: the failure of an earlier one means nothing.
+    valid_from: u64,
+    has_succeeded: bool,
 }
 
-impl Opening {
-    fn is_some(&self) -> bool {
-        !matches!(self, Self::None)
-    }
+/// What is known of a target's database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Existence {
+    Unknown,
+    /// The world has been asked.
+    Asked,
+    Known,
 }
 
 struct Conn<C> {
     id: ConnectionId,
     workspace: u32,
     slot: Slot,
+    opened_at: Instant,
     retire_at: Option<Instant>,
+    /// Idle, and kept for its target until then.
+    lingers_until: Option<Instant>,
     state: ConnState<C>,
 }
 
 enum ConnState<C> {
     Idle { conn: C, since: Instant },
-    InUse,
+    InUse { since: Instant },
 }
 
 struct Waiter<C> {
@@ -212,8 +264,15 @@ impl<C> Registry<C> {
             idle_links: Links::default(),
             waiters: Slab::new(),
             waiter_links: Links::default(),
-            open_queue: Chain::default(),
-            open_queue_links: Links::default(),
+            fair: Fair::default(),
+            costs: Costs::default(),
+            terms: HashMap::new(),
+            moments: BTreeSet::new(),
+            overdue: BTreeSet::new(),
+            lingering: Chain::default(),
+            lingering_links: Links::default(),
+            promised: None,
+            next_open: 0,
             permits_taken: 0,
             slow_opens: 0,
             slow_closes: 0,
@@ -251,12 +310,7 @@ impl<C> Registry<C> {
     pub fn target_counts(&self, target: &Target) -> Counts {
         let Some(ws) = self.by_target.get(target) else { return Counts::default() };
         let ws = self.workspace(*ws);
-        Counts {
-            in_use: ws.in_use,
-            idle: ws.idle.len(),
-            opening: u32::from(ws.opening.is_some()),
-            closing: ws.closing,
-        }
+        Counts { in_use: ws.in_use, idle: ws.idle.len(), opening: ws.opens.counted(), closing: ws.closing }
     }
 
     /// Whether no connection of `target` is left in any state.
@@ -311,26 +365,46 @@ impl<C> Registry<C> {
         if let Some(ws) = self.by_target.get(target) {
             return *ws;
         }
+        let terms = self.terms_of(target);
+        let exists = !self.config.look_up || *target == Target::System;
         let ws = u32_of(self.workspaces.insert(Workspace {
             target: target.clone(),
             in_use: 0,
-            opening: Opening::None,
+            opens: Opens::default(),
             closing: 0,
             idle: Chain::default(),
             waiters: Chain::default(),
             unclaimed: 0,
             closers: 0,
-            queued_since: None,
+            account: self.fair.account(target, terms.weight),
+            ceiling: terms.ceiling(self.config.per_target),
+            ceiling_allowed: terms.ceiling(self.config.per_target),
+            existence: if exists { Existence::Known } else { Existence::Unknown },
+            patience_ends: None,
+            patient_until: None,
+            went_idle_at: None,
+            comes_back: false,
         }));
         self.by_target.insert(target.clone(), ws);
         ws
     }
 }
 
+impl Opens {
+    fn counted(&self) -> u32 {
+        self.under_way + self.given_up
+    }
+}
+
 impl Workspace {
     /// What counts against the ceiling of one target.
     fn counted(&self) -> u32 {
-        self.in_use + self.idle.len() + u32::from(self.opening.is_some()) + self.closing
+        self.in_use + self.idle.len() + self.opens.counted() + self.closing
+    }
+
+    fn set_ceiling(&mut self, ceiling: u32) {
+        self.ceiling = ceiling;
+        self.ceiling_allowed = self.counted().max(ceiling);
     }
 
     fn is_spent(&self) -> bool {

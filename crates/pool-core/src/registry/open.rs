@@ -1,12 +1,13 @@
-//! Opens: single flight per target, outliving the caller that asked, failing to those who wait.
+//! Opens: one for a target until its first success, then as many as it has waiters; they outlive the callers that
+//! asked, and fail to those who wait.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::planted::Bug;
-use super::{Conn, ConnState, Failure, Opening, Registry, u32_of};
-use crate::budget::{SlotState, take_one};
-use crate::error::{AcquireError, DriverError};
+use super::{Conn, ConnState, Existence, Failure, Registry, u32_of};
+use crate::budget::{Slot, SlotState, take_one};
+use crate::error::{AcquireError, DriverError, DriverErrorKind};
 use crate::ids::{ConnectionId, Target};
 use crate::token::{Effects, LeaseDebt, OpenWork};
 
@@ -20,15 +21,28 @@ impl<C> Registry<C> {
         retire_at: Option<Instant>,
         now: Instant,
     ) -> (ConnectionId, Effects<C>) {
-        let OpenWork { target, workspace: ws, mut slot, holds_permit } = work;
-        self.end_open(ws, holds_permit);
+        let Open { ws, target, mut slot, took, .. } = self.end_open(work, now);
+        self.costs.opened_in(took);
         self.failures.remove(&target);
         self.totals.opened += 1;
         self.budget.shift(&mut slot, SlotState::InUse);
-        self.workspace_mut(ws).in_use += 1;
+        let workspace = self.workspace_mut(ws);
+        workspace.in_use += 1;
+        workspace.existence = Existence::Known;
+        workspace.opens.has_succeeded = true;
+        workspace.patience_ends = None;
         let vacant = self.conns.vacant_entry();
         let id = ConnectionId::new(u32_of(vacant.key()), self.next_serial);
-        vacant.insert(Conn { id, workspace: ws, slot, retire_at, state: ConnState::InUse });
+        let state = ConnState::InUse { since: now };
+        vacant.insert(Conn {
+            id,
+            workspace: ws,
+            slot,
+            opened_at: now,
+            retire_at,
+            lingers_until: None,
+            state,
+        });
         self.next_serial = self.next_serial.wrapping_add(1);
         let mut effects = Effects::default();
         self.assign(LeaseDebt { id }, conn, now, &mut effects);
@@ -39,8 +53,7 @@ impl<C> Registry<C> {
     /// An open failed. The slot goes back; the waiters that nothing else can serve are told why; the
     /// next open for this target waits for the pause to pass (law O3).
     pub fn open_failed(&mut self, work: OpenWork, error: Arc<DriverError>, now: Instant) -> Effects<C> {
-        let OpenWork { target, workspace: ws, slot, holds_permit } = work;
-        let was = self.end_open(ws, holds_permit);
+        let Open { ws, target, slot, number, .. } = self.end_open(work, now);
         if self.has_bug(Bug::SlotLeakedOnFailedOpen) {
             std::mem::forget(slot);
         } else {
@@ -48,7 +61,10 @@ impl<C> Registry<C> {
         }
         self.totals.open_failures += 1;
         let mut effects = Effects::default();
-        if !matches!(was, Opening::Outdated) {
+        if number >= self.workspace(ws).opens.valid_from {
+            if error.kind == DriverErrorKind::DatabaseMissing && self.config.look_up {
+                self.workspace_mut(ws).existence = Existence::Unknown;
+            }
             self.back_off(&target, Arc::clone(&error), now);
             self.fail_unserved(ws, &error, now, &mut effects);
         }
@@ -59,23 +75,35 @@ impl<C> Registry<C> {
     /// An open takes so long that it stops counting against the limit on simultaneous opens, so that a
     /// few hung databases cannot hold up the others (law O1). It keeps its slot. At most half of the
     /// budget goes to such opens.
-    pub fn open_is_slow(&mut self, work: &mut OpenWork) -> Effects<C> {
+    pub fn open_is_slow(&mut self, work: &mut OpenWork, now: Instant) -> Effects<C> {
         let mut effects = Effects::default();
         if work.holds_permit && self.slow_opens < (self.config.limit / 2).max(1) {
             work.holds_permit = false;
             take_one(&mut self.permits_taken, &mut self.totals.miscounts);
             self.slow_opens += 1;
-            self.start_opens(&mut effects);
+            self.start_opens(now, &mut effects);
         }
         effects
     }
 
     /// An open has taken longer than anybody should wait: its waiters are told, and so is everybody who
     /// asks until it ends. It keeps its slot, since the server may count it, and is still to be reported.
-    pub fn open_given_up(&mut self, work: &OpenWork, error: Arc<DriverError>, now: Instant) -> Effects<C> {
+    pub fn open_given_up(
+        &mut self,
+        work: &mut OpenWork,
+        error: Arc<DriverError>,
+        now: Instant,
+    ) -> Effects<C> {
         let ws = work.workspace;
         let mut effects = Effects::default();
-        self.workspace_mut(ws).opening = Opening::GivenUp(Arc::clone(&error));
+        if std::mem::replace(&mut work.given_up, true) {
+            return effects;
+        }
+        self.charge(ws, now);
+        self.one_less(ws, |ws| &mut ws.opens.under_way);
+        let opens = &mut self.workspace_mut(ws).opens;
+        opens.given_up += 1;
+        opens.why = Some(Arc::clone(&error));
         self.back_off(&work.target, Arc::clone(&error), now);
         self.fail_unserved(ws, &error, now, &mut effects);
         self.settle(ws, now, &mut effects);
@@ -97,12 +125,39 @@ impl<C> Registry<C> {
     /// Forgets that opens for `target` failed: its database has just been created.
     pub fn clear_failure(&mut self, target: &Target, now: Instant) -> Effects<C> {
         self.failures.remove(target);
-        if let Some(ws) = self.by_target.get(target).copied()
-            && let opening @ Opening::UnderWay = &mut self.workspace_mut(ws).opening
-        {
-            *opening = Opening::Outdated;
+        if let Some(ws) = self.by_target.get(target).copied() {
+            let next = self.next_open + 1;
+            let workspace = self.workspace_mut(ws);
+            workspace.opens.valid_from = next;
+            workspace.existence = Existence::Known;
         }
         self.retry(target, now)
+    }
+
+    /// The answer about one of [`Effects::look_ups`]: `target` exists, or it does not, as `missing` says. An answer that
+    /// came too late to matter is ignored; whoever cannot tell says that it exists, and the open shows the truth.
+    pub fn looked_up(
+        &mut self,
+        target: &Target,
+        missing: Option<Arc<DriverError>>,
+        now: Instant,
+    ) -> Effects<C> {
+        let mut effects = Effects::default();
+        let Some(ws) = self.by_target.get(target).copied() else { return effects };
+        if self.workspace(ws).existence != Existence::Asked {
+            return effects;
+        }
+        match missing {
+            None => self.workspace_mut(ws).existence = Existence::Known,
+            Some(error) => {
+                self.workspace_mut(ws).existence = Existence::Unknown;
+                self.totals.open_failures += 1;
+                self.back_off(target, Arc::clone(&error), now);
+                self.fail_unserved(ws, &error, now, &mut effects);
+            }
+        }
+        self.settle(ws, now, &mut effects);
+        effects
     }
 
     /// Why the last open for `target` failed, while that is fresh.
@@ -120,13 +175,22 @@ impl<C> Registry<C> {
         self.failures.retain(|_, failure| failure.retry_is_owed || failure.retry_at + keep > now);
     }
 
-    fn end_open(&mut self, ws: u32, holds_permit: bool) -> Opening {
+    fn end_open(&mut self, work: OpenWork, now: Instant) -> Open {
+        let OpenWork { target, workspace: ws, slot, holds_permit, given_up, number, began } = work;
+        self.charge(ws, now);
         if holds_permit {
             take_one(&mut self.permits_taken, &mut self.totals.miscounts);
         } else {
             take_one(&mut self.slow_opens, &mut self.totals.miscounts);
         }
-        std::mem::take(&mut self.workspace_mut(ws).opening)
+        if given_up {
+            self.one_less(ws, |ws| &mut ws.opens.given_up);
+            let opens = &mut self.workspace_mut(ws).opens;
+            opens.why = opens.why.take().filter(|_| opens.given_up > 0);
+        } else {
+            self.one_less(ws, |ws| &mut ws.opens.under_way);
+        }
+        Open { ws, target, slot, number, took: now.saturating_duration_since(began) }
     }
 
     fn back_off(&mut self, target: &Target, error: Arc<DriverError>, now: Instant) {
@@ -136,16 +200,26 @@ impl<C> Registry<C> {
         self.failures.insert(target.clone(), failure);
     }
 
-    /// Tells the waiters why there is no connection, unless one in use may come back to them.
+    /// Tells the waiters why there is no connection, unless one in use may come back to them, or another open serve them.
     fn fail_unserved(&mut self, ws: u32, error: &Arc<DriverError>, now: Instant, effects: &mut Effects<C>) {
         let workspace = self.workspace(ws);
-        if workspace.in_use > 0 {
+        if workspace.in_use > 0 || workspace.opens.under_way > 0 {
             return;
         }
         let failure = self.failures.get(&workspace.target);
         let pause = failure.map(|failure| failure.retry_at.saturating_duration_since(now));
         let told = open_error(&workspace.target, error, pause.unwrap_or_default());
         self.fail_waiters(ws, &told, effects);
+    }
+
+    /// Waiters whose last connection has gone while an open was given up have nothing left to wait for (law O6).
+    pub(super) fn fail_the_hopeless(&mut self, ws: u32, now: Instant, effects: &mut Effects<C>) {
+        let workspace = self.workspace(ws);
+        if let Some(error) = workspace.opens.why.clone()
+            && !workspace.waiters.is_empty()
+        {
+            self.fail_unserved(ws, &error, now, effects);
+        }
     }
 
     /// Asks to be called when the pause of a target is over, if somebody waits for that.
@@ -161,6 +235,15 @@ impl<C> Registry<C> {
             effects.retry_at = Some((workspace.target.clone(), failure.retry_at));
         }
     }
+}
+
+/// An open that has ended.
+struct Open {
+    ws: u32,
+    target: Target,
+    slot: Slot,
+    number: u64,
+    took: Duration,
 }
 
 pub(super) fn open_error(target: &Target, error: &Arc<DriverError>, retry_in: Duration) -> AcquireError {

@@ -1,6 +1,8 @@
 //! Bugs planted on purpose, so that the checks can prove that they bite. Without the feature
 //! `planted-bugs` the answer to [`Registry::has_bug`] is a constant, and the compiler removes them.
 
+use std::time::Instant;
+
 use super::Registry;
 #[cfg(feature = "planted-bugs")]
 use super::{Waiter, WaiterState};
@@ -29,11 +31,15 @@ pub enum Bug {
     EvictsInUse,
     /// A connection is never closed for the turn of another target.
     NeverYields,
-    /// A target that wants to open goes to the front of the open queue.
+    /// A connection is closed for another target before it has served its own for a quantum.
+    YieldsEarly,
+    /// The world is not asked to come back when patience ends.
+    ForgottenMoment,
+    /// The target that has had most is served first.
     UnfairTurn,
     /// The youngest waiter is served first.
     LastComeFirstServed,
-    /// An unclaimed waiter is not woken.
+    /// An answered waiter is not woken.
     LostWakeUp,
     /// A retry after a failed open is asked of nobody.
     ForgottenRetry,
@@ -72,8 +78,8 @@ impl<C> Registry<C> {
     }
 
     /// Closes a connection that was granted and not yet fetched, if a bug says so, and nothing is idle.
-    pub(super) fn evict_wrongly(&mut self, effects: &mut Effects<C>) {
-        if !self.has_bug(Bug::EvictsInUse) || self.open_queue.is_empty() || self.slots_coming() > 0 {
+    pub(super) fn evict_wrongly(&mut self, now: Instant, effects: &mut Effects<C>) {
+        if !self.has_bug(Bug::EvictsInUse) || self.fair.ready_len() == 0 || self.slots_coming() > 0 {
             return;
         }
         let granted = |waiter: &Waiter<C>| matches!(waiter.state, WaiterState::Granted { .. });
@@ -84,7 +90,7 @@ impl<C> Registry<C> {
             let workspace = &mut self.workspaces[ws as usize];
             workspace.unclaimed -= 1;
             workspace.waiters.push_front(&mut self.waiter_links, id);
-            self.retire_leased(leased.debt, leased.conn, CloseReason::Evicted, effects);
+            self.retire_leased(leased.debt, leased.conn, CloseReason::Evicted, now, effects);
         }
     }
 }
@@ -100,5 +106,5 @@ impl<C> Registry<C> {
         None
     }
 
-    pub(super) const fn evict_wrongly(&self, _: &Effects<C>) {}
+    pub(super) const fn evict_wrongly(&self, _: Instant, _: &Effects<C>) {}
 }

@@ -42,14 +42,16 @@ impl<C> Registry<C> {
         }
         let ws = self.conns[debt.id.index() as usize].workspace;
         let mut effects = Effects::default();
-        self.retire_leased(debt, conn, reason, &mut effects);
+        self.retire_leased(debt, conn, reason, now, &mut effects);
         self.settle(ws, now, &mut effects);
         effects
     }
 
     /// The server no longer counts a connection: its slot is free.
     pub fn closed(&mut self, debt: CloseDebt, now: Instant) -> Effects<C> {
-        let CloseDebt { workspace: ws, slot, is_slow, .. } = debt;
+        let CloseDebt { workspace: ws, slot, is_slow, began, .. } = debt;
+        self.charge(ws, now);
+        self.costs.closed_in(now.saturating_duration_since(began));
         if is_slow {
             take_one(&mut self.slow_closes, &mut self.totals.miscounts);
         }
@@ -64,11 +66,11 @@ impl<C> Registry<C> {
     }
 
     /// A close takes so long that nobody should count on its slot: room is made elsewhere.
-    pub fn close_is_slow(&mut self, debt: &mut CloseDebt) -> Effects<C> {
+    pub fn close_is_slow(&mut self, debt: &mut CloseDebt, now: Instant) -> Effects<C> {
         let mut effects = Effects::default();
         if !std::mem::replace(&mut debt.is_slow, true) {
             self.slow_closes += 1;
-            self.start_opens(&mut effects);
+            self.start_opens(now, &mut effects);
         }
         effects
     }
@@ -90,33 +92,42 @@ impl<C> Registry<C> {
             .iter()
             .filter_map(|(_, entry)| match entry.state {
                 ConnState::Idle { since, .. } => Some((entry.id, due(entry.retire_at, since)?)),
-                ConnState::InUse => None,
+                ConnState::InUse { .. } => None,
             })
             .collect();
-        let closes = expired.into_iter().map(|(id, reason)| self.retire_idle(id, reason)).collect();
+        let closes = expired.into_iter().map(|(id, reason)| self.retire_idle(id, reason, now)).collect();
         Effects { closes, ..Effects::default() }
     }
 
     /// Takes a clean connection back: retired if its time has come, else placed.
     pub(super) fn take_back(&mut self, debt: LeaseDebt, conn: C, now: Instant, effects: &mut Effects<C>) {
-        let lived = self.conns[debt.id.index() as usize].retire_at.is_some_and(|at| at <= now);
-        if lived && !self.closed {
-            return self.retire_leased(debt, conn, CloseReason::Lifetime, effects);
+        let entry = &self.conns[debt.id.index() as usize];
+        let ws = entry.workspace;
+        let lived = entry.retire_at.is_some_and(|at| at <= now);
+        if let ConnState::InUse { since } = entry.state {
+            self.costs.leased_for(now.saturating_duration_since(since));
         }
-        if self.must_yield(self.conns[debt.id.index() as usize].workspace, now) {
-            return self.retire_leased(debt, conn, CloseReason::Yielded, effects);
+        if lived && !self.closed {
+            return self.retire_leased(debt, conn, CloseReason::Lifetime, now, effects);
+        }
+        if self.is_over_the_limit(ws) {
+            return self.retire_leased(debt, conn, CloseReason::LimitLowered, now, effects);
+        }
+        if self.must_yield(ws, debt.id, now) {
+            return self.retire_leased(debt, conn, CloseReason::Yielded, now, effects);
         }
         self.assign(debt, conn, now, effects);
     }
 
     /// Decides what a connection that nobody holds is for: a close under way, its own target's eldest
-    /// waiter, or the idle set. One that was just opened comes here directly: it is its target's turn.
+    /// waiter, or the idle set. A new connection skips the turn check, because its target already won the turn that
+    /// opened it.
     pub(super) fn assign(&mut self, debt: LeaseDebt, conn: C, now: Instant, effects: &mut Effects<C>) {
         let ws = self.conns[debt.id.index() as usize].workspace;
         if self.closed {
-            self.retire_leased(debt, conn, CloseReason::PoolClosed, effects);
+            self.retire_leased(debt, conn, CloseReason::PoolClosed, now, effects);
         } else if self.workspace(ws).closers > 0 {
-            self.retire_leased(debt, conn, CloseReason::WorkspaceClosed, effects);
+            self.retire_leased(debt, conn, CloseReason::WorkspaceClosed, now, effects);
         } else if self.workspace(ws).waiters.is_empty() {
             self.make_idle(debt, conn, now);
         } else {
@@ -132,6 +143,13 @@ impl<C> Registry<C> {
         }
     }
 
+    /// Whether a connection of `ws` that comes back is one too many: the limit was lowered, or the target's ceiling.
+    fn is_over_the_limit(&self, ws: u32) -> bool {
+        let workspace = self.workspace(ws);
+        self.budget.counted().saturating_sub(self.slots_coming()) > self.budget.limit()
+            || workspace.counted().saturating_sub(workspace.closing) > workspace.ceiling
+    }
+
     pub(super) fn note_breakage(&mut self, now: Instant) {
         self.broken_at = Some(now);
     }
@@ -142,44 +160,65 @@ impl<C> Registry<C> {
         debt: LeaseDebt,
         conn: C,
         reason: CloseReason,
+        now: Instant,
         effects: &mut Effects<C>,
     ) {
         let ws = self.conns[debt.id.index() as usize].workspace;
+        self.charge(ws, now);
         self.one_less(ws, |ws| &mut ws.in_use);
-        effects.closes.push(self.retire(debt.id, conn, reason));
+        effects.closes.push(self.retire(debt.id, conn, reason, now));
     }
 
     /// Turns an idle connection into a close.
-    pub(super) fn retire_idle(&mut self, id: ConnectionId, reason: CloseReason) -> CloseWork<C> {
+    pub(super) fn retire_idle(
+        &mut self,
+        id: ConnectionId,
+        reason: CloseReason,
+        now: Instant,
+    ) -> CloseWork<C> {
+        self.no_candidate(id);
         let entry = &mut self.conns[id.index() as usize];
-        let ConnState::Idle { conn, .. } = std::mem::replace(&mut entry.state, ConnState::InUse) else {
+        let in_use = ConnState::InUse { since: now };
+        let ConnState::Idle { conn, .. } = std::mem::replace(&mut entry.state, in_use) else {
             unreachable!("only idle connections are retired from the idle set")
         };
         let ws = entry.workspace;
-        self.policy.removed(id);
+        self.charge(ws, now);
         self.workspaces[ws as usize].idle.remove(&mut self.idle_links, id.index());
-        self.retire(id, conn, reason)
+        self.retire(id, conn, reason, now)
     }
 
-    fn retire(&mut self, id: ConnectionId, conn: C, reason: CloseReason) -> CloseWork<C> {
+    fn retire(&mut self, id: ConnectionId, conn: C, reason: CloseReason, now: Instant) -> CloseWork<C> {
         let entry = self.conns.remove(id.index() as usize);
+        self.overdue.remove(&(entry.opened_at, id.index()));
         let (ws, mut slot) = (entry.workspace, entry.slot);
         self.budget.shift(&mut slot, SlotState::Closing);
         self.totals.evicted += u64::from(matches!(reason, CloseReason::Evicted | CloseReason::Yielded));
         let workspace = self.workspace_mut(ws);
         workspace.closing += 1;
         let target = workspace.target.clone();
-        CloseWork { conn, debt: CloseDebt { target, id, workspace: ws, slot, reason, is_slow: false } }
+        let debt = CloseDebt { target, id, workspace: ws, slot, reason, is_slow: false, began: now };
+        CloseWork { conn, debt }
     }
 
     fn make_idle(&mut self, debt: LeaseDebt, conn: C, now: Instant) {
         let id = debt.id;
+        let entry = &self.conns[id.index() as usize];
+        let (ws, opened_at) = (entry.workspace, entry.opened_at);
+        self.charge(ws, now);
+        self.overdue.remove(&(opened_at, id.index()));
+        let lingers_until = self.lingers_until(ws, opened_at, now);
         let entry = &mut self.conns[id.index() as usize];
         entry.state = ConnState::Idle { conn, since: now };
+        entry.lingers_until = lingers_until;
         self.budget.shift(&mut entry.slot, SlotState::Idle);
-        let workspace = &mut self.workspaces[entry.workspace as usize];
+        let workspace = &mut self.workspaces[ws as usize];
         take_one(&mut workspace.in_use, &mut self.totals.miscounts);
         workspace.idle.push_back(&mut self.idle_links, id.index());
-        self.policy.touched(id);
+        if lingers_until.is_some() {
+            self.lingering.push_back(&mut self.lingering_links, id.index());
+        } else {
+            self.policy.touched(id, &workspace.target);
+        }
     }
 }

@@ -15,7 +15,7 @@ fn o1_a_hung_open_neither_blocks_other_opens_nor_keeps_its_permit() {
     let mut hung = world.opens.remove(0);
     let other = world.ask("other");
     assert_eq!(world.asked, nothing(), "one open at a time here");
-    let effects = world.registry.open_is_slow(&mut hung);
+    let effects = world.registry.open_is_slow(&mut hung, world.now);
     world.take(effects);
     assert_eq!(world.asked, opens(&["other"]));
     assert_eq!(world.open_all(), [target("other")]);
@@ -256,8 +256,8 @@ fn o4_a_failure_from_before_the_creation_is_not_told() {
 fn o1_an_open_that_was_given_up_tells_everybody_and_takes_one_slot() {
     let mut world = World::new(4, 4);
     let ticket = world.ask("hung");
-    let work = world.opens.remove(0);
-    let effects = world.registry.open_given_up(&work, refused(), world.now);
+    let mut work = world.opens.remove(0);
+    let effects = world.registry.open_given_up(&mut work, refused(), world.now);
     world.take(effects);
     assert!(matches!(world.claim(ticket), Claim::Failed(AcquireError::OpenFailed { .. })));
     world.pass(Duration::from_hours(1));
@@ -278,7 +278,7 @@ fn o1_a_hung_close_delays_no_other() {
     }
     let _d = world.ask("d");
     let (_, mut hung) = world.closes.remove(0).split();
-    let effects = world.registry.close_is_slow(&mut hung);
+    let effects = world.registry.close_is_slow(&mut hung, world.now);
     world.take(effects);
     assert_eq!(world.asked, closes(&["b"], CloseReason::Evicted), "room is made elsewhere");
     let effects = world.registry.closed(hung, world.now);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use pool_core::{
     Acquire, Claim, CloseDebt, ConnectionId, Effects, LeaseDebt, Lru, OpenWork, Registry, RegistryConfig,
-    Target, Ticket,
+    Target, Terms, Ticket,
 };
 
 use crate::world::{Conn, refused, target};
@@ -21,6 +21,8 @@ struct Chaos {
     opens: Vec<OpenWork>,
     closes: Vec<CloseDebt>,
     retries: Vec<(Target, Instant)>,
+    due_at: Option<Instant>,
+    look_ups: Vec<Target>,
     tickets: Vec<(Ticket, Target)>,
     held: Vec<(Conn, LeaseDebt)>,
     closing: Vec<Target>,
@@ -37,6 +39,9 @@ impl Chaos {
         let limit = 1 + roll(4);
         let mut config = RegistryConfig::new(limit, 1 + roll(limit));
         config.opens = 1 + roll(3);
+        config.look_up = roll(2) == 0;
+        config.waiting_per_target = 2 + roll(40);
+        config.quantum = (roll(2) == 0).then(|| Duration::from_millis(3));
         config.idle_timeout = Some(Duration::from_millis(20));
         Self {
             dice,
@@ -46,6 +51,8 @@ impl Chaos {
             opens: Vec::new(),
             closes: Vec::new(),
             retries: Vec::new(),
+            due_at: None,
+            look_ups: Vec::new(),
             tickets: Vec::new(),
             held: Vec::new(),
             closing: Vec::new(),
@@ -69,6 +76,8 @@ impl Chaos {
         self.opens.extend(effects.opens);
         self.closes.extend(effects.closes.into_iter().map(|work| work.split().1));
         self.retries.extend(effects.retry_at);
+        self.due_at = effects.due_at.or(self.due_at);
+        self.look_ups.extend(effects.look_ups);
         effects.wakes.wake();
     }
 
@@ -99,6 +108,10 @@ impl Chaos {
 
     fn time_passes(&mut self, by: Duration) {
         self.now += by;
+        while self.due_at.take_if(|at| *at <= self.now).is_some() {
+            let effects = self.registry.due(self.now);
+            self.perform(effects);
+        }
         let now = self.now;
         let (due, later) = std::mem::take(&mut self.retries).into_iter().partition(|(_, at)| *at <= now);
         self.retries = later;
@@ -192,23 +205,32 @@ impl Chaos {
 
     fn something_is_slow(&mut self) {
         if let Some(mut work) = self.any(|world| &mut world.opens) {
-            let effects = self.registry.open_is_slow(&mut work);
+            let effects = self.registry.open_is_slow(&mut work, self.now);
             self.perform(effects);
             if self.roll(2) == 0 {
-                let effects = self.registry.open_given_up(&work, refused(), self.now);
+                let effects = self.registry.open_given_up(&mut work, refused(), self.now);
                 self.perform(effects);
             }
             self.opens.push(work);
         }
         if let Some(mut debt) = self.any(|world| &mut world.closes) {
-            let effects = self.registry.close_is_slow(&mut debt);
+            let effects = self.registry.close_is_slow(&mut debt, self.now);
             self.perform(effects);
             self.closes.push(debt);
         }
     }
 
     fn somebody_closes_or_creates(&mut self, whom: Target) {
-        let effects = match self.roll(10) {
+        let effects = match self.roll(13) {
+            10 => self.a_limit_changes(),
+            11 => {
+                let terms = Terms {
+                    weight: self.dice.u32(1..4),
+                    ceiling: (self.roll(2) == 0).then(|| self.dice.u32(1..4)),
+                };
+                self.registry.set_terms(&whom, terms, self.now)
+            }
+            12 => return self.a_look_up_ends(),
             0 => {
                 let effects = self.registry.begin_close(&whom, self.now);
                 self.closing.push(whom);
@@ -238,6 +260,23 @@ impl Chaos {
         self.perform(effects);
     }
 
+    fn a_limit_changes(&mut self) -> Effects<Conn> {
+        let limit = self.dice.u32(1..6);
+        let config = RegistryConfig {
+            opens: self.dice.u32(1..4),
+            ..RegistryConfig::new(limit, self.dice.u32(1..=limit))
+        };
+        self.registry.set_limits(&config, self.now)
+    }
+
+    fn a_look_up_ends(&mut self) {
+        if let Some(whom) = self.any(|world| &mut world.look_ups) {
+            let missing = (self.roll(3) == 0).then(refused);
+            let effects = self.registry.looked_up(&whom, missing, self.now);
+            self.perform(effects);
+        }
+    }
+
     /// Everything succeeds and everybody gives back; nobody may be left.
     fn wind_down(&mut self) {
         while let Some(whom) = self.closing.pop() {
@@ -246,6 +285,10 @@ impl Chaos {
         }
         for _ in 0..12_000 {
             self.time_passes(Duration::from_millis(1));
+            while let Some(whom) = self.look_ups.pop() {
+                let effects = self.registry.looked_up(&whom, None, self.now);
+                self.perform(effects);
+            }
             while let Some(work) = self.opens.pop() {
                 self.opened(work, None);
             }

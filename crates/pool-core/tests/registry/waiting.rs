@@ -141,7 +141,7 @@ fn w2_a_hung_close_does_not_end_the_turns() {
     let (_, mut hung) = world.closes.remove(0).split();
     let _quiet = world.ask("quiet");
     let _flood = world.ask("loud");
-    let effects = world.registry.close_is_slow(&mut hung);
+    let effects = world.registry.close_is_slow(&mut hung, world.now);
     world.take(effects);
     world.pass(Duration::from_millis(3));
     world.release(held);

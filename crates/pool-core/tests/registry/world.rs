@@ -11,6 +11,8 @@ use pool_core::{
 
 pub type Conn = u32;
 
+/// How long a connection serves its target before it yields, in worlds that do not say otherwise.
+pub const QUANTUM: Duration = Duration::from_millis(3);
 /// All that a transition asks for.
 pub type Asked = EffectsDescription<Conn>;
 
@@ -19,6 +21,8 @@ pub struct World {
     pub now: Instant,
     pub opens: Vec<OpenWork>,
     pub closes: Vec<CloseWork<Conn>>,
+    pub due_at: Option<Instant>,
+    pub look_ups: Vec<Target>,
     pub made: u32,
     pub belongs: HashMap<Conn, Target>,
     /// All that the last transition asked for.
@@ -50,7 +54,7 @@ pub fn refused() -> Arc<DriverError> {
 
 impl World {
     pub fn new(limit: u32, per_target: u32) -> Self {
-        Self::with(RegistryConfig::new(limit, per_target))
+        Self::with(RegistryConfig { quantum: Some(QUANTUM), ..RegistryConfig::new(limit, per_target) })
     }
 
     pub fn with(config: RegistryConfig) -> Self {
@@ -59,20 +63,32 @@ impl World {
             now: Instant::now(),
             opens: Vec::new(),
             closes: Vec::new(),
+            due_at: None,
+            look_ups: Vec::new(),
             made: 0,
             belongs: HashMap::new(),
             asked: nothing(),
         }
     }
 
+    /// Lets time pass, and calls the registry at each moment that it was promised.
     pub fn pass(&mut self, time: Duration) {
-        self.now += time;
+        let until = self.now + time;
+        while let Some(at) = self.due_at.filter(|at| *at <= until) {
+            self.due_at = None;
+            self.now = self.now.max(at);
+            let effects = self.registry.due(self.now);
+            self.take(effects);
+        }
+        self.now = until;
     }
 
     pub fn take(&mut self, effects: Effects<Conn>) {
         self.asked = effects.describe();
         self.opens.extend(effects.opens);
         self.closes.extend(effects.closes);
+        self.due_at = effects.due_at.or(self.due_at);
+        self.look_ups.extend(effects.look_ups);
         effects.wakes.wake();
         self.registry.check(self.now).unwrap();
     }

@@ -3,7 +3,8 @@
 
 use pool_core::{ConnectionId, Target, View};
 
-use super::world::{Caller, History, TURN, World};
+use super::parts::{Caller, History};
+use super::world::World;
 
 /// See the file's front page. Callers of one workspace are interchangeable, so they are sorted.
 #[derive(PartialEq, Eq, Hash)]
@@ -18,7 +19,9 @@ pub(super) struct Fingerprint {
     vanished: (bool, Option<usize>),
     closers: Vec<Closing>,
     retries: Vec<Target>,
+    look_ups: Vec<Target>,
     history: History,
+    limits: [u32; 2],
     left: [u32; 2],
 }
 
@@ -58,21 +61,20 @@ impl World {
             closers: closing.collect(),
             vanished: (self.vanished.is_some(), self.vanished.and_then(|id| self.age_rank(id))),
             retries: sorted(self.retries.iter().map(|(target, _)| target.clone()).collect()),
+            look_ups: sorted(self.look_ups.clone()),
             history: self.history,
-            left: [self.mishaps_left, self.turns_left],
+            limits: [self.budget, self.allowed],
+            left: [self.mishaps_left, self.quanta_left],
         }
     }
 
-    /// Times matter by their order (which was idle longest) or by a threshold (a turn); so they are kept as such.
+    /// Times matter by their order (which was idle longest) or by a threshold (a quantum); so they are kept as such.
     fn ranked_view(&self) -> View {
         let mut view = self.registry.view(self.now);
         let mut ages: Vec<u128> = view.workspaces.iter().flat_map(|ws| ws.idle_nanos.clone()).collect();
         ages.sort_unstable();
         for age in view.workspaces.iter_mut().flat_map(|ws| &mut ws.idle_nanos) {
             *age = ages.iter().position(|other| other == age).unwrap_or_default() as u128;
-        }
-        for (_, since) in &mut view.open_queue {
-            *since = u128::from(*since >= TURN.as_nanos());
         }
         view
     }

@@ -1,10 +1,13 @@
 //! The laws as an outsider sees them: by what the registry asks of the world, who is served with what, and in which
 //! order. The registry's own counts are not believed, but compared.
 
-use pool_core::{AcquireError, Broken, CloseReason, ConnectionId, Target, View};
+use std::time::Instant;
+
+use pool_core::{AcquireError, Broken, CloseReason, ConnectionId, Target, View, WorkspaceView};
 
 use super::Step;
-use super::world::{Caller, Conn, Live, TURN, World};
+use super::parts::{Caller, Conn, Live};
+use super::world::{QUANTUM, World};
 
 fn broken<T>(law: &'static str, what: String) -> Result<T, Broken> {
     Err(Broken { law, what })
@@ -17,6 +20,8 @@ impl World {
         let must_yield = self.must_yield(step, &before);
         self.step(step)?;
         self.registry.check(self.now)?;
+        let counted = self.counted(None);
+        self.allowed = self.budget.max(self.allowed.min(u32::try_from(counted).unwrap_or(u32::MAX)));
         self.check_budget()?;
         self.check_count()?;
         self.check_queues()?;
@@ -45,7 +50,8 @@ impl World {
                 format!("{} connections count as in use, and nobody holds them", counts.in_use),
             );
         }
-        if counts.total() as usize != self.live.len() {
+        // An open that was given up may never end.
+        if counts.total() as usize != self.live.len() + self.opens.len() {
             let (counted, live) = (counts.total(), self.live.len());
             return broken("S1", format!("{counted} connections are counted, {live} are open"));
         }
@@ -63,9 +69,9 @@ impl World {
 
     /// B1, B2: what the server counts.
     fn check_budget(&self) -> Result<(), Broken> {
-        let (counted, budget) = (self.counted(None), self.scenario.budget as usize);
-        if counted > budget {
-            return broken("B1", format!("the server may see {counted} connections of {budget}"));
+        let (counted, allowed) = (self.counted(None), self.allowed as usize);
+        if counted > allowed {
+            return broken("B1", format!("the server may see {counted} connections of {allowed}"));
         }
         let ceiling = self.scenario.per_workspace as usize;
         for target in self.targets.iter() {
@@ -105,16 +111,20 @@ impl World {
         broken("W4", format!("{queued} stand in the queues, {waiting} callers wait"))
     }
 
-    /// W2: no target that stood in the open queue was passed by one behind it.
+    /// W2: no target that stood ready, and had nothing, was passed by one behind it. (What a target has meanwhile may put
+    /// others before it.)
     fn check_turns(&self, before: &View) -> Result<(), Broken> {
         let after = self.registry.view(self.now);
-        let kept = |target: &Target, since: u128| {
-            after.open_queue.iter().any(|(other, now)| other == target && *now >= since)
+        let has_nothing = |target: &Target| {
+            let its = before.workspaces.iter().find(|ws| ws.target == *target);
+            its.is_some_and(|ws| ws.in_use + ws.opening + ws.closing == 0)
         };
         let mut passed: Option<&Target> = None;
-        for (target, since) in &before.open_queue {
+        for target in &before.ready {
             match passed {
-                _ if kept(target, *since) => passed = passed.or(Some(target)),
+                _ if after.ready.contains(target) => {
+                    passed = passed.or(has_nothing(target).then_some(target));
+                }
                 Some(waiting) if self.opens.iter().any(|open| open.work.target() == target) => {
                     return broken(
                         "W2",
@@ -127,21 +137,24 @@ impl World {
         Ok(())
     }
 
-    /// W2, the simple case: a connection comes back to a workspace whose callers wait, the budget is spent, no slot
-    /// is on its way, and the first other target of the open queue has stood there for a turn.
+    /// W2, the simple case: a connection that has served for a quantum comes back to a workspace whose callers wait, no
+    /// other workspace has ever been served, the budget is spent, no slot is on its way, and another workspace stands ready.
     fn must_yield(&self, step: Step, before: &View) -> bool {
         let Step::Release(c) = step else { return false };
-        if matches!(&self.callers[c], Caller::Holding { conn, .. } if self.dead.contains(conn)) {
+        let Caller::Holding { conn, .. } = &self.callers[c] else { return false };
+        if self.dead.contains(conn) {
             return false;
         }
+        let opened = self.live.iter().find(|live| live.conn == *conn).map(|live| live.opened);
         let target = self.target(self.wants(c));
         let its_callers_wait = before.workspaces.iter().any(|ws| ws.target == target && ws.waiting > 0);
-        let next = before.open_queue.iter().find(|(other, _)| *other != target);
         its_callers_wait
+            && opened.is_some_and(|opened| self.now.saturating_duration_since(opened) >= QUANTUM)
+            && self.history.served == self.bit_of(&target)
             && self.closes.is_empty()
-            && self.counted(None) == self.scenario.budget as usize
+            && self.counted(None) == self.budget as usize
             && before.opens.0 < self.scenario.opens
-            && next.is_some_and(|(_, since)| *since >= TURN.as_nanos())
+            && before.ready.iter().any(|other| *other != target)
     }
 
     /// W1: nobody who came earlier for the same workspace is still unanswered.
@@ -183,10 +196,16 @@ impl World {
         };
         let is_right = match reason {
             CloseReason::Evicted => {
-                self.check_victim(live.returned)?;
+                self.check_victim(&live.target, live.returned)?;
                 self.is_budget_spent()
             }
-            CloseReason::Yielded => self.is_budget_spent(),
+            CloseReason::Yielded => {
+                if self.now.saturating_duration_since(live.opened) < QUANTUM {
+                    return broken("W5", format!("a connection of {} yields too early", live.target));
+                }
+                self.is_budget_spent()
+            }
+            CloseReason::LimitLowered => self.history.limit_lowered,
             CloseReason::IdleTimeout => self.during == Step::IdleTimeout,
             CloseReason::Lifetime => self.cut.contains(&live.id),
             CloseReason::Discarded => matches!(self.during, Step::Discard(_)),
@@ -226,18 +245,27 @@ impl World {
     }
 
     fn is_budget_spent(&self) -> bool {
-        self.counted(None) >= self.scenario.budget as usize
+        self.counted(None) >= self.budget as usize
     }
 
-    /// E2: whatever stays idle came back later than the victim.
-    fn check_victim(&self, returned: std::time::Instant) -> Result<(), Broken> {
+    /// E2: the victim is of a workspace that keeps another connection, if there is such a one; and of all like it, the one
+    /// that came back first.
+    fn check_victim(&self, target: &Target, returned: Instant) -> Result<(), Broken> {
         let age = (self.now - returned).as_nanos();
         let view = self.registry.view(self.now);
-        let oldest_left = view.workspaces.iter().flat_map(|ws| &ws.idle_nanos).max();
-        if oldest_left.is_some_and(|left| *left > age) {
-            return broken("E2", "a connection is evicted that was not idle longest".to_owned());
+        let keeps = |ws: &WorkspaceView| ws.in_use as usize + ws.idle_nanos.len() + ws.lingering as usize;
+        let spare = view.workspaces.iter().filter(|ws| keeps(ws) > 1).flat_map(|ws| &ws.idle_nanos).max();
+        let any = view.workspaces.iter().flat_map(|ws| &ws.idle_nanos).max();
+        let was_spare = view.workspaces.iter().any(|ws| ws.target == *target && keeps(ws) > 0);
+        match (was_spare, spare, any) {
+            (false, Some(_), _) => {
+                broken("E2", "the last connection of a workspace is evicted, and another has two".to_owned())
+            }
+            (true, Some(left), _) | (false, None, Some(left)) if *left > age => {
+                broken("E2", "a connection is evicted that was not idle longest".to_owned())
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// O3, C1: who is told why there is no connection is told the truth.

@@ -1,7 +1,12 @@
 //! Which steps a small world can take, and what they count as.
 
+use std::collections::BTreeSet;
+
+use pool_core::Target;
+
 use super::Step;
-use super::world::{Caller, Close, World};
+use super::parts::{Caller, Close};
+use super::world::World;
 
 impl World {
     /// Every step that can be taken now. Of steps that differ only in which of two equals they are about, one.
@@ -11,8 +16,13 @@ impl World {
         self.steps_of_connections(&mut steps);
         self.steps_of_closers(&mut steps);
         steps.extend((0..self.retries.len()).map(Step::RetryIsDue));
-        if self.turns_left > 0 && self.is_anybody_waiting() {
-            steps.push(Step::TurnPasses);
+        steps.extend(self.due_at.map(|_| Step::DueComes));
+        for i in 0..self.look_ups.len() {
+            steps.push(Step::IsFound(i));
+            steps.extend((self.mishaps_left > 0).then_some(Step::IsMissing(i)));
+        }
+        if self.quanta_left > 0 && self.is_anybody_waiting() {
+            steps.push(Step::QuantumPasses);
         }
         steps
     }
@@ -68,6 +78,11 @@ impl World {
                 steps.push(Step::CloseIsSlow(i));
             }
         }
+        if self.mishaps_left > 0 {
+            let limits = [1, self.scenario.budget, self.scenario.budget + 1];
+            let others = limits.into_iter().filter(|limit| *limit != self.budget);
+            steps.extend(others.collect::<BTreeSet<u32>>().into_iter().map(Step::LimitIs));
+        }
         if self.mishaps_left > 0 && self.registry.stats().connections.idle > 0 {
             steps.push(Step::IdleTimeout);
             if self.vanished.is_none() {
@@ -111,22 +126,32 @@ impl World {
             | Step::OpenSucceeds(_)
             | Step::CloseIsConfirmed(_)
             | Step::RetryIsDue(_)
+            | Step::DueComes
+            | Step::IsFound(_)
             | Step::VanishedIsTold
             | Step::CutIsConfirmed(_)
             | Step::CloserLooks(_) => true,
-            Step::OpenFails(i) => self.opens[i].given_up,
+            // A close does not wait for an open that was given up; nothing else ends it.
+            Step::OpenFails(i) => self.opens[i].given_up && self.is_being_closed(self.opens[i].work.target()),
             _ => false,
         }
+    }
+
+    fn is_being_closed(&self, target: &Target) -> bool {
+        let is_its = |other: &Option<Target>| other.as_ref().is_none_or(|other| other == target);
+        self.history.all_closed || self.closers.iter().any(|closer| is_its(&closer.target))
     }
 
     pub(super) fn costs_a_mishap(&self, step: Step) -> bool {
         match step {
             Step::Break(_)
+            | Step::LimitIs(_)
             | Step::Discard(_)
             | Step::CheckFails(_)
             | Step::OpenIsSlow(_)
             | Step::CloseIsSlow(_)
             | Step::IdleTimeout
+            | Step::IsMissing(_)
             | Step::SessionVanishes(_)
             | Step::DatabaseIsMade(_)
             | Step::BeginClose(_)

@@ -36,8 +36,16 @@ pub enum Step {
     CloseIsSlow(usize),
     /// The pause after a failed open is over.
     RetryIsDue(usize),
-    /// The length of a turn passes.
-    TurnPasses,
+    /// The moment comes that the registry was promised.
+    DueComes,
+    /// The catalog says that a workspace exists.
+    IsFound(usize),
+    /// The catalog says that a workspace does not exist.
+    IsMissing(usize),
+    /// The limit of the share is set.
+    LimitIs(u32),
+    /// A quantum passes.
+    QuantumPasses,
     /// So much time passes that whatever is idle has been so for too long.
     IdleTimeout,
     /// The session of an idle connection ends on the server; the driver is asked about it at this moment.
@@ -79,7 +87,11 @@ impl fmt::Display for Step {
             Self::CloseIsConfirmed(i) => write!(f, "close number {i} is confirmed"),
             Self::CloseIsSlow(i) => write!(f, "close number {i} takes long"),
             Self::RetryIsDue(i) => write!(f, "the pause of retry number {i} is over"),
-            Self::TurnPasses => f.write_str("the length of a turn passes"),
+            Self::DueComes => f.write_str("the promised moment comes"),
+            Self::IsFound(i) => write!(f, "look-up number {i} finds its database"),
+            Self::IsMissing(i) => write!(f, "look-up number {i} finds no database"),
+            Self::LimitIs(limit) => write!(f, "the limit is set to {limit}"),
+            Self::QuantumPasses => f.write_str("a quantum passes"),
             Self::IdleTimeout => f.write_str("the idle timeout passes"),
             Self::SessionVanishes(i) => write!(f, "the session of idle connection number {i} vanishes"),
             Self::VanishedIsTold => f.write_str("the driver tells which session has vanished"),

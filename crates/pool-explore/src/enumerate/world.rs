@@ -1,18 +1,16 @@
 //! A small world around a real registry: it owns what a shell would own, and takes steps.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Wake, Waker};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use pool_core::{
-    Acquire, Broken, Claim, CloseDebt, ConnectionId, DriverError, DriverErrorKind, Effects, LeaseDebt,
-    Leased, Lru, OpenWork, Phase, Registry, RegistryConfig, Target, Ticket, WorkspaceId,
+    Acquire, Broken, Claim, ConnectionId, DriverError, DriverErrorKind, Effects, LeaseDebt, Leased, Lru,
+    Phase, Registry, RegistryConfig, Target, Ticket, WorkspaceId,
 };
 
+use super::parts::{Caller, Close, Closer, Conn, Flag, History, Live, Open};
 use super::{Scenario, Step};
-
-pub(super) type Conn = u32;
 
 /// The workspaces of a world, `a` and so on.
 pub(super) fn targets_of(scenario: &Scenario) -> Arc<[Target]> {
@@ -21,82 +19,9 @@ pub(super) fn targets_of(scenario: &Scenario) -> Arc<[Target]> {
     ids.map(Target::Workspace).collect()
 }
 
-/// The length of a turn, in all worlds.
-pub(super) const TURN: Duration = Duration::from_millis(3);
+/// How long a connection serves before it yields, in all worlds.
+pub(super) const QUANTUM: Duration = Duration::from_millis(3);
 const IDLE_TIMEOUT: Duration = Duration::from_mins(5);
-
-/// Whether a waiting caller has been woken.
-pub(super) struct Flag(AtomicBool);
-
-impl Flag {
-    pub(super) fn is_up(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-impl Wake for Flag {
-    fn wake(self: Arc<Self>) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-pub(super) enum Caller {
-    New,
-    /// `asked` orders the callers of a workspace: who was put back at the front has a negative one.
-    Waiting {
-        ticket: Ticket,
-        woken: Arc<Flag>,
-        asked: i64,
-    },
-    /// `fresh` while the check before the first use may still find the connection broken.
-    Holding {
-        conn: Conn,
-        debt: LeaseDebt,
-        fresh: bool,
-    },
-    Done,
-}
-
-pub(super) struct Open {
-    pub(super) work: OpenWork,
-    pub(super) slow: bool,
-    pub(super) given_up: bool,
-}
-
-pub(super) struct Close {
-    pub(super) conn: Conn,
-    pub(super) debt: CloseDebt,
-    pub(super) slow: bool,
-}
-
-/// Somebody who closes a workspace, or everything.
-pub(super) struct Closer {
-    pub(super) target: Option<Target>,
-    pub(super) told: bool,
-    /// The leases that it is going to cut, once its time is over.
-    pub(super) listed: Option<Vec<ConnectionId>>,
-    pub(super) has_cut: bool,
-    pub(super) is_confirmed: bool,
-}
-
-/// A connection that the server counts.
-pub(super) struct Live {
-    pub(super) conn: Conn,
-    pub(super) id: ConnectionId,
-    pub(super) target: Target,
-    /// When it was last given back, as far as the world knows.
-    pub(super) returned: Instant,
-}
-
-/// What has happened, which is what errors may tell of.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct History {
-    /// Workspaces of which an open has failed, one bit for each.
-    pub(super) failed: u8,
-    /// Workspaces that somebody has begun to close.
-    pub(super) closed: u8,
-    pub(super) all_closed: bool,
-}
 
 pub(super) struct World {
     pub(super) scenario: Scenario,
@@ -110,7 +35,13 @@ pub(super) struct World {
     pub(super) closes: Vec<Close>,
     pub(super) closers: Vec<Closer>,
     pub(super) retries: Vec<(Target, Instant)>,
+    /// When the registry is to be called, as it was promised.
+    pub(super) due_at: Option<Instant>,
+    pub(super) look_ups: Vec<Target>,
     pub(super) live: Vec<Live>,
+    /// The limit now, and what may be counted: more, for a while, after it was lowered.
+    pub(super) budget: u32,
+    pub(super) allowed: u32,
     pub(super) cut: Vec<ConnectionId>,
     /// Connections whose sessions are gone, and count no longer, while their holders still have them.
     pub(super) dead: Vec<Conn>,
@@ -118,14 +49,15 @@ pub(super) struct World {
     pub(super) vanished: Option<ConnectionId>,
     pub(super) history: History,
     pub(super) mishaps_left: u32,
-    pub(super) turns_left: u32,
+    pub(super) quanta_left: u32,
 }
 
 impl World {
     pub(super) fn new(scenario: Scenario, targets: &Arc<[Target]>, start: Instant) -> Self {
         let config = RegistryConfig {
             opens: scenario.opens,
-            turn: TURN,
+            quantum: Some(QUANTUM),
+            look_up: true,
             idle_timeout: Some(IDLE_TIMEOUT),
             ..RegistryConfig::new(scenario.budget, scenario.per_workspace.min(scenario.budget))
         };
@@ -138,19 +70,23 @@ impl World {
             registry,
             now: start,
             clock: 0,
-            during: Step::TurnPasses,
+            during: Step::QuantumPasses,
             callers: (0..scenario.callers).map(|_| Caller::New).collect(),
             opens: Vec::new(),
             closes: Vec::new(),
             closers: Vec::new(),
             retries: Vec::new(),
+            due_at: None,
+            look_ups: Vec::new(),
             live: Vec::new(),
+            budget: scenario.budget,
+            allowed: scenario.budget,
             cut: Vec::new(),
             dead: Vec::new(),
             vanished: None,
             history: History::default(),
             mishaps_left: scenario.mishaps,
-            turns_left: scenario.turns,
+            quanta_left: scenario.quanta,
             scenario,
         }
     }
@@ -174,7 +110,7 @@ impl World {
             Step::OpenFails(i) => self.open_fails(i),
             Step::OpenIsSlow(i) => {
                 self.opens[i].slow = true;
-                let effects = self.registry.open_is_slow(&mut self.opens[i].work);
+                let effects = self.registry.open_is_slow(&mut self.opens[i].work, self.now);
                 self.perform(effects)
             }
             Step::OpenIsGivenUp(i) => self.open_is_given_up(i),
@@ -186,38 +122,19 @@ impl World {
             }
             Step::CloseIsSlow(i) => {
                 self.closes[i].slow = true;
-                let effects = self.registry.close_is_slow(&mut self.closes[i].debt);
+                let effects = self.registry.close_is_slow(&mut self.closes[i].debt, self.now);
                 self.perform(effects)
             }
-            Step::RetryIsDue(i) => {
-                let (target, at) = self.retries.remove(i);
-                self.now = self.now.max(at);
-                let effects = self.registry.retry(&target, self.now);
-                self.perform(effects)
-            }
-            Step::TurnPasses => {
-                self.turns_left -= 1;
-                self.now += TURN;
-                Ok(())
-            }
-            Step::IdleTimeout => {
-                self.now += IDLE_TIMEOUT;
-                let effects = self.registry.expire(self.now);
-                self.perform(effects)
-            }
-            Step::SessionVanishes(i) => {
-                self.vanished = Some(self.registry.idle()[i]);
-                Ok(())
-            }
-            Step::VanishedIsTold => {
-                let gone = self.vanished.take();
-                let effects = self.registry.vanished(gone.as_slice(), self.now);
-                self.perform(effects)
-            }
-            Step::DatabaseIsMade(w) => {
-                let effects = self.registry.clear_failure(&self.target(w), self.now);
-                self.perform(effects)
-            }
+            Step::RetryIsDue(_)
+            | Step::DueComes
+            | Step::IsFound(_)
+            | Step::IsMissing(_)
+            | Step::LimitIs(_)
+            | Step::QuantumPasses
+            | Step::IdleTimeout
+            | Step::SessionVanishes(_)
+            | Step::VanishedIsTold
+            | Step::DatabaseIsMade(_) => self.step_of_the_world(step),
             Step::BeginClose(w) => {
                 let target = self.target(w);
                 self.history.closed |= self.bit(w);
@@ -242,6 +159,71 @@ impl World {
                 Ok(())
             }
             Step::CutIsConfirmed(k) => self.cut_is_confirmed(k),
+        }
+    }
+
+    /// Time that passes, what the catalog says, and what is set from outside.
+    fn step_of_the_world(&mut self, step: Step) -> Result<(), Broken> {
+        match step {
+            Step::RetryIsDue(i) => {
+                let (target, at) = self.retries.remove(i);
+                self.now = self.now.max(at);
+                let effects = self.registry.retry(&target, self.now);
+                self.perform(effects)
+            }
+            Step::DueComes => {
+                self.now = self.due_at.take().map_or(self.now, |at| self.now.max(at));
+                let effects = self.registry.due(self.now);
+                self.perform(effects)
+            }
+            Step::IsFound(i) => {
+                let target = self.look_ups.remove(i);
+                let effects = self.registry.looked_up(&target, None, self.now);
+                self.perform(effects)
+            }
+            Step::IsMissing(i) => {
+                let target = self.look_ups.remove(i);
+                self.history.failed |= self.bit_of(&target);
+                let missing = unreachable_server();
+                let effects = self.registry.looked_up(&target, Some(missing), self.now);
+                self.perform(effects)
+            }
+            Step::LimitIs(limit) => {
+                self.history.limit_lowered |= limit < self.budget;
+                self.budget = limit;
+                self.allowed = self.registry.stats().connections.total().max(limit);
+                let per_workspace = self.scenario.per_workspace.min(limit);
+                let config = RegistryConfig {
+                    opens: self.scenario.opens,
+                    ..RegistryConfig::new(limit, per_workspace)
+                };
+                let effects = self.registry.set_limits(&config, self.now);
+                self.perform(effects)
+            }
+            Step::QuantumPasses => {
+                self.quanta_left -= 1;
+                self.now += QUANTUM;
+                Ok(())
+            }
+            Step::IdleTimeout => {
+                self.now += IDLE_TIMEOUT;
+                let effects = self.registry.expire(self.now);
+                self.perform(effects)
+            }
+            Step::SessionVanishes(i) => {
+                self.vanished = Some(self.registry.idle()[i]);
+                Ok(())
+            }
+            Step::VanishedIsTold => {
+                let gone = self.vanished.take();
+                let effects = self.registry.vanished(gone.as_slice(), self.now);
+                self.perform(effects)
+            }
+            Step::DatabaseIsMade(w) => {
+                let effects = self.registry.clear_failure(&self.target(w), self.now);
+                self.perform(effects)
+            }
+            _ => Err(Broken { law: "S1", what: format!("{step} is no step of the world") }),
         }
     }
 
@@ -283,7 +265,7 @@ impl World {
                 let checked = self.check_is_open(c);
                 self.perform(effects)?;
                 checked?;
-                let woken = Arc::new(Flag(AtomicBool::new(false)));
+                let woken = Arc::new(Flag::default());
                 self.look(c, ticket, woken, asked)
             }
         }
@@ -291,7 +273,7 @@ impl World {
 
     fn fetch(&mut self, c: usize) -> Result<(), Broken> {
         let Caller::Waiting { ticket, woken, asked } = self.replace(c, Caller::Done) else { return Ok(()) };
-        woken.0.store(false, Ordering::Relaxed);
+        woken.lower();
         self.look(c, ticket, woken, asked)?;
         if let Caller::Waiting { .. } = self.callers[c] {
             let what = format!("caller {c} was told of an answer, and it was taken away again");
@@ -362,7 +344,8 @@ impl World {
         let conn = Conn::try_from(self.clock).unwrap_or_default();
         let target = work.target().clone();
         let (id, effects) = self.registry.opened(work, conn, None, self.now);
-        self.live.push(Live { conn, id, target, returned: self.now });
+        self.history.served |= self.bit_of(&target);
+        self.live.push(Live { conn, id, target, opened: self.now, returned: self.now });
         self.perform(effects)
     }
 
@@ -376,7 +359,7 @@ impl World {
     fn open_is_given_up(&mut self, i: usize) -> Result<(), Broken> {
         self.opens[i].given_up = true;
         self.history.failed |= self.bit_of(self.opens[i].work.target());
-        let effects = self.registry.open_given_up(&self.opens[i].work, unreachable_server(), self.now);
+        let effects = self.registry.open_given_up(&mut self.opens[i].work, unreachable_server(), self.now);
         self.perform(effects)
     }
 
@@ -430,10 +413,12 @@ impl World {
     }
 
     fn perform(&mut self, effects: Effects<Conn>) -> Result<(), Broken> {
-        let Effects { opens, closes, dead, wakes, drained, retry_at } = effects;
+        let Effects { opens, closes, dead, wakes, drained, retry_at, due_at, look_ups } = effects;
         self.opens.extend(opens.into_iter().map(|work| Open { work, slow: false, given_up: false }));
         wakes.wake();
         self.retries.extend(retry_at);
+        self.due_at = due_at.or(self.due_at);
+        self.look_ups.extend(look_ups);
         for closer in &mut self.closers {
             closer.told |= drained;
         }

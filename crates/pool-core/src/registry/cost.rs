@@ -1,0 +1,130 @@
+//! What things cost, measured: how long opens, closes and leases take, as decayed means. From them follow the price of
+//! a switch (a slot goes from one target to another: a close and an open), the quantum and the patience.
+
+use std::time::Duration;
+
+/// What an open costs before one was measured: about a connect on a local network.
+pub const OPEN_DEFAULT: Duration = Duration::from_millis(4);
+/// What a close costs before one was measured.
+pub const CLOSE_DEFAULT: Duration = Duration::from_millis(1);
+/// How long a lease lasts before one was measured.
+pub const LEASE_DEFAULT: Duration = Duration::from_millis(1);
+
+/// The quantum in switches, unless one is configured. A slot that changes its target every quantum does work for
+/// `quantum / (quantum + switch)` of the time: 6 switches make that 0.86.
+const QUANTUM_SWITCHES: u32 = 6;
+/// Bounds of the quantum that follows the measurement. Below the first, scheduling itself would count; above the second,
+/// a waiting target would take the pool for dead.
+pub const QUANTUM_MIN: Duration = Duration::from_millis(10);
+/// See [`QUANTUM_MIN`].
+pub const QUANTUM_MAX: Duration = Duration::from_secs(1);
+
+/// A mean that forgets: each sample counts an eighth. A sample counts at most four times the mean, so that one lease of
+/// ten minutes does not pass for the habit, while a new habit is learnt in a dozen samples.
+#[derive(Clone, Copy, Debug, Default)]
+struct Mean {
+    nanos: Option<u64>,
+}
+
+impl Mean {
+    const WEIGHT: u64 = 8;
+    const OUTLIER: u64 = 4;
+
+    fn add(&mut self, sample: Duration) {
+        let sample = u64::try_from(sample.as_nanos()).unwrap_or(u64::MAX);
+        self.nanos = Some(match self.nanos {
+            None => sample,
+            Some(mean) => {
+                let heard = sample.min(mean.saturating_mul(Self::OUTLIER).max(1));
+                mean - mean / Self::WEIGHT + heard / Self::WEIGHT
+            }
+        });
+    }
+
+    fn or(self, default: Duration) -> Duration {
+        self.nanos.map_or(default, Duration::from_nanos)
+    }
+}
+
+/// The measurements of one share.
+#[derive(Debug, Default)]
+pub(super) struct Costs {
+    open: Mean,
+    close: Mean,
+    lease: Mean,
+}
+
+impl Costs {
+    pub(super) fn opened_in(&mut self, took: Duration) {
+        self.open.add(took);
+    }
+
+    pub(super) fn closed_in(&mut self, took: Duration) {
+        self.close.add(took);
+    }
+
+    pub(super) fn leased_for(&mut self, took: Duration) {
+        self.lease.add(took);
+    }
+
+    /// How long an open takes.
+    pub(super) fn open(&self) -> Duration {
+        self.open.or(OPEN_DEFAULT)
+    }
+
+    /// How long a close takes.
+    pub(super) fn close(&self) -> Duration {
+        self.close.or(CLOSE_DEFAULT)
+    }
+
+    /// How long a lease lasts.
+    pub(super) fn lease(&self) -> Duration {
+        self.lease.or(LEASE_DEFAULT)
+    }
+
+    /// The price of a switch: from the decision to close a connection until another target has one in the slot.
+    pub(super) fn switch(&self) -> Duration {
+        self.open() + self.close()
+    }
+
+    /// The quantum: `configured`, or six switches within its bounds.
+    pub(super) fn quantum(&self, configured: Option<Duration>) -> Duration {
+        configured.unwrap_or_else(|| (self.switch() * QUANTUM_SWITCHES).clamp(QUANTUM_MIN, QUANTUM_MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_long_lease_does_not_pass_for_the_habit() {
+        let mut costs = Costs::default();
+        costs.leased_for(Duration::from_millis(1));
+        costs.leased_for(Duration::from_mins(10));
+        assert!(costs.lease() <= Duration::from_micros(1_400), "{:?}", costs.lease());
+    }
+
+    #[test]
+    fn a_new_habit_is_learnt_in_a_few_dozen_samples() {
+        let mut costs = Costs::default();
+        costs.opened_in(Duration::from_millis(1));
+        for _ in 0..40 {
+            costs.opened_in(Duration::from_millis(100));
+        }
+        assert!(costs.switch() > Duration::from_millis(90), "{:?}", costs.switch());
+        for _ in 0..60 {
+            costs.opened_in(Duration::from_millis(1));
+        }
+        assert!(costs.switch() < Duration::from_millis(3), "{:?}", costs.switch());
+    }
+
+    #[test]
+    fn the_quantum_follows_the_switch_within_its_bounds() {
+        let mut costs = Costs::default();
+        assert_eq!(costs.quantum(None), Duration::from_millis(30));
+        assert_eq!(costs.quantum(Some(Duration::from_millis(3))), Duration::from_millis(3));
+        costs.opened_in(Duration::from_secs(9));
+        assert_eq!(costs.quantum(None), QUANTUM_MAX);
+    }
+}
