@@ -1,7 +1,8 @@
 //! The core of a connection manager for products with one database per tenant: **count connections, not
 //! pools**. One hard budget covers every connection to every workspace's database; a workspace is a key
-//! and costs nothing while it has no connection. When the budget is spent, the least recently used idle
-//! connection of another workspace is closed to make room; a connection in use is never taken.
+//! and costs nothing while it has no connection. When the budget is spent, an idle connection of another
+//! workspace is closed to make room; a connection in use is never taken. Slots are time: a connection serves
+//! its workspace for a quantum, and the workspace that has had least slot-time for its weight is next.
 //!
 //! All policy is one synchronous state machine, the [`Registry`]: it is told what happened and answers
 //! with what to do. There is no runtime, no driver, no clock and no lock in this crate. Debts that cannot

@@ -188,6 +188,10 @@ pub struct EffectsDescription<C> {
     pub drained: bool,
     /// See [`Effects::retry_at`].
     pub retry_at: Option<(Target, Instant)>,
+    /// See [`Effects::due_at`].
+    pub due_at: Option<Instant>,
+    /// See [`Effects::look_ups`].
+    pub look_ups: Vec<Target>,
 }
 
 impl<C> Default for Effects<C> {
@@ -223,6 +227,8 @@ impl<C> Effects<C> {
             wakes: self.wakes.len(),
             drained: self.drained,
             retry_at: self.retry_at.clone(),
+            due_at: self.due_at,
+            look_ups: self.look_ups.clone(),
         }
     }
 
@@ -236,8 +242,8 @@ impl<C> Effects<C> {
         self.drained |= drained;
         // Both come from one target's transition, which owes one retry.
         self.retry_at = self.retry_at.take().or(retry_at);
-        // Each promise replaces the one before.
-        self.due_at = due_at.or(self.due_at);
+        // Which of the two transitions came first is not known here; a call that comes early does no harm.
+        self.due_at = self.due_at.into_iter().chain(due_at).min();
         self.look_ups.extend(look_ups);
     }
 }

@@ -13,6 +13,7 @@
 //! report.expect("no law is broken");
 //! ```
 
+mod closers;
 mod fingerprint;
 mod laws;
 mod parts;
@@ -44,6 +45,11 @@ pub struct Scenario {
     pub mishaps: u32,
     /// How often a quantum may pass.
     pub quanta: u32,
+    /// Whether the limit of the share may be changed; each time is a mishap.
+    pub limits: bool,
+    /// Whether a workspace is looked up before a connection of another one is closed for it; that it is missing is a
+    /// mishap.
+    pub look_ups: bool,
     /// A bug to plant in the registry.
     pub bug: Option<Bug>,
 }
@@ -58,6 +64,8 @@ impl Default for Scenario {
             callers: 3,
             mishaps: 1,
             quanta: 1,
+            limits: false,
+            look_ups: false,
             bug: None,
         }
     }

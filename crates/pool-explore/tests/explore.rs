@@ -3,36 +3,48 @@
 use pool_explore::enumerate::{Bug, Scenario, explore};
 use rstest::rstest;
 
-/// Callers 0 and 2 share a workspace; caller 3 shares caller 1's.
-const SMALL: Scenario = Scenario {
-    workspaces: 2,
-    budget: 1,
-    per_workspace: 2,
-    opens: 8,
-    callers: 4,
-    mishaps: 1,
-    quanta: 1,
-    bug: None,
-};
-
-/// A world and how large it must be at least, so that it does not shrink unseen.
+/// A world and how large it must be at least, so that it does not shrink unseen. Limits change in one of them, and look-ups
+/// are made in another; the larger worlds have both in all.
 #[rstest]
-#[case::one_workspace(Scenario { workspaces: 1, callers: 3, mishaps: 2, ..Scenario::default() }, 9700)]
-#[case::two_workspaces(Scenario { callers: 3, mishaps: 2, ..Scenario::default() }, 60000)]
-#[case::two_connections(Scenario { budget: 2, callers: 4, mishaps: 1, ..Scenario::default() }, 47000)]
-#[case::three_workspaces(Scenario { workspaces: 3, budget: 2, opens: 1, ..Scenario::default() }, 31000)]
-#[case::three_connections(Scenario { budget: 3, per_workspace: 2, callers: 4, quanta: 0, ..Scenario::default() }, 36000)]
+#[case::one_workspace(Scenario { workspaces: 1, mishaps: 2, ..Scenario::default() }, 11_700)]
+#[case::two_workspaces(Scenario { mishaps: 2, ..Scenario::default() }, 132_000)]
+#[case::two_connections(Scenario { budget: 2, callers: 4, ..Scenario::default() }, 171_000)]
+#[case::three_workspaces(Scenario { workspaces: 3, budget: 2, opens: 1, ..Scenario::default() }, 60_000)]
+#[case::three_workspaces_and_four_callers(Scenario { workspaces: 3, budget: 2, opens: 1, callers: 4, quanta: 0, ..Scenario::default() }, 116_000)]
+#[case::three_connections(Scenario { budget: 3, callers: 4, quanta: 0, ..Scenario::default() }, 59_000)]
+#[case::limits_that_change(Scenario { budget: 2, limits: true, ..Scenario::default() }, 33_500)]
+#[case::look_ups(Scenario { callers: 4, look_ups: true, ..Scenario::default() }, 61_500)]
 fn no_schedule_breaks_a_law(#[case] scenario: Scenario, #[case] states: usize) {
     search(scenario, states);
 }
 
+/// Callers 0 and 2 share a workspace; caller 3 shares caller 1's.
+const SMALL: Scenario = Scenario { callers: 4, ..ALL };
+
+/// In which everything may happen.
+const ALL: Scenario = Scenario {
+    workspaces: 2,
+    budget: 1,
+    per_workspace: 2,
+    opens: 8,
+    callers: 3,
+    mishaps: 1,
+    quanta: 1,
+    limits: true,
+    look_ups: true,
+    bug: None,
+};
+
 /// Larger worlds, for `cargo xtask test-pools --race`; minutes.
 #[rstest]
-#[case::more_callers(Scenario { callers: 5, mishaps: 2, ..Scenario::default() })]
-#[case::more_mishaps(Scenario { budget: 2, callers: 3, mishaps: 3, ..Scenario::default() })]
-#[case::more_connections(Scenario { budget: 2, callers: 5, mishaps: 2, ..Scenario::default() })]
-#[case::more_workspaces(Scenario { workspaces: 3, budget: 2, callers: 5, ..Scenario::default() })]
-#[case::more_of_all(Scenario { workspaces: 3, budget: 3, callers: 5, quanta: 0, ..Scenario::default() })]
+#[case::two_workspaces(Scenario { mishaps: 2, ..ALL })]
+#[case::two_connections(Scenario { budget: 2, callers: 4, ..ALL })]
+#[case::three_workspaces(Scenario { workspaces: 3, budget: 2, opens: 1, ..ALL })]
+#[case::more_callers(Scenario { callers: 5, mishaps: 2, ..ALL })]
+#[case::more_mishaps(Scenario { budget: 2, callers: 3, mishaps: 3, ..ALL })]
+#[case::more_connections(Scenario { budget: 2, callers: 5, mishaps: 2, ..ALL })]
+#[case::more_workspaces(Scenario { workspaces: 3, budget: 2, callers: 5, ..ALL })]
+#[case::more_of_all(Scenario { workspaces: 3, budget: 3, callers: 5, quanta: 0, ..ALL })]
 #[ignore = "minutes; cargo xtask test-pools --race runs it"]
 fn no_schedule_of_a_larger_world_breaks_a_law(#[case] scenario: Scenario) {
     search(scenario, 1);
@@ -77,6 +89,8 @@ fn bug_of_environment() -> Option<Bug> {
 #[case::e1_stale_token(Bug::StaleToken, "E1", SMALL)]
 #[case::s1_cut_keeps_slot(Bug::CutKeepsSlot, "S1", SMALL)]
 #[case::c1_forgotten_closer(Bug::ForgottenCloser, "C1", SMALL)]
+#[case::w5_yields_early(Bug::YieldsEarly, "W5", SMALL)]
+#[case::o6_forgotten_moment(Bug::ForgottenMoment, "O6", SMALL)]
 fn a_planted_bug_is_found_with_a_short_story(
     #[case] bug: Bug,
     #[case] law: &str,

@@ -131,33 +131,47 @@ impl<D: Driver> Engine<D> {
     }
 
     pub(crate) fn set_ceilings(&self, ceilings: Ceilings) {
-        *self.ceilings.lock().unwrap_or_else(PoisonError::into_inner) = ceilings;
-        self.approach_ceilings();
+        self.approach(Some(ceilings));
     }
 
     /// Brings the shares as near to their ceilings as both together allow: one may grow when the other has shrunk. Does
     /// nothing once they are there.
     pub(crate) fn approach_ceilings(&self) {
-        let ceilings = self.ceilings();
-        let wishes = [self.settings.workspaces_config(&ceilings), self.settings.system_config(&ceilings)];
+        self.approach(None);
+    }
+
+    fn approach(&self, new: Option<Ceilings>) {
+        // One at a time: a step towards older ceilings would undo what the other share's growth rests on.
+        let mut wished = self.ceilings.lock().unwrap_or_else(PoisonError::into_inner);
+        *wished = new.unwrap_or(*wished);
+        let steps = self.steps_towards(&wished);
+        drop(wished);
+        for (share, effects) in steps {
+            self.perform(share, effects);
+        }
+    }
+
+    fn steps_towards(&self, wished: &Ceilings) -> Vec<(&Share<D>, Effects<D::Connection>)> {
+        let wishes = [self.settings.workspaces_config(wished), self.settings.system_config(wished)];
         let all = wishes[0].limit + wishes[1].limit;
         let limit_of = |share: &Share<D>| share.with("limit", |registry, _| registry.stats().limit);
+        let mut steps = Vec::new();
         for (share, wish) in self.shares().into_iter().zip(&wishes) {
             if wish.limit <= limit_of(share) {
-                self.perform(share, share.with("set limits", |registry, now| registry.set_limits(wish, now)));
+                let step = share.with("set limits", |registry, now| registry.set_limits(wish, now));
+                steps.push((share, step));
             }
         }
-        let counted = self.shares().map(|share| share.with("counted", |registry, _| registry.allowed()));
+        let allowed = self.shares().map(|share| share.with("allowed", |registry, _| registry.allowed()));
         for (at, (share, wish)) in self.shares().into_iter().zip(wishes).enumerate() {
-            let limit = wish.limit.min(all - counted[1 - at].min(all));
+            let limit = wish.limit.min(all.saturating_sub(allowed[1 - at]));
             if limit > limit_of(share) {
-                let step = RegistryConfig { limit, per_target: wish.per_target.min(limit), ..wish };
-                self.perform(
-                    share,
-                    share.with("set limits", |registry, now| registry.set_limits(&step, now)),
-                );
+                let config = RegistryConfig { limit, per_target: wish.per_target.min(limit), ..wish };
+                let step = share.with("set limits", |registry, now| registry.set_limits(&config, now));
+                steps.push((share, step));
             }
         }
+        steps
     }
 
     /// Performs what a transition asked for: wakes callers, and hands the rest to the task that owns it.

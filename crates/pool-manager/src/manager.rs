@@ -161,7 +161,7 @@ impl<D: Driver> PoolManager<D> {
         self.acquire_target_within(target, self.inner.engine.settings.acquire_timeout).await
     }
 
-    async fn acquire_target_within(
+    pub(crate) async fn acquire_target_within(
         &self,
         target: &Target,
         limit: Duration,

@@ -39,9 +39,14 @@ impl<D: Driver> Share<D> {
         section(&mut registry, now)
     }
 
-    /// Has `due` called at a moment, in place of the one that was asked for before.
+    /// Has `due` called at a moment, or at an earlier one that was asked for: promises come from outside the lock, in any
+    /// order, and a call that comes early does no harm.
     pub(crate) fn promise(&self, at: Instant) {
-        self.promised.send_replace(Some(at));
+        self.promised.send_if_modified(|promised| {
+            let is_next = promised.is_none_or(|before| at < before);
+            *promised = promised.filter(|_| !is_next).or(Some(at));
+            is_next
+        });
     }
 
     /// The moment `at` has come; another one may have been asked for meanwhile.

@@ -8,7 +8,8 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use pool_core::{
-    Acquire, AcquireError, CancelledWait, Claim, Driver, Event, Leased, Pressure, Stage, Target, Ticket,
+    Acquire, AcquireError, CancelledWait, Claim, Driver, DriverError, DriverErrorKind, Event, Leased, Phase,
+    Pressure, Stage, Target, Ticket,
 };
 use tokio::time::timeout_at;
 
@@ -50,7 +51,7 @@ pub(crate) async fn wait<D: Driver>(
                 share.with("checked", |registry, _| registry.checked(was_hit));
                 return Ok(lease);
             }
-            Checked::Broken(mut lease) => {
+            Checked::Broken(mut lease, error) => {
                 let Some((conn, debt)) = lease.take() else {
                     unreachable!("a checked lease is not dropped yet")
                 };
@@ -58,7 +59,7 @@ pub(crate) async fn wait<D: Driver>(
                     if is_counted {
                         registry.not_served(was_hit);
                     }
-                    registry.replace(debt, conn, now)
+                    registry.replace(debt, conn, error, now)
                 });
                 engine.breakage.notify_one();
                 if let Acquire::Queued(ticket, more) = again {
@@ -75,7 +76,7 @@ pub(crate) async fn wait<D: Driver>(
 
 enum Checked<D: Driver> {
     Alive(Lease<D>),
-    Broken(Lease<D>),
+    Broken(Lease<D>, Arc<DriverError>),
 }
 
 /// Asks an idle connection whether it lives, outside the lock. A caller whose time runs out, or who goes away, gives the
@@ -88,7 +89,7 @@ async fn check<D: Driver>(
     let (engine, target) = (Arc::clone(lease.engine()), lease.target().clone());
     let limit = deadline.min(Engine::<D>::after(Engine::<D>::now(), engine.settings.check_timeout));
     let outcome = timeout_at(limit.into(), engine.driver.check(&mut lease)).await;
-    if let Ok(Ok(())) = outcome {
+    if matches!(outcome, Ok(Ok(()))) {
         lease.unchecked = false;
         return Ok(Checked::Alive(lease));
     }
@@ -97,7 +98,17 @@ async fn check<D: Driver>(
         let pressure = engine.share(&target).with("pressure", |registry, _| registry.pressure_on(&target));
         return Err(timed_out(&engine, &target, started, Stage::Check, pressure, None));
     }
-    Ok(Checked::Broken(lease))
+    let error = match outcome {
+        Ok(Err(error)) => error,
+        _ => no_answer(&engine, &target),
+    };
+    Ok(Checked::Broken(lease, Arc::new(error)))
+}
+
+fn no_answer<D: Driver>(engine: &Engine<D>, target: &Target) -> DriverError {
+    let address = engine.driver.address(&engine.endpoint(target));
+    let error = DriverError::new(Phase::Check, DriverErrorKind::TimedOut, address);
+    error.caused_by(format!("no answer within {:?}", engine.settings.check_timeout))
 }
 
 /// The same for a caller that does not wait for another connection if this one is broken.
@@ -116,7 +127,7 @@ pub(crate) async fn check_idle<D: Driver>(
             }
             Ok(Some(lease))
         }
-        Checked::Broken(lease) => {
+        Checked::Broken(lease, _) => {
             lease.discard_broken();
             Ok(None)
         }

@@ -1,6 +1,7 @@
 //! A handle on one workspace, or on the system database: what a request handler keeps.
 
 use std::fmt;
+use std::time::Duration;
 
 use pool_core::{AcquireError, Counts, Driver, Target};
 
@@ -28,6 +29,28 @@ impl<D: Driver> WorkspacePool<D> {
     /// As [`PoolManager::acquire`].
     pub async fn acquire(&self) -> Result<Lease<D>, AcquireError> {
         self.manager.acquire_target(&self.target).await
+    }
+
+    /// The same, with a time limit of its own in place of the acquire timeout.
+    ///
+    /// # Errors
+    /// As [`PoolManager::acquire`].
+    ///
+    /// # Cancel safety
+    /// As [`PoolManager::acquire`].
+    pub async fn acquire_within(&self, limit: Duration) -> Result<Lease<D>, AcquireError> {
+        self.manager.acquire_target_within(&self.target, limit).await
+    }
+
+    /// A lease on an idle connection, if there is one; see [`PoolManager::try_acquire`].
+    ///
+    /// # Errors
+    /// As [`PoolManager::try_acquire`].
+    ///
+    /// # Cancel safety
+    /// As [`PoolManager::try_acquire`].
+    pub async fn try_acquire(&self) -> Result<Option<Lease<D>>, AcquireError> {
+        self.manager.try_acquire_target(&self.target).await
     }
 
     /// Whose pool this is.

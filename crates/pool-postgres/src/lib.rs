@@ -3,13 +3,14 @@
 //! ```no_run
 //! use std::time::Duration;
 //!
-//! use pool_postgres::{Limits, PgPools, PostgresConfig, WorkspaceId};
+//! use pool_postgres::{Limits, PgPools, PostgresConfig, Terms, WorkspaceId};
 //!
 //! # async fn some_function_of_sqlx(_: &mut sqlx::PgConnection) -> sqlx::Result<()> { Ok(()) }
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let pools = PgPools::builder(PostgresConfig::from_env()?)      // TEST_DB_*, DATABASE_URL or PG*
 //!     .limits(Limits::new(90).per_workspace(10).system(9))       // hard ceilings, in connections
 //!     .acquire_timeout(Duration::from_secs(5))
+//!     .quantum(Duration::from_millis(50))                        // unless what six switches cost, as measured
 //!     .build()
 //!     .await?;
 //!
@@ -25,6 +26,12 @@
 //! let mut tx = db.begin().await?;                                // owns its lease; rolled back on drop
 //! sqlx::query("delete from note").execute(&mut tx).await?;
 //! tx.commit().await?;
+//!
+//! pools.acquire_within(&acme, Duration::from_millis(50)).await?; // with a time limit of its own
+//! let idle = pools.try_acquire(&acme).await?;                    // what is idle, or nothing; nobody waits
+//! pools.set_terms(&acme, Terms { weight: 3, ceiling: Some(20) })?; // its part where slots do not suffice
+//! pools.set_limits(Limits::new(120).per_workspace(20).system(9))?; // while running; no lease is cut
+//! # drop(idle);
 //!
 //! let stats = pools.stats();                                     // a consistent snapshot; sums agree
 //! assert!(stats.connections().total() + stats.control <= stats.limit());

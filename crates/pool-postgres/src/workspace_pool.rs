@@ -1,5 +1,7 @@
 //! A handle on one workspace's database, usable wherever sqlx takes a pool by reference.
 
+use std::time::Duration;
+
 use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
 use futures_util::TryStreamExt;
@@ -38,6 +40,30 @@ impl PgWorkspacePool {
     /// Dropping the future gives up the place in the queue; an open it started goes on.
     pub async fn acquire(&self) -> Result<PgLease, AcquireError> {
         self.pool.acquire().await.map(PgLease::new)
+    }
+
+    /// The same, with a time limit of its own in place of the acquire timeout.
+    ///
+    /// # Errors
+    /// As [`PgWorkspacePool::acquire`].
+    ///
+    /// # Cancel safety
+    /// As [`PgWorkspacePool::acquire`].
+    pub async fn acquire_within(&self, limit: Duration) -> Result<PgLease, AcquireError> {
+        self.pool.acquire_within(limit).await.map(PgLease::new)
+    }
+
+    /// A lease on an idle connection, if there is one: nobody waits, and nothing is opened. One that was idle for long is
+    /// checked first, which takes a round trip; if it is broken, there is none.
+    ///
+    /// # Errors
+    /// [`AcquireError`]: the workspace is being closed, the pool is closed, or the check took longer than the acquire
+    /// timeout.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives the connection back.
+    pub async fn try_acquire(&self) -> Result<Option<PgLease>, AcquireError> {
+        Ok(self.pool.try_acquire().await?.map(PgLease::new))
     }
 
     /// Begins a transaction that owns its lease: rolled back when dropped.

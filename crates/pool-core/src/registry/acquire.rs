@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::open::open_error;
 use super::planted::Bug;
-use super::{ConnState, Registry, Waiter, WaiterState, Workspace, u32_of};
+use super::{Conn, ConnState, Registry, Waiter, WaiterState, Workspace, u32_of};
 use crate::budget::SlotState;
 use crate::error::{AcquireError, DriverError, Pressure, Stage};
 use crate::ids::Target;
@@ -100,18 +100,28 @@ impl<C> Registry<C> {
     }
 
     /// Discards a leased connection that proved broken before its caller saw it, and asks again for
-    /// another one at the front of the queue (law L3).
-    pub fn replace(&mut self, debt: LeaseDebt, conn: C, now: Instant) -> (Acquire<C>, Effects<C>) {
+    /// another one at the front of the queue (law L3). A new connection that follows another broken one counts as a
+    /// failed open, of which `error` tells why (law O3).
+    pub fn replace(
+        &mut self,
+        debt: LeaseDebt,
+        conn: C,
+        error: Arc<DriverError>,
+        now: Instant,
+    ) -> (Acquire<C>, Effects<C>) {
         if let Some(target) = self.forget_cut(&debt) {
             return (self.acquire_at(&target, QueueEnd::Front, now), Effects::dead(conn));
         }
-        let ws = self.conns[debt.id.index() as usize].workspace;
+        let Conn { workspace: ws, is_new, pause_before, .. } = self.conns[debt.id.index() as usize];
         let target = self.workspace(ws).target.clone();
         // The discard comes first so that the slot on its way out is seen, but it must not feed the
         // queue before this caller is back in it.
         let mut effects = Effects::default();
         self.note_breakage(now);
         self.retire_leased(debt, conn, CloseReason::Broken, now, &mut effects);
+        if is_new {
+            self.new_one_is_broken(&target, pause_before, error, now, &mut effects);
+        }
         let again = self.acquire_at(&target, QueueEnd::Front, now);
         self.settle(ws, now, &mut effects);
         (again, effects)

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::{Registry, RegistryConfig};
 use crate::ids::Target;
+use crate::stats::CloseReason;
 use crate::token::Effects;
 
 /// What one target may have.
@@ -42,7 +43,7 @@ impl<C> Registry<C> {
         let all: Vec<u32> = self.workspaces.iter().map(|(ws, _)| super::u32_of(ws)).collect();
         for ws in all {
             let terms = self.terms_of(&self.workspace(ws).target);
-            self.workspace_mut(ws).set_ceiling(terms.ceiling(per_target));
+            self.set_ceiling(ws, terms.ceiling(per_target), now, &mut effects);
             self.settle(ws, now, &mut effects);
         }
         effects
@@ -53,7 +54,8 @@ impl<C> Registry<C> {
         self.budget.allowed()
     }
 
-    /// Sets what `target` may have. A weight of 0 counts as 1.
+    /// Sets what `target` may have. A weight of 0 counts as 1. Above a ceiling that was lowered, idle connections are
+    /// closed now, and others as they come back.
     pub fn set_terms(&mut self, target: &Target, terms: Terms, now: Instant) -> Effects<C> {
         let terms = Terms { weight: terms.weight.max(1), ..terms };
         if terms == Terms::default() {
@@ -65,12 +67,20 @@ impl<C> Registry<C> {
         if let Some(ws) = self.by_target.get(target).copied() {
             self.charge(ws, now);
             let per_target = self.config.per_target;
-            let workspace = self.workspace_mut(ws);
-            workspace.account.set_weight(terms.weight);
-            workspace.set_ceiling(terms.ceiling(per_target));
+            self.workspace_mut(ws).account.set_weight(terms.weight);
+            self.set_ceiling(ws, terms.ceiling(per_target), now, &mut effects);
             self.settle(ws, now, &mut effects);
         }
         effects
+    }
+
+    fn set_ceiling(&mut self, ws: u32, ceiling: u32, now: Instant, effects: &mut Effects<C>) {
+        self.workspace_mut(ws).set_ceiling(ceiling);
+        while self.is_above_its_ceiling(ws)
+            && let Some(id) = self.workspace(ws).idle.front()
+        {
+            effects.closes.push(self.retire_idle(self.conns[id as usize].id, CloseReason::LimitLowered, now));
+        }
     }
 
     pub(super) fn terms_of(&self, target: &Target) -> Terms {

@@ -250,6 +250,10 @@ impl Fair {
         self.later.iter().map(|(_, ws)| *ws)
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.ready.is_empty() && self.later.is_empty()
+    }
+
     pub(super) fn ready_len(&self) -> u32 {
         super::u32_of(self.ready.len())
     }

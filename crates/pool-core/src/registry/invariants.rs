@@ -54,6 +54,8 @@ pub struct WorkspaceView {
     pub retiring: u32,
     /// How many of those have served their target for a quantum.
     pub matured: u32,
+    /// How many of those are new, and how many of these were opened after a failure.
+    pub new: (u32, u32),
     /// Opens under way.
     pub opening: u32,
     /// Opens that may have begun before the database was created.
@@ -225,6 +227,7 @@ impl<C> Registry<C> {
                 |conn: &Conn<C>| conn.workspace == id && matches!(conn.state, ConnState::InUse { .. });
             self.conns.iter().map(|(_, conn)| conn).filter(move |conn| in_use(conn))
         };
+        let new = || in_use().filter(|conn| conn.is_new);
         let retiring = in_use().filter(|conn| conn.retire_at.is_some_and(|at| at <= now));
         let matured = in_use().filter(|conn| now.saturating_duration_since(conn.opened_at) >= quantum);
         let least = self.workspaces.iter().map(|(_, ws)| ws.account.used()).min().unwrap_or_default();
@@ -233,6 +236,7 @@ impl<C> Registry<C> {
             in_use: ws.in_use,
             retiring: u32_of(retiring.count()),
             matured: u32_of(matured.count()),
+            new: (u32_of(new().count()), u32_of(new().filter(|conn| conn.pause_before.is_some()).count())),
             opening: ws.opens.under_way,
             outdated: u32::from(ws.opens.valid_from > 0) * ws.opens.counted(),
             given_up: ws.opens.given_up,

@@ -202,6 +202,10 @@ struct Conn<C> {
     slot: Slot,
     opened_at: Instant,
     retire_at: Option<Instant>,
+    /// It has neither come back from a caller nor been idle.
+    is_new: bool,
+    /// The pause of the failure before it, if the last open had failed.
+    pause_before: Option<Duration>,
     /// Idle, and kept for its target until then.
     lingers_until: Option<Instant>,
     state: ConnState<C>,

@@ -23,7 +23,7 @@ impl<C> Registry<C> {
     ) -> (ConnectionId, Effects<C>) {
         let Open { ws, target, mut slot, took, .. } = self.end_open(work, now);
         self.costs.opened_in(took);
-        self.failures.remove(&target);
+        let pause_before = self.failures.remove(&target).map(|failure| failure.pause);
         self.totals.opened += 1;
         self.budget.shift(&mut slot, SlotState::InUse);
         let workspace = self.workspace_mut(ws);
@@ -40,6 +40,8 @@ impl<C> Registry<C> {
             slot,
             opened_at: now,
             retire_at,
+            is_new: true,
+            pause_before,
             lingers_until: None,
             state,
         });
@@ -194,10 +196,39 @@ impl<C> Registry<C> {
     }
 
     fn back_off(&mut self, target: &Target, error: Arc<DriverError>, now: Instant) {
-        let (first, max) = (self.config.backoff_first, self.config.backoff_max);
-        let pause = self.failures.get(target).map_or(first, |before| (before.pause * 2).min(max));
+        let pause = self.pause_after(self.failures.get(target).map_or(Duration::ZERO, |before| before.pause));
+        self.pause(target, error, pause, now);
+    }
+
+    fn pause_after(&self, before: Duration) -> Duration {
+        (before * 2).max(self.config.backoff_first).min(self.config.backoff_max)
+    }
+
+    fn pause(&mut self, target: &Target, error: Arc<DriverError>, pause: Duration, now: Instant) {
         let failure = Failure { error, pause, retry_at: now + pause, retry_is_owed: false };
         self.failures.insert(target.clone(), failure);
+    }
+
+    /// A new connection has proved broken before any caller could use it. The first one is replaced at once, since any
+    /// connection may break (law L3). When the next open comes to the same end, it counts as a failed open (law O3):
+    /// otherwise a server that breaks every new connection would have its callers open one after another.
+    pub(super) fn new_one_is_broken(
+        &mut self,
+        target: &Target,
+        pause_before: Option<Duration>,
+        error: Arc<DriverError>,
+        now: Instant,
+        effects: &mut Effects<C>,
+    ) {
+        let Some(ws) = self.by_target.get(target).copied() else { return };
+        let pause = pause_before.map_or(Duration::ZERO, |before| self.pause_after(before));
+        // A pause that another open has caused meanwhile is not cut short.
+        if self.failures.get(target).is_none_or(|failure| failure.retry_at <= now + pause) {
+            self.pause(target, Arc::clone(&error), pause, now);
+        }
+        if self.is_backing_off(target, now) {
+            self.fail_unserved(ws, &error, now, effects);
+        }
     }
 
     /// Tells the waiters why there is no connection, unless one in use may come back to them, or another open serve them.

@@ -101,7 +101,8 @@ impl<C> Registry<C> {
 
     /// Takes a clean connection back: retired if its time has come, else placed.
     pub(super) fn take_back(&mut self, debt: LeaseDebt, conn: C, now: Instant, effects: &mut Effects<C>) {
-        let entry = &self.conns[debt.id.index() as usize];
+        let entry = &mut self.conns[debt.id.index() as usize];
+        entry.is_new = false;
         let ws = entry.workspace;
         let lived = entry.retire_at.is_some_and(|at| at <= now);
         if let ConnState::InUse { since } = entry.state {
@@ -145,9 +146,13 @@ impl<C> Registry<C> {
 
     /// Whether a connection of `ws` that comes back is one too many: the limit was lowered, or the target's ceiling.
     fn is_over_the_limit(&self, ws: u32) -> bool {
-        let workspace = self.workspace(ws);
         self.budget.counted().saturating_sub(self.slots_coming()) > self.budget.limit()
-            || workspace.counted().saturating_sub(workspace.closing) > workspace.ceiling
+            || self.is_above_its_ceiling(ws)
+    }
+
+    pub(super) fn is_above_its_ceiling(&self, ws: u32) -> bool {
+        let workspace = self.workspace(ws);
+        workspace.counted().saturating_sub(workspace.closing) > workspace.ceiling
     }
 
     pub(super) fn note_breakage(&mut self, now: Instant) {
@@ -211,6 +216,7 @@ impl<C> Registry<C> {
         let entry = &mut self.conns[id.index() as usize];
         entry.state = ConnState::Idle { conn, since: now };
         entry.lingers_until = lingers_until;
+        entry.is_new = false;
         self.budget.shift(&mut entry.slot, SlotState::Idle);
         let workspace = &mut self.workspaces[ws as usize];
         take_one(&mut workspace.in_use, &mut self.totals.miscounts);

@@ -23,6 +23,9 @@ use crate::token::{Effects, OpenWork};
 impl<C> Registry<C> {
     /// Brings the world up to date after something about `ws` changed.
     pub(super) fn settle(&mut self, ws: u32, now: Instant, effects: &mut Effects<C>) {
+        if self.nothing_is_wanted(ws) {
+            return self.forget_if_spent(ws);
+        }
         self.fail_the_hopeless(ws, now, effects);
         self.review(ws, now);
         self.start_opens(now, effects);
@@ -37,11 +40,27 @@ impl<C> Registry<C> {
         self.forget_if_spent(ws);
     }
 
+    /// The warm path: nobody waits for `ws` or stands anywhere, nothing is being closed on purpose, and no limit was lowered.
+    fn nothing_is_wanted(&self, ws: u32) -> bool {
+        let workspace = self.workspace(ws);
+        workspace.waiters.is_empty()
+            && workspace.closers == 0
+            && workspace.ceiling_allowed == workspace.ceiling
+            && workspace.patience_ends.is_none()
+            && self.fair.is_empty()
+            && !self.closed
+            && self.lingering.is_empty()
+            && self.budget.allowed() == self.budget.limit()
+    }
+
     /// A promised moment has come: patience that has ended makes its target ready, and what was kept for a target that
-    /// did not come back may be closed. To be called at [`Effects::due_at`]; early, late or twice does no harm.
+    /// did not come back may be closed. To be called at [`Effects::due_at`]; late or twice does no harm, and a call that
+    /// comes early has the moment promised again.
     pub fn due(&mut self, now: Instant) -> Effects<C> {
         let mut effects = Effects::default();
-        if self.promised.is_none_or(|promised| promised > now) {
+        let Some(promised) = self.promised else { return effects };
+        if promised > now {
+            effects.due_at = Some(promised);
             return effects;
         }
         self.promised = None;

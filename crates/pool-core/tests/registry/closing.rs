@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pool_core::{Acquire, AcquireError, Claim, CloseReason, Effects, Leased};
 
-use crate::world::{Asked, Conn, World, nothing, target};
+use crate::world::{Asked, Conn, World, broke, nothing, target};
 
 #[test]
 fn c1_a_closed_registry_refuses_work_fails_waiters_and_closes_what_comes_back() {
@@ -81,7 +81,7 @@ fn c1_b2_a_lease_that_was_cut_counts_no_longer_and_its_return_changes_nothing() 
         |world, leased| world.registry.release(leased.debt, leased.conn, world.now),
         |world, leased| world.registry.discard(leased.debt, leased.conn, world.now),
         |world, leased| {
-            let (again, effects) = world.registry.replace(leased.debt, leased.conn, world.now);
+            let (again, effects) = world.registry.replace(leased.debt, leased.conn, broke(), world.now);
             assert!(matches!(again, Acquire::Queued(..)), "{again:?}");
             effects
         },

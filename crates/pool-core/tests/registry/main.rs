@@ -6,7 +6,10 @@
 
 mod budget;
 mod closing;
+mod limits;
+mod look_ups;
 mod opening;
 mod random;
+mod schedule;
 mod waiting;
 mod world;

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use pool_core::{Acquire, AcquireError, Claim, CloseReason, RegistryConfig, Stage};
+use pool_core::{Acquire, AcquireError, Claim, CloseReason, Phase, RegistryConfig, Stage, Ticket};
 
-use crate::world::{Asked, World, closes, nothing, opens, refused, target};
+use crate::world::{Asked, World, broke, closes, nothing, opens, refused, target};
 
 #[test]
 fn o1_a_hung_open_neither_blocks_other_opens_nor_keeps_its_permit() {
@@ -116,7 +116,7 @@ fn l3_a_broken_connection_is_replaced_at_the_front_of_the_queue() {
     world.idle("a");
     let broken = world.hit("a");
     let behind = world.ask("a");
-    let (again, effects) = world.registry.replace(broken.debt, broken.conn, world.now);
+    let (again, effects) = world.registry.replace(broken.debt, broken.conn, broke(), world.now);
     world.take(effects);
     assert_eq!(world.asked, closes(&["a"], CloseReason::Broken));
     let Acquire::Queued(ticket, effects) = again else { panic!("nothing else is idle") };
@@ -126,6 +126,64 @@ fn l3_a_broken_connection_is_replaced_at_the_front_of_the_queue() {
     world.open_all();
     assert_eq!(world.served(ticket).conn, 2);
     world.waits(behind);
+}
+
+/// Opens a connection to `a`, which a caller claims and finds broken.
+fn breaks_when_new(world: &mut World, ticket: Ticket) -> Acquire<u32> {
+    world.open_all();
+    let broken = world.served(ticket);
+    let (again, effects) = world.registry.replace(broken.debt, broken.conn, broke(), world.now);
+    world.take(effects);
+    world.close_all_owed();
+    again
+}
+
+#[test]
+fn o3_a_server_that_breaks_every_new_connection_backs_off_longer_each_time() {
+    let mut world = World::new(4, 4);
+    let mut ticket = world.ask("a");
+    let mut pauses = Vec::new();
+    for _ in 0..6 {
+        match breaks_when_new(&mut world, ticket) {
+            Acquire::Queued(again, effects) => {
+                world.take(effects);
+                ticket = again;
+                pauses.push(0);
+            }
+            Acquire::Refused(AcquireError::OpenFailed { retry_in, source, .. }) => {
+                assert_eq!(source.phase, Phase::Check);
+                pauses.push(retry_in.as_millis());
+                world.refusal("a");
+                world.pass(retry_in);
+                ticket = world.ask("a");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(pauses, [0, 50, 100, 200, 400, 800]);
+    world.open_all();
+    let good = world.served(ticket);
+    world.release(good);
+    let again = world.hit("a");
+    let (again, effects) = world.registry.replace(again.debt, again.conn, broke(), world.now);
+    world.take(effects);
+    let Acquire::Queued(_ticket, effects) = again else { panic!("one that has served is replaced at once") };
+    world.take(effects);
+}
+
+#[test]
+fn o3_everybody_who_waits_for_a_server_that_breaks_every_new_connection_is_told() {
+    let mut world = World::new(1, 1);
+    let first = world.ask("a");
+    let second = world.ask("a");
+    let Acquire::Queued(first, effects) = breaks_when_new(&mut world, first) else {
+        panic!("replaced at once")
+    };
+    world.take(effects);
+    let again = breaks_when_new(&mut world, first);
+    assert!(matches!(again, Acquire::Refused(AcquireError::OpenFailed { .. })));
+    assert!(matches!(world.claim(second), Claim::Failed(AcquireError::OpenFailed { .. })));
+    assert!(world.opens.is_empty());
 }
 
 #[test]

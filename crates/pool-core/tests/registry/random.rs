@@ -8,7 +8,7 @@ use pool_core::{
     Target, Terms, Ticket,
 };
 
-use crate::world::{Conn, refused, target};
+use crate::world::{Conn, broke, refused, target};
 
 const SEEDS: u64 = 250;
 const STEPS: u32 = 400;
@@ -76,7 +76,7 @@ impl Chaos {
         self.opens.extend(effects.opens);
         self.closes.extend(effects.closes.into_iter().map(|work| work.split().1));
         self.retries.extend(effects.retry_at);
-        self.due_at = effects.due_at.or(self.due_at);
+        self.due_at = effects.due_at.into_iter().chain(self.due_at).min();
         self.look_ups.extend(effects.look_ups);
         effects.wakes.wake();
     }
@@ -181,7 +181,7 @@ impl Chaos {
                 self.perform(effects);
             }
             1 => {
-                let (again, effects) = self.registry.replace(debt, conn, self.now);
+                let (again, effects) = self.registry.replace(debt, conn, broke(), self.now);
                 self.perform(effects);
                 self.answered(target("a"), again);
             }

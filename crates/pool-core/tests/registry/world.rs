@@ -29,6 +29,12 @@ pub struct World {
     pub asked: Asked,
 }
 
+/// What things take in worlds that measure: as much as the defaults say, so that a switch takes 5 ms.
+pub const OPEN: Duration = Duration::from_millis(4);
+pub const CLOSE: Duration = Duration::from_millis(1);
+pub const LEASE: Duration = Duration::from_millis(1);
+pub const SWITCH: Duration = Duration::from_millis(5);
+
 /// Nothing is asked for.
 pub fn nothing() -> Asked {
     Asked::default()
@@ -37,6 +43,11 @@ pub fn nothing() -> Asked {
 /// Opens are asked for, and nothing else.
 pub fn opens(names: &[&str]) -> Asked {
     Asked { opens: names.iter().map(|name| target(name)).collect(), ..nothing() }
+}
+
+/// A call of `due` is asked for, and nothing else.
+pub fn due_at(at: Instant) -> Asked {
+    Asked { due_at: Some(at), ..nothing() }
 }
 
 /// Closes are asked for, and nothing else.
@@ -50,6 +61,11 @@ pub fn target(name: &str) -> Target {
 
 pub fn refused() -> Arc<DriverError> {
     Arc::new(DriverError::new(Phase::Connect, DriverErrorKind::Unreachable, "db:5432/x"))
+}
+
+/// What a check says of a connection that has broken.
+pub fn broke() -> Arc<DriverError> {
+    Arc::new(DriverError::new(Phase::Check, DriverErrorKind::ConnectionLost, "db:5432/x"))
 }
 
 impl World {
@@ -87,7 +103,7 @@ impl World {
         self.asked = effects.describe();
         self.opens.extend(effects.opens);
         self.closes.extend(effects.closes);
-        self.due_at = effects.due_at.or(self.due_at);
+        self.due_at = effects.due_at.into_iter().chain(self.due_at).min();
         self.look_ups.extend(effects.look_ups);
         effects.wakes.wake();
         self.registry.check(self.now).unwrap();
@@ -188,6 +204,34 @@ impl World {
     pub fn idle(&mut self, name: &str) -> Conn {
         let leased = self.lease(name);
         let conn = leased.conn;
+        self.release(leased);
+        conn
+    }
+
+    /// Opens what is to be opened, in the time that an open takes.
+    pub fn open_in_time(&mut self) -> Vec<Target> {
+        self.pass(OPEN);
+        self.open_all()
+    }
+
+    /// Closes what is to be closed, in the time that a close takes.
+    pub fn close_in_time(&mut self) -> Vec<(Conn, CloseReason)> {
+        self.pass(CLOSE);
+        self.close_all_owed()
+    }
+
+    /// A lease on `name` by an open that takes its time; there must be room.
+    pub fn lease_in_time(&mut self, name: &str) -> Leased<Conn> {
+        let ticket = self.ask(name);
+        self.open_in_time();
+        self.served(ticket)
+    }
+
+    /// An idle connection of `name`, after an open and a lease that took their time.
+    pub fn idle_in_time(&mut self, name: &str) -> Conn {
+        let leased = self.lease_in_time(name);
+        let conn = leased.conn;
+        self.pass(LEASE);
         self.release(leased);
         conn
     }

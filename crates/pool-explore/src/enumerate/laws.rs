@@ -125,7 +125,7 @@ impl World {
                 _ if after.ready.contains(target) => {
                     passed = passed.or(has_nothing(target).then_some(target));
                 }
-                Some(waiting) if self.opens.iter().any(|open| open.work.target() == target) => {
+                Some(waiting) if self.started.contains(target) => {
                     return broken(
                         "W2",
                         format!("{target} may open, and {waiting}, which stood before it, waits"),

@@ -58,16 +58,6 @@ pub(super) struct Close {
     pub(super) slow: bool,
 }
 
-/// Somebody who closes a workspace, or everything.
-pub(super) struct Closer {
-    pub(super) target: Option<Target>,
-    pub(super) told: bool,
-    /// The leases that it is going to cut, once its time is over.
-    pub(super) listed: Option<Vec<ConnectionId>>,
-    pub(super) has_cut: bool,
-    pub(super) is_confirmed: bool,
-}
-
 /// A connection that the server counts.
 pub(super) struct Live {
     pub(super) conn: Conn,
@@ -83,6 +73,8 @@ pub(super) struct Live {
 pub(super) struct History {
     /// Workspaces of which an open has failed, one bit for each.
     pub(super) failed: u8,
+    /// Workspaces of which a connection has proved broken in its check.
+    pub(super) broken: u8,
     /// Workspaces that somebody has begun to close.
     pub(super) closed: u8,
     pub(super) all_closed: bool,

@@ -78,7 +78,7 @@ impl World {
                 steps.push(Step::CloseIsSlow(i));
             }
         }
-        if self.mishaps_left > 0 {
+        if self.mishaps_left > 0 && self.scenario.limits {
             let limits = [1, self.scenario.budget, self.scenario.budget + 1];
             let others = limits.into_iter().filter(|limit| *limit != self.budget);
             steps.extend(others.collect::<BTreeSet<u32>>().into_iter().map(Step::LimitIs));

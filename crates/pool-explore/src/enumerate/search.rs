@@ -115,10 +115,11 @@ impl Graph {
         if !possible.iter().any(|step| world.is_friendly(*step)) {
             world.check_the_end().map_err(|broken| Violation { broken, steps: path.clone() })?;
         }
-        for step in possible {
+        let friendly: Vec<bool> = possible.iter().map(|step| world.is_friendly(*step)).collect();
+        let mut unused = Some(world);
+        for (step, is_friendly) in possible.into_iter().zip(friendly) {
             self.transitions += 1;
-            let is_friendly = world.is_friendly(step);
-            let mut next = beginning.replay(&path);
+            let mut next = unused.take().unwrap_or_else(|| beginning.replay(&path));
             let mut take = || next.take(step);
             let taken = catch_unwind(AssertUnwindSafe(&mut take))
                 .unwrap_or_else(|_| Err(Broken { law: "S1", what: "the registry panicked".to_owned() }));

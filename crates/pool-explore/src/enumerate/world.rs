@@ -9,7 +9,8 @@ use pool_core::{
     Phase, Registry, RegistryConfig, Target, Ticket, WorkspaceId,
 };
 
-use super::parts::{Caller, Close, Closer, Conn, Flag, History, Live, Open};
+use super::closers::Closer;
+use super::parts::{Caller, Close, Conn, Flag, History, Live, Open};
 use super::{Scenario, Step};
 
 /// The workspaces of a world, `a` and so on.
@@ -32,6 +33,8 @@ pub(super) struct World {
     pub(super) during: Step,
     pub(super) callers: Vec<Caller>,
     pub(super) opens: Vec<Open>,
+    /// For whom the last step has started opens.
+    pub(super) started: Vec<Target>,
     pub(super) closes: Vec<Close>,
     pub(super) closers: Vec<Closer>,
     pub(super) retries: Vec<(Target, Instant)>,
@@ -57,7 +60,7 @@ impl World {
         let config = RegistryConfig {
             opens: scenario.opens,
             quantum: Some(QUANTUM),
-            look_up: true,
+            look_up: scenario.look_ups,
             idle_timeout: Some(IDLE_TIMEOUT),
             ..RegistryConfig::new(scenario.budget, scenario.per_workspace.min(scenario.budget))
         };
@@ -73,6 +76,7 @@ impl World {
             during: Step::QuantumPasses,
             callers: (0..scenario.callers).map(|_| Caller::New).collect(),
             opens: Vec::new(),
+            started: Vec::new(),
             closes: Vec::new(),
             closers: Vec::new(),
             retries: Vec::new(),
@@ -98,6 +102,7 @@ impl World {
         self.now += Duration::from_nanos(1);
         self.mishaps_left -= u32::from(self.costs_a_mishap(step));
         self.during = step;
+        self.started.clear();
         match step {
             Step::Ask(c) => self.ask(c),
             Step::Fetch(c) => self.fetch(c),
@@ -333,7 +338,11 @@ impl World {
                 *asked = i64::MIN;
             }
         }
-        let (answer, effects) = self.registry.replace(debt, conn, self.now);
+        // The first broken connection is replaced; those after it may count as failed opens.
+        let its = self.bit(self.wants(c));
+        self.history.failed |= self.history.broken & its;
+        self.history.broken |= its;
+        let (answer, effects) = self.registry.replace(debt, conn, unreachable_server(), self.now);
         let performed = self.perform(effects);
         self.answered(c, answer, -self.clock)?;
         performed
@@ -363,61 +372,13 @@ impl World {
         self.perform(effects)
     }
 
-    fn begin_closer(&mut self, target: Option<Target>, effects: Effects<Conn>) -> Result<(), Broken> {
-        self.perform(effects)?;
-        // A closer looks once before it waits.
-        self.closers.push(Closer { target, told: true, listed: None, has_cut: false, is_confirmed: false });
-        Ok(())
-    }
-
-    fn closer_looks(&mut self, k: usize) -> Result<(), Broken> {
-        let closer = &mut self.closers[k];
-        closer.told = false;
-        let counts = match &closer.target {
-            Some(target) => self.registry.target_counts(target),
-            None => self.registry.stats().connections,
-        };
-        let leases = if closer.has_cut { counts.in_use } else { 0 };
-        if counts.total() == leases { self.closer_ends(k) } else { Ok(()) }
-    }
-
-    fn closer_ends(&mut self, k: usize) -> Result<(), Broken> {
-        match self.closers.remove(k).target {
-            Some(target) => {
-                let effects = self.registry.end_close(&target, self.now);
-                self.perform(effects)
-            }
-            None => Ok(()),
-        }
-    }
-
-    fn deadline(&mut self, k: usize) -> Result<(), Broken> {
-        let target = self.closers[k].target.clone();
-        let listed = self.registry.in_use(target.as_ref());
-        self.check_listed(target.as_ref(), &listed)?;
-        self.closers[k].listed = Some(listed);
-        Ok(())
-    }
-
-    fn cut_is_confirmed(&mut self, k: usize) -> Result<(), Broken> {
-        self.closers[k].is_confirmed = true;
-        for id in self.closers[k].listed.clone().unwrap_or_default() {
-            let Some((_, effects)) = self.registry.cut(id, self.now) else { continue };
-            let checked = self.check_cut(id);
-            let live = self.live.extract_if(.., |live| live.id == id);
-            self.dead.extend(live.map(|live| live.conn));
-            self.perform(effects)?;
-            checked?;
-        }
-        Ok(())
-    }
-
-    fn perform(&mut self, effects: Effects<Conn>) -> Result<(), Broken> {
+    pub(super) fn perform(&mut self, effects: Effects<Conn>) -> Result<(), Broken> {
         let Effects { opens, closes, dead, wakes, drained, retry_at, due_at, look_ups } = effects;
+        self.started.extend(opens.iter().map(|work| work.target().clone()));
         self.opens.extend(opens.into_iter().map(|work| Open { work, slow: false, given_up: false }));
         wakes.wake();
         self.retries.extend(retry_at);
-        self.due_at = due_at.or(self.due_at);
+        self.due_at = self.due_at.into_iter().chain(due_at).min();
         self.look_ups.extend(look_ups);
         for closer in &mut self.closers {
             closer.told |= drained;

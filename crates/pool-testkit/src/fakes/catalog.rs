@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use pool_core::{Catalog, DatabaseNaming, DriverError, WorkspaceId};
+use pool_core::{Catalog, DatabaseName, DatabaseNaming, DriverError, WorkspaceId};
 
 use super::{FakeConn, FakeServer};
 
@@ -35,6 +35,17 @@ impl Catalog<FakeConn> for FakeCatalog {
     async fn exists(&self, _: &mut FakeConn, workspace: &WorkspaceId) -> Result<bool, DriverError> {
         tokio::task::yield_now().await;
         Ok(self.server.state().look_up(self.naming.database(workspace).as_str()))
+    }
+
+    async fn which_exist(
+        &self,
+        _: &mut FakeConn,
+        workspaces: &[WorkspaceId],
+    ) -> Result<Vec<bool>, DriverError> {
+        let takes = self.server.state().look_ups_take;
+        tokio::time::sleep(takes).await;
+        let names: Vec<_> = workspaces.iter().map(|workspace| self.naming.database(workspace)).collect();
+        Ok(self.server.state().look_up_all(names.iter().map(DatabaseName::as_str)))
     }
 
     async fn list(&self, _: &mut FakeConn) -> Result<Vec<WorkspaceId>, DriverError> {

@@ -49,6 +49,7 @@ pub(super) struct State {
     pub(super) answers_take: Duration,
     pub(super) checks_take: Duration,
     pub(super) list_takes: Duration,
+    pub(super) look_ups_take: Duration,
     pub(super) checks: u64,
     pub(super) refuses_to_terminate: bool,
 }
@@ -115,6 +116,11 @@ impl FakeServer {
         self.state().list_takes = time;
     }
 
+    /// How long the catalog thinks about which of many databases exist from now on.
+    pub fn look_ups_take(&self, time: Duration) {
+        self.state().look_ups_take = time;
+    }
+
     /// Checks of sessions so far, the unfinished ones included.
     pub fn checks(&self) -> u64 {
         self.state().checks
@@ -150,7 +156,7 @@ impl FakeServer {
         self.state().connects
     }
 
-    /// Catalog look-ups so far.
+    /// Catalog look-ups so far; one about many databases counts once.
     pub fn look_ups(&self) -> u64 {
         self.state().look_ups
     }
@@ -190,6 +196,11 @@ impl State {
     pub(super) fn look_up(&mut self, database: &str) -> bool {
         self.look_ups += 1;
         self.databases.contains(database)
+    }
+
+    pub(super) fn look_up_all<'a>(&mut self, databases: impl Iterator<Item = &'a str>) -> Vec<bool> {
+        self.look_ups += 1;
+        databases.map(|database| self.databases.contains(database)).collect()
     }
 
     pub(super) fn create(&mut self, database: &str) -> bool {

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use pool_core::{AcquireError, Condition, Driver, Stage};
-use tokio::time::{sleep, timeout};
+use pool_core::{AcquireError, Condition, Driver, DriverErrorKind, Phase, Stage};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::{id, settle, start};
 
@@ -107,6 +107,28 @@ async fn l3_a_connection_whose_check_was_cut_short_is_given_back_and_asked_again
     assert_eq!(manager.driver().inspect(&mut lease), Condition::Clean);
     let stats = manager.stats().workspaces;
     assert_eq!((stats.opened, stats.closed), (1, 0), "a healthy connection was closed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn o1_a_server_whose_new_connections_all_hang_is_told_and_not_asked_again_at_once() {
+    let (server, manager) = start(4, &["a", "b"], |s| s.check_after = Duration::ZERO).await;
+    manager.close_workspace(&id("a")).await.unwrap();
+    server.checks_take(Duration::from_mins(1));
+    let before = server.connects();
+    let a = id("a");
+    let mut asked = Box::pin(manager.acquire(&a));
+    timeout(Duration::ZERO, &mut asked).await.unwrap_err();
+    // The grant is fetched a moment after it was made, so that it is checked.
+    sleep(Duration::from_millis(1)).await;
+    let began = Instant::now();
+    for error in [asked.await.unwrap_err(), manager.acquire(&a).await.unwrap_err()] {
+        let AcquireError::OpenFailed { source, .. } = error else { panic!("{error}") };
+        assert_eq!((source.phase, source.kind), (Phase::Check, DriverErrorKind::TimedOut));
+    }
+    assert_eq!(began.elapsed(), 2 * Duration::from_secs(1), "two checks");
+    assert_eq!(server.connects() - before, 2, "a broken connection is replaced once");
+    settle().await;
+    assert_eq!(manager.stats().workspaces.connections.total(), 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,6 +4,8 @@
 
 mod closing;
 mod idle;
+mod limits;
 mod random;
+mod scheduling;
 mod serving;
 mod support;

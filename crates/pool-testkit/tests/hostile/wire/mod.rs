@@ -123,7 +123,8 @@ async fn o1_a_server_that_breaks_the_protocol_costs_one_connection() {
     };
     let failed = stream::iter(&evils).map(meet).buffer_unordered(6);
     let failed = failed.filter(|failed| std::future::ready(*failed)).count().await;
-    println!("{} conversations, {failed} of them refused", evils.len());
+    let opened = pools.stats().workspaces.opened;
+    println!("{} conversations, {failed} of them refused, {opened} sessions opened", evils.len());
     assert!(failed > evils.len() / 2, "most of what is said is no PostgreSQL");
     pools.close_workspace(&good).await.unwrap();
     for (id, _) in &evils {
