@@ -9,6 +9,8 @@ mod events;
 mod failure;
 mod kept;
 mod leftovers;
+mod measure;
+mod page;
 mod plan;
 mod process;
 mod publish;
@@ -62,6 +64,8 @@ Examples:
     cargo xtask soak --minutes 10
   See in seconds how fair and how busy the slots are, in virtual time, without a server:
     cargo xtask simulate
+  Compare the pool with bare connections on a real server:
+    cargo xtask measure
   Check the layers and the contract, or do everything that CI does:
     cargo xtask tidy
     cargo xtask ci";
@@ -130,6 +134,40 @@ Examples:
   cargo xtask simulate --csv target/simulate.csv --plots target/plots
   cargo xtask simulate --write-docs";
 
+const MEASURE_HELP: &str = "\
+Server:
+  One of the run's own, from local binaries, with a database for each workspace.
+  Two of the worlds need a thousand of them: half a minute, 8 GB in /dev/shm.
+
+Worlds:
+  round-robin  16 tasks walk over 100 warm workspaces: a second connection of
+               one must not cost another its only one
+  callers      40 workspaces with one caller each on 10 slots
+  loud         60 workspaces with 10 callers each, and a quiet one, on 45 slots
+  uniform      64 tasks pick any of 1,000 workspaces, 50 slots
+  zipf         the same by Zipf's law
+  pairs        acquire and release without a query
+
+Figures:
+  In one run and by turns, in rounds of about two seconds, work the pool and
+  what it is compared with: bare connections, a fresh connection for each
+  request, or the same pool with one connection a workspace. A ratio is taken
+  within a round; the figure is the median of the rounds, and the least and the
+  most of them stand beside it. So a ratio is worth something on a machine that
+  others use, too; a time is not. It is no part of CI for that reason.
+  A figure without a bound is there to explain the others.
+
+  connects per grant   how often a lease cost a new connection
+  evicted, yielded     connections closed for another workspace: idle ones, and
+                       ones that had served for a quantum
+  grants at once       leases that did not wait
+
+Examples:
+  cargo xtask measure
+  cargo xtask measure --world loud --world round-robin
+  cargo xtask measure --seconds 5    (a first look)
+  cargo xtask measure --write-docs   (on a machine that does nothing else)";
+
 /// Plans and runs the suites, keeps the layers, and does what CI does.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
@@ -179,6 +217,9 @@ enum Task {
     /// Runs a table of worlds in virtual time, and prints each figure beside what is to be reached.
     #[command(after_long_help = format!("{SIMULATE_HELP}\n\n{EXIT_CODES}"))]
     Simulate(Simulate),
+    /// Measures pools on a real server beside bare connections, and prints each figure beside what is to be reached.
+    #[command(after_long_help = format!("{MEASURE_HELP}\n\n{EXIT_CODES}"))]
+    Measure(Measure),
     /// Does what CI does, in its order: format, clippy, tidy, documentation, all tests, test-pools.
     #[command(after_long_help = EXIT_CODES)]
     Ci,
@@ -207,6 +248,29 @@ impl From<Simulate> for simulate::Options {
     fn from(asked: Simulate) -> Self {
         let Simulate { worlds, list, csv, plots, write_docs } = asked;
         Self { worlds, list, csv, plots, write_docs }
+    }
+}
+
+#[derive(Debug, Args)]
+struct Measure {
+    /// Measure this world only; may be repeated.
+    #[arg(long = "world", value_name = "NAME")]
+    worlds: Vec<String>,
+    /// How long each contestant works in each world, in all rounds together.
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(3..=3_600))]
+    seconds: u64,
+    /// Say which worlds there are, without measuring.
+    #[arg(long)]
+    list: bool,
+    /// Write the table of docs/performance.md.
+    #[arg(long, conflicts_with_all = ["worlds", "list"])]
+    write_docs: bool,
+}
+
+impl From<Measure> for measure::Options {
+    fn from(asked: Measure) -> Self {
+        let Measure { worlds, seconds, list, write_docs } = asked;
+        Self { worlds, list, seconds, write_docs }
     }
 }
 
@@ -311,6 +375,7 @@ fn perform(task: Task) -> Result<(), Failure> {
         Task::Reliability => reliability::reliability(&interrupts),
         Task::Soak { minutes } => soak::soak(minutes, &interrupts),
         Task::Simulate(asked) => simulate::simulate(&asked.into()),
+        Task::Measure(asked) => measure::measure(&asked.into(), &interrupts),
         Task::Ci => ci::ci(&interrupts),
     }
 }

@@ -23,6 +23,8 @@ pub struct OpenWork {
     /// How many opens had been started in the share, with this one.
     pub(crate) number: u64,
     pub(crate) began: Instant,
+    /// The turn that was charged for it in advance.
+    pub(crate) turn: Duration,
 }
 
 impl OpenWork {
@@ -230,6 +232,14 @@ impl<C> Effects<C> {
             due_at: self.due_at,
             look_ups: self.look_ups.clone(),
         }
+    }
+
+    /// Whether there is nothing to do, as after most returns.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        let Self { opens, closes, dead, wakes, drained, retry_at, due_at, look_ups } = self;
+        let owes_nothing = opens.is_empty() && closes.is_empty() && dead.is_empty() && look_ups.is_empty();
+        owes_nothing && wakes.is_empty() && !drained && retry_at.is_none() && due_at.is_none()
     }
 
     /// These effects and `others`, to be performed together.

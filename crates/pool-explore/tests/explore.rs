@@ -4,7 +4,7 @@ use pool_explore::enumerate::{Bug, Scenario, explore};
 use rstest::rstest;
 
 /// A world and how large it must be at least, so that it does not shrink unseen. Limits change in one of them, and look-ups
-/// are made in another; the larger worlds have both in all.
+/// are made in another; most of the larger worlds have both.
 #[rstest]
 #[case::one_workspace(Scenario { workspaces: 1, mishaps: 2, ..Scenario::default() }, 11_700)]
 #[case::two_workspaces(Scenario { mishaps: 2, ..Scenario::default() }, 132_000)]
@@ -40,9 +40,9 @@ const ALL: Scenario = Scenario {
 #[case::two_workspaces(Scenario { mishaps: 2, ..ALL })]
 #[case::two_connections(Scenario { budget: 2, callers: 4, ..ALL })]
 #[case::three_workspaces(Scenario { workspaces: 3, budget: 2, opens: 1, ..ALL })]
-#[case::more_callers(Scenario { callers: 5, mishaps: 2, ..ALL })]
-#[case::more_mishaps(Scenario { budget: 2, callers: 3, mishaps: 3, ..ALL })]
-#[case::more_connections(Scenario { budget: 2, callers: 5, mishaps: 2, ..ALL })]
+#[case::more_callers(Scenario { callers: 5, mishaps: 2, ..Scenario::default() })]
+#[case::more_mishaps(Scenario { budget: 2, callers: 3, mishaps: 3, ..Scenario::default() })]
+#[case::more_connections(Scenario { budget: 2, callers: 5, mishaps: 2, ..Scenario::default() })]
 #[case::more_workspaces(Scenario { workspaces: 3, budget: 2, callers: 5, ..ALL })]
 #[case::more_of_all(Scenario { workspaces: 3, budget: 3, callers: 5, quanta: 0, ..ALL })]
 #[ignore = "minutes; cargo xtask test-pools --race runs it"]

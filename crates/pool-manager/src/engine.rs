@@ -152,18 +152,18 @@ impl<D: Driver> Engine<D> {
     }
 
     fn steps_towards(&self, wished: &Ceilings) -> Vec<(&Share<D>, Effects<D::Connection>)> {
-        let wishes = [self.settings.workspaces_config(wished), self.settings.system_config(wished)];
-        let all = wishes[0].limit + wishes[1].limit;
+        let goals = [self.settings.workspaces_config(wished), self.settings.system_config(wished)];
+        let all = goals[0].limit + goals[1].limit;
         let limit_of = |share: &Share<D>| share.with("limit", |registry, _| registry.stats().limit);
         let mut steps = Vec::new();
-        for (share, wish) in self.shares().into_iter().zip(&wishes) {
+        for (share, wish) in self.shares().into_iter().zip(&goals) {
             if wish.limit <= limit_of(share) {
                 let step = share.with("set limits", |registry, now| registry.set_limits(wish, now));
                 steps.push((share, step));
             }
         }
         let allowed = self.shares().map(|share| share.with("allowed", |registry, _| registry.allowed()));
-        for (at, (share, wish)) in self.shares().into_iter().zip(wishes).enumerate() {
+        for (at, (share, wish)) in self.shares().into_iter().zip(goals).enumerate() {
             let limit = wish.limit.min(all.saturating_sub(allowed[1 - at]));
             if limit > limit_of(share) {
                 let config = RegistryConfig { limit, per_target: wish.per_target.min(limit), ..wish };
@@ -176,6 +176,9 @@ impl<D: Driver> Engine<D> {
 
     /// Performs what a transition asked for: wakes callers, and hands the rest to the task that owns it.
     pub(crate) fn perform(&self, share: &Share<D>, effects: Effects<D::Connection>) {
+        if effects.is_empty() {
+            return;
+        }
         let mut unrun = VecDeque::new();
         self.submit(share, effects, &mut unrun);
         // Without a runtime nobody can open or close; what is owed is settled here, and what that asks

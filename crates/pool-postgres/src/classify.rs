@@ -64,6 +64,28 @@ pub(crate) fn is_fatal(error: &Error) -> bool {
     }
 }
 
+/// Whether a statement's error is neither the server's word nor one that sqlx finds before it sends anything or after it
+/// has read everything. sqlx may then wait for an answer while the server waits for more.
+pub(crate) fn leads_astray(error: &Error) -> bool {
+    use Error::{
+        ColumnDecode, ColumnIndexOutOfBounds, ColumnNotFound, Database, Decode, Encode, InvalidArgument,
+        RowNotFound, TypeNotFound,
+    };
+    let is_known = matches!(
+        error,
+        Database(_)
+            | Encode(_)
+            | InvalidArgument(_)
+            | TypeNotFound { .. }
+            | RowNotFound
+            | ColumnNotFound(_)
+            | ColumnIndexOutOfBounds { .. }
+            | ColumnDecode { .. }
+            | Decode(_)
+    );
+    !is_known
+}
+
 pub(crate) fn driver_error(error: Error, phase: Phase, address: impl Into<String>) -> DriverError {
     DriverError::new(phase, kind_of(&error, phase), address).caused_by(error)
 }

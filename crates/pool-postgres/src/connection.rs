@@ -7,7 +7,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Error, Row};
 
 use crate::catch_panics::catch_panics;
-use crate::classify::is_loss;
+use crate::classify::{is_loss, leads_astray};
 use crate::plans::{Plans, is_spoiled};
 use crate::session::{Reset, SessionKind};
 use crate::statement::is_plain;
@@ -22,6 +22,8 @@ pub(crate) struct Session {
 
 /// A time as it is asked for has 20 digits until the year 10000.
 const STARTED_MAX: usize = 64;
+const ASTRAY: &str = "an earlier statement ended in something that the server has not said: nothing more is sent, and \
+                      the connection is closed";
 
 /// A live connection of the driver. Statements that go through a lease as an executor are seen, so that a
 /// connection that saw only plain ones is known to be clean without asking the server.
@@ -45,13 +47,27 @@ struct History {
     used: bool,
     /// Something that may have left a transaction or a changed session behind.
     dirty: bool,
-    /// A statement whose end was not seen: what is left on the wire is not known.
-    unsure: bool,
+    wire: Wire,
     last: Last,
 }
 
 impl History {
-    const CLEAN: Self = Self { used: false, dirty: false, unsure: false, last: Last::Ended };
+    const CLEAN: Self = Self { used: false, dirty: false, wire: Wire::InStep, last: Last::Ended };
+
+    fn may_send(&self) -> Result<(), Error> {
+        if self.wire == Wire::Astray { Err(Error::Protocol(ASTRAY.into())) } else { Ok(()) }
+    }
+}
+
+/// What is known of what is still on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Wire {
+    /// Every statement was seen to end.
+    InStep,
+    /// The end of a statement was not seen: an echo shows what is left.
+    Unsure,
+    /// A statement ended in something that is not the server's word: the two may now wait for each other.
+    Astray,
 }
 
 /// What is known of the last statement.
@@ -122,7 +138,9 @@ impl PgConn {
     pub(crate) fn begin_statement(&mut self) -> (&mut PgConnection, StatementGuard<'_>) {
         let history = &mut self.history;
         history.used = true;
-        history.unsure |= history.last == Last::InFlight;
+        if history.last == Last::InFlight {
+            history.wire = history.wire.max(Wire::Unsure);
+        }
         history.last = Last::InFlight;
         (&mut self.conn, StatementGuard { history, plans: &self.plans, epoch: self.epoch })
     }
@@ -146,6 +164,12 @@ impl PgConn {
         self.epoch != self.plans.epoch()
     }
 
+    /// Has the server close all prepared statements, also those that sqlx does not know.
+    pub(crate) async fn deallocate_statements(&mut self) -> Result<(), Error> {
+        let (conn, statement) = self.begin_statement();
+        statement.ended(catch_panics(sqlx::raw_sql("deallocate all").execute(conn)).await).map(drop)
+    }
+
     /// Throws all prepared statements away.
     pub(crate) async fn forget_statements(&mut self) -> Result<(), Error> {
         let epoch = self.plans.epoch();
@@ -160,17 +184,22 @@ impl PgConn {
         &mut self.conn
     }
 
-    /// Marks the connection as one that is to be verified, and returns whether it was marked before.
-    pub(crate) fn set_unsure(&mut self, unsure: bool) -> bool {
+    /// Says what is known of the wire, and returns what was.
+    pub(crate) fn set_wire(&mut self, wire: Wire) -> Wire {
         self.history.used = true;
-        std::mem::replace(&mut self.history.unsure, unsure)
+        std::mem::replace(&mut self.history.wire, wire)
     }
 
     /// Whether a transaction around the statements so far may have failed, or may not be the one that the
     /// next answer is about.
     pub(crate) fn may_have_failed(&self) -> bool {
-        let History { dirty, unsure, last, .. } = self.history;
-        dirty || unsure || last != Last::Ended
+        let History { dirty, wire, last, .. } = self.history;
+        dirty || wire != Wire::InStep || last != Last::Ended
+    }
+
+    /// Refuses what would be sent while sqlx and the server may wait for each other.
+    pub(crate) fn may_send(&self) -> Result<(), Error> {
+        self.history.may_send()
     }
 
     /// Whether anything went over the connection since it was last known to be clean.
@@ -204,7 +233,7 @@ impl PgConn {
         if !self.history.used {
             return Condition::Clean;
         }
-        if self.history.last == Last::Lost {
+        if self.history.wire == Wire::Astray || self.history.last == Last::Lost {
             return Condition::Broken;
         }
         let suspect = self.may_have_failed() || self.conn.is_in_transaction() || self.conn.should_flush();
@@ -224,6 +253,11 @@ pub(crate) struct StatementGuard<'c> {
 }
 
 impl StatementGuard<'_> {
+    /// Refuses a statement that would wait for ever.
+    pub(crate) fn may_start(&self) -> Result<(), Error> {
+        self.history.may_send()
+    }
+
     /// The statement has come to this end.
     pub(crate) fn ended<T>(self, outcome: Result<T, Error>) -> Result<T, Error> {
         self.history.last = match &outcome {
@@ -234,9 +268,23 @@ impl StatementGuard<'_> {
         if outcome.as_ref().is_err_and(is_spoiled) {
             self.plans.spoiled_in(self.epoch);
         }
-        // What is not the server's word may have left some of the answer unread.
-        self.history.unsure |= matches!(&outcome, Err(error) if !matches!(error, Error::Database(_)));
+        let wire = match &outcome {
+            Ok(_) | Err(Error::Database(_)) => Wire::InStep,
+            Err(error) if leads_astray(error) => Wire::Astray,
+            // It may have left some of the answer unread.
+            Err(_) => Wire::Unsure,
+        };
+        self.history.wire = self.history.wire.max(wire);
         outcome
+    }
+}
+
+impl Drop for StatementGuard<'_> {
+    fn drop(&mut self) {
+        // A decoder that panics has left the answer in the middle.
+        if std::thread::panicking() {
+            self.history.wire = Wire::Astray;
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use crate::connection::{PgConn, Session};
 use crate::control::Control;
 use crate::plans::AllPlans;
 use crate::session::SessionKind;
-use crate::verify::{self, About, With};
+use crate::verify::{self, Prepared, With};
 
 /// How long what is left on the wire may take to arrive before the query behind it is cancelled.
 const DRAIN_PATIENCE: Duration = Duration::from_millis(10);
@@ -89,36 +89,21 @@ impl PgDriver {
         }
         self.drain(conn).await?;
         let with = self.with(conn);
-        let cached = conn.own().cached_statements_size();
-        let asked = Instant::now();
         let seen = verify::verify(conn, with).await?;
-        if with.about == About::PreparedAndColumns {
-            let now = Instant::now();
-            conn.plans().looked(seen.columns, now - asked, now);
-        }
+        renew_statements(conn, seen.prepared).await?;
         if with.reset {
             self.prepare(conn).await?;
-        }
-        let are_lost =
-            seen.prepared.is_some_and(|prepared| usize::try_from(prepared).is_ok_and(|n| n < cached));
-        if are_lost || conn.has_spoiled_plans() {
-            conn.forget_statements().await?;
         }
         conn.is_clean_now();
         Ok(())
     }
 
     /// What is done with a connection that comes back, beside verifying it.
-    fn with(&self, conn: &mut PgConn) -> With {
+    fn with(&self, conn: &PgConn) -> With {
         let reset = conn.wants_reset(self.config().sessions().reset);
-        // An error behind raw access was not seen: whether statements are lost or spoiled is asked.
-        let about = match conn.was_dirtied() && conn.own().cached_statements_size() > 0 {
-            false => About::Nothing,
-            true if conn.plans().wants_look(Instant::now()) => About::PreparedAndColumns,
-            true => About::Prepared,
-        };
-        let close_statements = conn.was_dirtied() && !conn.keeps_statements();
-        With { reset, close_statements, about }
+        // What raw access did to prepared statements, and the errors behind it, were not seen.
+        let statements = conn.was_dirtied();
+        With { reset, close_statements: statements && !conn.keeps_statements(), statements }
     }
 
     /// Does with a session that is new, or as good as new, what the configuration says.
@@ -130,6 +115,43 @@ impl PgDriver {
         verify::check(conn).await?;
         conn.is_clean_now();
         Ok(())
+    }
+}
+
+/// Has sqlx throw its prepared statements away unless they are known to be good.
+async fn renew_statements(conn: &mut PgConn, prepared: Option<Prepared>) -> Result<(), Error> {
+    let kept = conn.own().cached_statements_size();
+    let are_good = match prepared {
+        Some(prepared) if !prepared.are_those_kept(kept) => {
+            conn.deallocate_statements().await?;
+            false
+        }
+        Some(prepared) if kept > 0 => know_schema(conn, kept, prepared.snapshot).await?,
+        _ => true,
+    };
+    if !are_good || conn.has_spoiled_plans() {
+        conn.forget_statements().await?;
+    }
+    Ok(())
+}
+
+/// Whether the plans' epoch now tells of every change that a statement of this connection may have met.
+async fn know_schema(conn: &mut PgConn, kept: usize, snapshot: i64) -> Result<bool, Error> {
+    if conn.plans().have_seen(snapshot) {
+        return Ok(true);
+    }
+    let asked = Instant::now();
+    if !conn.plans().want_look(kept, asked) {
+        return Ok(false);
+    }
+    match verify::look(conn).await {
+        Ok(look) => {
+            let now = Instant::now();
+            conn.plans().looked(look, now - asked, now);
+            Ok(true)
+        }
+        Err(error) if verify::may_ask_again(&error) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -104,6 +104,7 @@ impl<'c> Executor<'c> for &'c mut PgLease {
         let mut query = OwnedQuery::new(query);
         let (conn, statement) = self.track(&mut query);
         Box::pin(async_stream::try_stream! {
+            statement.may_start()?;
             let mut steps = conn.fetch_many(query);
             loop {
                 match steps.try_next().await {
@@ -126,7 +127,10 @@ impl<'c> Executor<'c> for &'c mut PgLease {
     {
         let mut query = OwnedQuery::new(query);
         let (conn, statement) = self.track(&mut query);
-        Box::pin(async move { statement.ended(conn.fetch_optional(query).await) })
+        Box::pin(async move {
+            statement.may_start()?;
+            statement.ended(conn.fetch_optional(query).await)
+        })
     }
 
     fn prepare_with<'e>(
@@ -138,7 +142,10 @@ impl<'c> Executor<'c> for &'c mut PgLease {
         'c: 'e,
     {
         let (conn, statement) = self.conn().begin_prepare();
-        Box::pin(async move { statement.ended(conn.prepare_with(sql, parameters).await) })
+        Box::pin(async move {
+            statement.may_start()?;
+            statement.ended(conn.prepare_with(sql, parameters).await)
+        })
     }
 
     fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<Postgres>, Error>>
@@ -146,7 +153,10 @@ impl<'c> Executor<'c> for &'c mut PgLease {
         'c: 'e,
     {
         let (conn, statement) = self.conn().begin_prepare();
-        Box::pin(async move { statement.ended(conn.describe(sql).await) })
+        Box::pin(async move {
+            statement.may_start()?;
+            statement.ended(conn.describe(sql).await)
+        })
     }
 }
 

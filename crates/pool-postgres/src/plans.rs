@@ -3,8 +3,11 @@
 //! connection after another would fail for ever.
 //!
 //! Each database has an epoch. A connection remembers the one in which it last threw its statements away, and does so again
-//! before its next use when it is behind. The epoch moves on when a statement that was seen fails in that
-//! way, or when the database's columns are found to have changed after raw access, whose errors nobody sees.
+//! before its next use when it is behind. The epoch moves on when a statement that was seen fails in that way.
+//!
+//! Behind raw access nobody sees the errors. A connection that comes back from there says whether any transaction of the server
+//! has ended since the last look at the schema. If none has, its statements are good. Otherwise the schema is looked at again,
+//! which moves the epoch on if it has changed, or the connection throws its statements away, where that is cheaper.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,8 +17,10 @@ use std::time::{Duration, Instant};
 use sqlx::Error;
 use sqlx::postgres::PgDatabaseError;
 
-/// A look at the columns waits this many times as long as the last one took, so that it costs a twentieth
-/// of the time at most.
+/// A look at so many columns is cheaper than to prepare everything again: so many in any case, and so many more for each statement.
+const COLUMNS_MIN: i64 = 1_000;
+const COLUMNS_PER_STATEMENT: i64 = 500;
+/// A look at more waits this many times as long as the last one took, so that it costs a twentieth of the time at most.
 const PAUSE_FACTOR: u32 = 20;
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// From this many databases on, those without a connection are forgotten now and then.
@@ -31,14 +36,22 @@ pub(crate) struct AllPlans {
 #[derive(Debug, Default)]
 pub(crate) struct Plans {
     epoch: AtomicU64,
-    columns: Mutex<Columns>,
+    last_look: Mutex<LastLook>,
 }
 
-/// The last look at the columns of a database.
 #[derive(Debug, Default)]
-struct Columns {
-    fingerprint: Option<String>,
-    next_look: Option<Instant>,
+struct LastLook {
+    look: Option<Look>,
+    next: Option<Instant>,
+}
+
+/// What a look at the schema has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Look {
+    /// Stands for all transactions that had ended.
+    pub(crate) snapshot: i64,
+    pub(crate) columns: i64,
+    pub(crate) fingerprint: String,
 }
 
 impl AllPlans {
@@ -66,25 +79,33 @@ impl Plans {
         let _ = self.epoch.compare_exchange(epoch, epoch + 1, Ordering::AcqRel, Ordering::Relaxed);
     }
 
-    /// Whether it is time for another look at the columns.
-    pub(crate) fn wants_look(&self, now: Instant) -> bool {
-        self.columns().next_look.is_none_or(|at| at <= now)
+    /// Whether the last look has seen all that is in `snapshot`.
+    pub(crate) fn have_seen(&self, snapshot: i64) -> bool {
+        self.last_look().look.as_ref().is_some_and(|look| look.snapshot == snapshot)
     }
 
-    /// A look at the columns took so long and found this. The first one has nothing to compare with, so
-    /// everything before it counts as spoiled.
-    pub(crate) fn looked(&self, fingerprint: Option<String>, took: Duration, now: Instant) {
-        let fingerprint = fingerprint.unwrap_or_default();
-        let mut columns = self.columns();
-        columns.next_look = Some(now + took.saturating_mul(PAUSE_FACTOR).min(PAUSE_MAX));
-        if columns.fingerprint.as_ref() != Some(&fingerprint) {
-            columns.fingerprint = Some(fingerprint);
+    /// Whether another look is worth it for a connection that keeps so many statements.
+    pub(crate) fn want_look(&self, kept: usize, now: Instant) -> bool {
+        let last = self.last_look();
+        let kept = i64::try_from(kept).unwrap_or(i64::MAX);
+        let cheap = COLUMNS_MIN.saturating_add(kept.saturating_mul(COLUMNS_PER_STATEMENT));
+        last.next.is_none_or(|next| next <= now)
+            || last.look.as_ref().is_none_or(|look| look.columns <= cheap)
+    }
+
+    /// A look at the schema took so long and found this. The first one has nothing to compare with, so everything
+    /// before it counts as spoiled.
+    pub(crate) fn looked(&self, look: Look, took: Duration, now: Instant) {
+        let mut last = self.last_look();
+        last.next = Some(now + took.saturating_mul(PAUSE_FACTOR).min(PAUSE_MAX));
+        let before = last.look.replace(look);
+        if before.map(|look| look.fingerprint) != last.look.as_ref().map(|look| look.fingerprint.clone()) {
             self.epoch.fetch_add(1, Ordering::AcqRel);
         }
     }
 
-    fn columns(&self) -> std::sync::MutexGuard<'_, Columns> {
-        self.columns.lock().unwrap_or_else(PoisonError::into_inner)
+    fn last_look(&self) -> std::sync::MutexGuard<'_, LastLook> {
+        self.last_look.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -115,16 +136,28 @@ mod tests {
         assert_eq!(plans.epoch(), 1);
     }
 
+    fn look(snapshot: i64, fingerprint: &str) -> Look {
+        Look { snapshot, columns: 2_000, fingerprint: fingerprint.to_owned() }
+    }
+
     #[test]
-    fn a_look_that_finds_other_columns_moves_the_epoch_and_the_next_one_waits() {
+    fn a_look_that_finds_another_schema_moves_the_epoch() {
         let (plans, now, took) = (Plans::default(), Instant::now(), Duration::from_millis(1));
-        assert!(plans.wants_look(now));
-        for (found, epoch) in [("1", 1), ("1", 1), ("2", 2)] {
-            plans.looked(Some(found.to_owned()), took, now);
+        for (snapshot, fingerprint, epoch) in [(7, "1", 1), (8, "1", 1), (9, "2", 2)] {
+            assert!(!plans.have_seen(snapshot));
+            plans.looked(look(snapshot, fingerprint), took, now);
+            assert!(plans.have_seen(snapshot));
             assert_eq!(plans.epoch(), epoch);
         }
-        assert!(!plans.wants_look(now + took * 19));
-        assert!(plans.wants_look(now + took * 20));
+    }
+
+    #[test]
+    fn a_look_waits_where_it_is_cheaper_to_prepare_everything_again() {
+        let (plans, now, took) = (Plans::default(), Instant::now(), Duration::from_millis(1));
+        assert!(plans.want_look(1, now), "nothing is known yet");
+        plans.looked(look(7, "1"), took, now);
+        assert!(plans.want_look(2, now) && !plans.want_look(1, now));
+        assert!(!plans.want_look(1, now + took * 19) && plans.want_look(1, now + took * 20));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::time::Duration;
 
 use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
@@ -10,9 +11,16 @@ use sqlx::{Describe, Error, Execute, Executor, Postgres, SqlStr};
 
 // sqlx does not export the trait that counts transactions; see docs/decisions/0003.
 use sqlx_core::transaction::TransactionManager;
+use tokio::time::timeout;
 
+use crate::connection::Wire;
 use crate::lease::{PgLease, Step};
 use crate::verify::{self, With};
+
+/// How long what was not seen to end may take before the end of its transaction is given up.
+const SETTLE_LIMIT: Duration = Duration::from_secs(5);
+const UNSETTLED: &str = "a statement of the transaction has not ended in time; the connection is closed and the \
+                         transaction rolled back";
 
 /// A transaction on a connection of its own; `&mut tx` is an executor whose statements are seen,
 /// `&mut *tx` the raw connection. Commit or roll back; dropped, it is rolled back in the background
@@ -35,13 +43,17 @@ impl PgTransaction {
     /// that reads another statement's answer would say nothing of its own.
     ///
     /// # Errors
-    /// What the server says; the transaction is then rolled back in the background.
+    /// What the server says; the transaction is then rolled back in the background. Where a statement before ended in
+    /// something that the server has not said (`Error::Protocol`, a panic), or has not ended after five more seconds, an
+    /// `Error::Protocol` that says so: the connection is closed, and the transaction rolled back by it.
     ///
     /// # Cancel safety
     /// Dropping the future leaves open whether the commit took place.
     pub async fn commit(mut self) -> Result<(), Error> {
+        self.lease.conn().may_send()?;
         if self.lease.conn().may_have_failed() {
-            verify::ask(self.lease.conn(), With::default()).await?;
+            let asked = timeout(SETTLE_LIMIT, verify::ask(self.lease.conn(), With::default())).await;
+            asked.unwrap_or_else(|_| Err(self.goes_astray()))?;
         }
         self.step(Boundary::Commit).await?;
         self.is_open = false;
@@ -51,26 +63,37 @@ impl PgTransaction {
     /// Rolls back, and waits for it.
     ///
     /// # Errors
-    /// What the server says.
+    /// What the server says; and where [`commit`](Self::commit) would not be sent, the same `Error::Protocol`.
     ///
     /// # Cancel safety
     /// Dropping the future rolls back in the background.
     pub async fn rollback(mut self) -> Result<(), Error> {
-        self.step(Boundary::Rollback).await?;
+        self.lease.conn().may_send()?;
+        if self.lease.conn().may_have_failed() {
+            let rolled_back = timeout(SETTLE_LIMIT, self.step(Boundary::Rollback)).await;
+            rolled_back.unwrap_or_else(|_| Err(self.goes_astray()))?;
+        } else {
+            self.step(Boundary::Rollback).await?;
+        }
         self.is_open = false;
         Ok(())
+    }
+
+    fn goes_astray(&mut self) -> Error {
+        self.lease.conn().set_wire(Wire::Astray);
+        Error::Protocol(UNSETTLED.into())
     }
 
     /// Takes a step during which the connection counts as suspect, so that a step cut short is found.
     async fn step(&mut self, step: Boundary) -> Result<(), Error> {
         let conn = self.lease.conn();
-        let was_unsure = conn.set_unsure(true);
+        let before = conn.set_wire(Wire::Unsure);
         match step {
             Boundary::Begin => PgTransactionManager::begin(conn.own(), None).await?,
             Boundary::Commit => PgTransactionManager::commit(conn.own()).await?,
             Boundary::Rollback => PgTransactionManager::rollback(conn.own()).await?,
         }
-        conn.set_unsure(was_unsure);
+        conn.set_wire(before);
         Ok(())
     }
 }

@@ -11,6 +11,7 @@ use sqlx::{AssertSqlSafe, Error, Row};
 use crate::catch_panics::catch_panics;
 use crate::classify::is_loss;
 use crate::connection::PgConn;
+use crate::plans::Look;
 
 /// How often a connection is asked. A late cancel may hit one question; a failed transaction, one more; a
 /// rollback is followed by another.
@@ -27,15 +28,26 @@ const STATE: &str = "pg_catalog.pg_backend_pid(), \
 const RESET: &str = "close all; set session authorization default; reset role; reset all; unlisten *; \
                      select pg_catalog.pg_advisory_unlock_all(); discard temp; discard sequences; ";
 
-/// How many statements the session has prepared.
-const PREPARED: &str = "(select pg_catalog.count(*) from pg_catalog.pg_prepared_statement())";
+/// How many statements sqlx has prepared, and how many a holder has under a name of sqlx's: they would answer for others.
+const PREPARED: &str = "pg_catalog.count(*) filter (where not from_sql), \
+     pg_catalog.count(*) filter (where from_sql and pg_catalog.starts_with(name, 'sqlx_s_'))";
+const FROM_PREPARED: &str = " from pg_catalog.pg_prepared_statement()";
 
-/// Changes with every column that comes, goes or changes, of tables, views and composite types, but not of temporary ones: the
-/// transactions that wrote the columns' rows.
-const COLUMNS: &str = "(select pg_catalog.sum(pg_catalog.hashint8(xmin::pg_catalog.text::pg_catalog.int8))::pg_catalog.text \
-     from pg_catalog.pg_attribute where attrelid operator(pg_catalog.>=) 16384 and attnum operator(pg_catalog.>) 0 \
-     and not attrelid operator(pg_catalog.=) any (array(select oid from pg_catalog.pg_class \
-     where relpersistence operator(pg_catalog.=) 't')))";
+/// Two snapshots that are the same have the same transactions behind them, so nothing was changed between them.
+const SNAPSHOT: &str = "pg_catalog.hashtextextended(pg_catalog.pg_current_snapshot()::pg_catalog.text, 0)";
+
+/// Changes with what a statement's result can look like, but not with temporary tables: the transactions that wrote the rows
+/// of all columns, the names of all tables, and the youngest function.
+const SCHEMA: &str = "pg_catalog.count(*), pg_catalog.concat_ws(' ', pg_catalog.count(*), \
+     pg_catalog.hash_array_extended(pg_catalog.array_agg(a.xmin), 0), pg_catalog.max(c.names), \
+     (select pg_catalog.max(oid) from pg_catalog.pg_proc)) \
+     from (select pg_catalog.array_agg(oid) filter (where relpersistence operator(pg_catalog.=) 't') as temporary, \
+     pg_catalog.sum(pg_catalog.hashtextextended(relname::pg_catalog.text, oid::pg_catalog.int8) \
+     operator(pg_catalog.#) relnamespace::pg_catalog.int8) filter (where relpersistence operator(pg_catalog.<>) 't' \
+     and relkind operator(pg_catalog.=) any ('{r,v,m,f,p}'::pg_catalog.\"char\"[])) as names \
+     from pg_catalog.pg_class where oid operator(pg_catalog.>=) 16384) c, pg_catalog.pg_attribute a \
+     where a.attrelid operator(pg_catalog.>=) 16384 and a.attnum operator(pg_catalog.>) 0 \
+     and not a.attrelid operator(pg_catalog.=) any (coalesce(c.temporary, '{}'))";
 
 /// What is done in the round trip of a question.
 #[derive(Clone, Copy, Debug, Default)]
@@ -44,26 +56,31 @@ pub(crate) struct With {
     pub(crate) reset: bool,
     /// Close all prepared statements.
     pub(crate) close_statements: bool,
-    pub(crate) about: About,
-}
-
-/// What is asked about prepared statements, beside the echo.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum About {
-    #[default]
-    Nothing,
-    /// How many the server has.
-    Prepared,
-    /// That, and the fingerprint of the database's columns.
-    PreparedAndColumns,
+    /// Ask about prepared statements.
+    pub(crate) statements: bool,
 }
 
 /// What was seen in that round trip.
 #[derive(Debug)]
 pub(crate) struct Seen {
     pub(crate) state: InStep,
-    pub(crate) prepared: Option<i64>,
-    pub(crate) columns: Option<String>,
+    pub(crate) prepared: Option<Prepared>,
+}
+
+/// What the server says of a session's prepared statements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Prepared {
+    by_sqlx: i64,
+    under_names_of_sqlx: i64,
+    /// Stands for all transactions that have ended.
+    pub(crate) snapshot: i64,
+}
+
+impl Prepared {
+    /// Whether these are the statements that sqlx keeps, and no other could be taken for one of them.
+    pub(crate) fn are_those_kept(self, kept: usize) -> bool {
+        usize::try_from(self.by_sqlx).is_ok_and(|count| count == kept) && self.under_names_of_sqlx == 0
+    }
 }
 
 impl With {
@@ -74,17 +91,14 @@ impl With {
         }
         let reset = if self.reset { RESET } else { "" };
         let close = if self.close_statements { "deallocate all; " } else { "" };
-        let (prepared, columns) = match self.about {
-            About::Nothing => ("null::pg_catalog.int8", "null"),
-            About::Prepared => (PREPARED, "null"),
-            About::PreparedAndColumns => (PREPARED, COLUMNS),
-        };
+        let about =
+            if self.statements { format!(", {PREPARED}, {SNAPSHOT}{FROM_PREPARED}") } else { String::new() };
         // The second echo shows that all between the two has been done.
-        format!("{ask}; {reset}{close}select '{nonce}', {prepared}, {columns}")
+        format!("{ask}; {reset}{close}select '{nonce}'{about}")
     }
 
     fn is_plain(self) -> bool {
-        !self.reset && !self.close_statements && self.about == About::Nothing
+        !self.reset && !self.close_statements && !self.statements
     }
 
     /// The rows of the answer: unlocking is a query, too.
@@ -106,15 +120,11 @@ pub(crate) enum InStep {
 /// The server's, after which one may ask again; anything else, and also an answer to another question, means
 /// that the connection must be closed.
 pub(crate) async fn ask(conn: &mut PgConn, with: With) -> Result<Seen, Error> {
-    let nonce = format!("{:032x}", fastrand::u128(..));
+    let nonce = nonce();
     let pid = conn.backend_pid();
-    let question = AssertSqlSafe(with.question(&nonce));
-    let (raw, statement) = conn.begin_statement();
-    let answer = catch_panics(sqlx::raw_sql(question).fetch_all(raw)).await;
-    let rows = statement.ended(answer)?;
+    let rows = answers(conn, with.question(&nonce)).await?;
     let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return Err(out_of_step()) };
-    let echoes = |row: &PgRow| row.try_get(0).is_ok_and(|echo: &str| echo == nonce);
-    if rows.len() != with.rows() || !echoes(first) || !echoes(last) {
+    if rows.len() != with.rows() || !echoes(first, &nonce) || !echoes(last, &nonce) {
         return Err(out_of_step());
     }
     // Raw access can swap two connections.
@@ -122,9 +132,42 @@ pub(crate) async fn ask(conn: &mut PgConn, with: With) -> Result<Seen, Error> {
         return Err(Error::Protocol("the connection was swapped for another one".into()));
     }
     let state = if first.try_get(2)? { InStep::Idle } else { InStep::InTransaction };
-    let (prepared, columns) =
-        if with.is_plain() { (None, None) } else { (last.try_get(1)?, last.try_get(2)?) };
-    Ok(Seen { state, prepared, columns })
+    let prepared = if with.statements { Some(prepared(last)?) } else { None };
+    Ok(Seen { state, prepared })
+}
+
+fn nonce() -> String {
+    format!("{:032x}", fastrand::u128(..))
+}
+
+async fn answers(conn: &mut PgConn, question: String) -> Result<Vec<PgRow>, Error> {
+    let (raw, statement) = conn.begin_statement();
+    let answer = catch_panics(sqlx::raw_sql(AssertSqlSafe(question)).fetch_all(raw)).await;
+    statement.ended(answer)
+}
+
+fn echoes(row: &PgRow, nonce: &str) -> bool {
+    row.try_get(0).is_ok_and(|echo: &str| echo == nonce)
+}
+
+fn prepared(row: &PgRow) -> Result<Prepared, Error> {
+    let (by_sqlx, under_names_of_sqlx) = (row.try_get(1)?, row.try_get(2)?);
+    Ok(Prepared { by_sqlx, under_names_of_sqlx, snapshot: row.try_get(3)? })
+}
+
+/// Looks at the database's schema, on a connection that is in step.
+///
+/// # Errors
+/// The server's, after which nothing is known of the schema; after anything else the connection must be closed.
+pub(crate) async fn look(conn: &mut PgConn) -> Result<Look, Error> {
+    let nonce = nonce();
+    let rows = answers(conn, format!("select '{nonce}', {SNAPSHOT}, {SCHEMA}")).await?;
+    match rows.as_slice() {
+        [row] if echoes(row, &nonce) => {
+            Ok(Look { snapshot: row.try_get(1)?, columns: row.try_get(2)?, fingerprint: row.try_get(3)? })
+        }
+        _ => Err(out_of_step()),
+    }
 }
 
 fn out_of_step() -> Error {
@@ -161,7 +204,7 @@ async fn roll_back(conn: &mut PgConn) -> Result<(), Error> {
 }
 
 /// Only an error that the server has told, and after which the session lives on.
-fn may_ask_again(error: &Error) -> bool {
+pub(crate) fn may_ask_again(error: &Error) -> bool {
     matches!(error, Error::Database(_)) && !is_loss(error)
 }
 

@@ -11,17 +11,16 @@ use pool_explore::simulate::{Case, Judged, cases};
 
 use crate::display::{complain, say};
 use crate::failure::Failure;
+use crate::page;
 use crate::process::workspace_root;
 
 const GOOD: Style = AnsiColor::Green.on_default();
 const BAD: Style = AnsiColor::Red.on_default().bold();
 
-/// The page that shows the figures, and where its plots lie.
-const PAGE: &str = "docs/performance.md";
+/// Where the plots of the page lie.
 const PAGE_PLOTS: &str = "docs/performance";
-/// Between these lines of the page stands what a run has written.
+/// The block of the page begins with this line.
 const BEGIN: &str = "<!-- cargo xtask simulate --write-docs -->";
-const END: &str = "<!-- end -->";
 
 /// What was asked for.
 #[derive(Debug, Default)]
@@ -76,7 +75,8 @@ pub fn simulate(asked: &Options) -> Result<(), Failure> {
         draw(directory, &outcomes)?;
     }
     if asked.write_docs {
-        write_page(&workspace_root(), &outcomes)?;
+        draw(&workspace_root().join(PAGE_PLOTS), &outcomes)?;
+        page::write_block(page::PERFORMANCE, BEGIN, &tables::markdown(&outcomes))?;
     }
     conclude(&outcomes, broken)
 }
@@ -122,23 +122,6 @@ fn draw(directory: &Path, outcomes: &[Outcome]) -> Result<(), Failure> {
     Ok(())
 }
 
-fn write_page(root: &Path, outcomes: &[Outcome]) -> Result<(), Failure> {
-    draw(&root.join(PAGE_PLOTS), outcomes)?;
-    let page = root.join(PAGE);
-    let text = fs::read_to_string(&page).map_err(|why| Failure::while_doing(&format!("read {PAGE}"), why))?;
-    let Some(text) = with_block(&text, &tables::markdown(outcomes)) else {
-        return Err(Failure::Infrastructure(format!("{PAGE} has no lines `{BEGIN}` and `{END}`")));
-    };
-    write(&page, &text)
-}
-
-/// A page with another text between the two lines.
-fn with_block(page: &str, block: &str) -> Option<String> {
-    let (before, rest) = page.split_once(BEGIN)?;
-    let (_, after) = rest.split_once(END)?;
-    Some(format!("{before}{BEGIN}\n\n{block}\n{END}{after}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,14 +138,5 @@ mod tests {
         assert_eq!(names(&[]).len(), cases().len());
         let wrong = choose(cases(), &["colt".to_owned()]).unwrap_err();
         assert_eq!((wrong.code(), wrong.to_string().contains("`cold`?")), (2, true), "{wrong}");
-    }
-
-    #[test]
-    fn a_page_keeps_what_stands_around_the_block() {
-        let page = format!("# A\n{BEGIN}\nold\n{END}\nB\n");
-        let new = with_block(&page, "new").unwrap();
-        assert_eq!(new, format!("# A\n{BEGIN}\n\nnew\n{END}\nB\n"));
-        assert_eq!(with_block(&new, "new").as_ref(), Some(&new));
-        assert_eq!(with_block("# A\n", "new"), None);
     }
 }

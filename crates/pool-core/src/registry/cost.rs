@@ -1,7 +1,7 @@
 //! What things cost, measured: how long opens, closes and leases take, as decayed means. From them follow the price of
 //! a switch (a slot goes from one target to another: a close and an open), the quantum and the patience.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What an open costs before one was measured: about a connect on a local network.
 pub const OPEN_DEFAULT: Duration = Duration::from_millis(4);
@@ -18,6 +18,9 @@ const QUANTUM_SWITCHES: u32 = 6;
 pub const QUANTUM_MIN: Duration = Duration::from_millis(10);
 /// See [`QUANTUM_MIN`].
 pub const QUANTUM_MAX: Duration = Duration::from_secs(1);
+
+/// One lease of so many is measured.
+const LEASES_PER_SAMPLE: u32 = 8;
 
 /// A mean that forgets: each sample counts an eighth. A sample counts at most four times the mean, so that one lease of
 /// ten minutes does not pass for the habit, while a new habit is learnt in a dozen samples.
@@ -52,6 +55,7 @@ pub(super) struct Costs {
     open: Mean,
     close: Mean,
     lease: Mean,
+    leases: u32,
 }
 
 impl Costs {
@@ -63,8 +67,14 @@ impl Costs {
         self.close.add(took);
     }
 
-    pub(super) fn leased_for(&mut self, took: Duration) {
-        self.lease.add(took);
+    /// A lease from `since` to `now`. Every eighth is measured, which is often enough for a mean, and keeps the clock's
+    /// arithmetic off the warm path.
+    #[inline]
+    pub(super) fn leased(&mut self, since: Instant, now: Instant) {
+        if self.leases.is_multiple_of(LEASES_PER_SAMPLE) {
+            self.lease.add(now.saturating_duration_since(since));
+        }
+        self.leases = self.leases.wrapping_add(1);
     }
 
     /// How long an open takes.
@@ -100,8 +110,11 @@ mod tests {
     #[test]
     fn one_long_lease_does_not_pass_for_the_habit() {
         let mut costs = Costs::default();
-        costs.leased_for(Duration::from_millis(1));
-        costs.leased_for(Duration::from_mins(10));
+        let now = Instant::now();
+        costs.leased(now, now + Duration::from_millis(1));
+        for _ in 0..LEASES_PER_SAMPLE {
+            costs.leased(now, now + Duration::from_mins(10));
+        }
         assert!(costs.lease() <= Duration::from_micros(1_400), "{:?}", costs.lease());
     }
 

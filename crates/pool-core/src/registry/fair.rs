@@ -118,6 +118,7 @@ impl Fair {
     }
 
     /// Lets the contended time go on to `now`.
+    #[inline]
     pub(super) fn tick(&mut self, now: Instant) {
         if let Some(at) = self.contended_at {
             self.contended += now.saturating_duration_since(at);
@@ -127,10 +128,14 @@ impl Fair {
 
     /// Charges a target for the slots that it has had since it was charged last: `serving` ones, and others that were on
     /// their way out. Without a serving one it has left its turn, and what it has not used is not charged.
+    #[inline]
     pub(super) fn charge(&self, account: &mut Account, serving: u32, leaving: u32) {
-        if account.charged == self.contended && (serving > 0 || account.ahead == 0) {
-            return;
+        if account.charged != self.contended || serving == 0 && account.ahead > 0 {
+            self.charge_up(account, serving, leaving);
         }
+    }
+
+    fn charge_up(&self, account: &mut Account, serving: u32, leaving: u32) {
         let slots = serving + leaving;
         let time = self.contended.saturating_sub(account.charged).as_nanos() * u128::from(slots);
         let cost = time * SCALE / u128::from(account.weight);
@@ -212,6 +217,11 @@ impl Fair {
         }
         account.ahead += scaled(turn) / u128::from(account.weight);
         self.contended_at = (!self.ready.is_empty()).then_some(now);
+    }
+
+    /// Gives back a turn that was charged in advance, for an open that came to nothing.
+    pub(super) fn refund(account: &mut Account, turn: Duration) {
+        account.ahead = account.ahead.saturating_sub(scaled(turn) / u128::from(account.weight));
     }
 
     /// Puts `ws`, whose account was charged after it came to stand, where it belongs now.

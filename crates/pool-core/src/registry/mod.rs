@@ -101,7 +101,9 @@ impl RegistryConfig {
 pub struct Registry<C> {
     config: RegistryConfig,
     budget: Budget,
-    by_target: HashMap<Target, u32>,
+    /// Hashed once on every acquire, so by a hash that is quick for short keys; it is seeded at random, since ids come from
+    /// outside. Nothing is ever decided by its order.
+    by_target: HashMap<Target, u32, foldhash::fast::RandomState>,
     workspaces: Slab<Workspace>,
     conns: Slab<Conn<C>>,
     next_serial: u32,
@@ -261,7 +263,7 @@ impl<C> Registry<C> {
         Self {
             budget: Budget::new(config.limit),
             config,
-            by_target: HashMap::new(),
+            by_target: HashMap::default(),
             workspaces: Slab::new(),
             conns: Slab::new(),
             next_serial: 0,

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::fair::Fair;
 use super::planted::Bug;
 use super::{Conn, ConnState, Existence, Failure, Registry, u32_of};
 use crate::budget::{Slot, SlotState, take_one};
@@ -55,7 +56,8 @@ impl<C> Registry<C> {
     /// An open failed. The slot goes back; the waiters that nothing else can serve are told why; the
     /// next open for this target waits for the pause to pass (law O3).
     pub fn open_failed(&mut self, work: OpenWork, error: Arc<DriverError>, now: Instant) -> Effects<C> {
-        let Open { ws, target, slot, number, .. } = self.end_open(work, now);
+        let Open { ws, target, slot, number, unused_turn, .. } = self.end_open(work, now);
+        Fair::refund(&mut self.workspace_mut(ws).account, unused_turn);
         if self.has_bug(Bug::SlotLeakedOnFailedOpen) {
             std::mem::forget(slot);
         } else {
@@ -102,6 +104,7 @@ impl<C> Registry<C> {
             return effects;
         }
         self.charge(ws, now);
+        Fair::refund(&mut self.workspace_mut(ws).account, work.turn);
         self.one_less(ws, |ws| &mut ws.opens.under_way);
         let opens = &mut self.workspace_mut(ws).opens;
         opens.given_up += 1;
@@ -178,7 +181,7 @@ impl<C> Registry<C> {
     }
 
     fn end_open(&mut self, work: OpenWork, now: Instant) -> Open {
-        let OpenWork { target, workspace: ws, slot, holds_permit, given_up, number, began } = work;
+        let OpenWork { target, workspace: ws, slot, holds_permit, given_up, number, began, turn } = work;
         self.charge(ws, now);
         if holds_permit {
             take_one(&mut self.permits_taken, &mut self.totals.miscounts);
@@ -192,7 +195,9 @@ impl<C> Registry<C> {
         } else {
             self.one_less(ws, |ws| &mut ws.opens.under_way);
         }
-        Open { ws, target, slot, number, took: now.saturating_duration_since(began) }
+        // The turn of one that was given up has been given back.
+        let unused_turn = if given_up { Duration::ZERO } else { turn };
+        Open { ws, target, slot, number, took: now.saturating_duration_since(began), unused_turn }
     }
 
     fn back_off(&mut self, target: &Target, error: Arc<DriverError>, now: Instant) {
@@ -275,6 +280,7 @@ struct Open {
     slot: Slot,
     number: u64,
     took: Duration,
+    unused_turn: Duration,
 }
 
 pub(super) fn open_error(target: &Target, error: &Arc<DriverError>, retry_in: Duration) -> AcquireError {

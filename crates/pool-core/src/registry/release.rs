@@ -106,7 +106,7 @@ impl<C> Registry<C> {
         let ws = entry.workspace;
         let lived = entry.retire_at.is_some_and(|at| at <= now);
         if let ConnState::InUse { since } = entry.state {
-            self.costs.leased_for(now.saturating_duration_since(since));
+            self.costs.leased(since, now);
         }
         if lived && !self.closed {
             return self.retire_leased(debt, conn, CloseReason::Lifetime, now, effects);
@@ -146,8 +146,10 @@ impl<C> Registry<C> {
 
     /// Whether a connection of `ws` that comes back is one too many: the limit was lowered, or the target's ceiling.
     fn is_over_the_limit(&self, ws: u32) -> bool {
-        self.budget.counted().saturating_sub(self.slots_coming()) > self.budget.limit()
-            || self.is_above_its_ceiling(ws)
+        let workspace = self.workspace(ws);
+        self.budget.allowed() > self.budget.limit()
+            && self.budget.counted().saturating_sub(self.slots_coming()) > self.budget.limit()
+            || workspace.ceiling_allowed > workspace.ceiling && self.is_above_its_ceiling(ws)
     }
 
     pub(super) fn is_above_its_ceiling(&self, ws: u32) -> bool {
@@ -211,7 +213,9 @@ impl<C> Registry<C> {
         let entry = &self.conns[id.index() as usize];
         let (ws, opened_at) = (entry.workspace, entry.opened_at);
         self.charge(ws, now);
-        self.overdue.remove(&(opened_at, id.index()));
+        if !self.overdue.is_empty() {
+            self.overdue.remove(&(opened_at, id.index()));
+        }
         let lingers_until = self.lingers_until(ws, opened_at, now);
         let entry = &mut self.conns[id.index() as usize];
         entry.state = ConnState::Idle { conn, since: now };
@@ -221,10 +225,9 @@ impl<C> Registry<C> {
         let workspace = &mut self.workspaces[ws as usize];
         take_one(&mut workspace.in_use, &mut self.totals.miscounts);
         workspace.idle.push_back(&mut self.idle_links, id.index());
+        self.policy.touched(id, &workspace.target);
         if lingers_until.is_some() {
             self.lingering.push_back(&mut self.lingering_links, id.index());
-        } else {
-            self.policy.touched(id, &workspace.target);
         }
     }
 }

@@ -184,6 +184,7 @@ impl<C> Registry<C> {
                 given_up: false,
                 number: self.next_open,
                 began: now,
+                turn,
             });
             self.review(ws, now);
         }
@@ -224,11 +225,12 @@ impl<C> Registry<C> {
     /// Idle connections of a target that keeps another one go first, then the policy's choice (law E2).
     fn victim(&mut self) -> Option<ConnectionId> {
         let Self { policy, conns, workspaces, .. } = self;
+        let may_go = |id: ConnectionId| conns[id.index() as usize].lingers_until.is_none();
         let is_spare = |id: ConnectionId| {
             let workspace = &workspaces[conns[id.index() as usize].workspace as usize];
-            workspace.in_use + workspace.idle.len() > 1
+            workspace.in_use + workspace.idle.len() > 1 && may_go(id)
         };
-        policy.victim(&is_spare).or_else(|| policy.victim(&|_| true))
+        policy.victim(&is_spare).or_else(|| policy.victim(&may_go))
     }
 
     /// How many opens would start now if there were slots.
@@ -245,7 +247,7 @@ impl<C> Registry<C> {
 
     /// Whether a target stands ready for which no slot is free, nor on its way.
     fn is_wanted_elsewhere(&self) -> bool {
-        self.budget.is_full() && self.slots_coming() < self.opens_wanted()
+        self.fair.ready_len() > 0 && self.budget.is_full() && self.slots_coming() < self.opens_wanted()
     }
 
     /// Whether a connection of `ws` that came back must be closed for another target although callers of
@@ -332,9 +334,10 @@ impl<C> Registry<C> {
 
     /// Learns whether a target whose connection another one wanted comes back soon enough to have been worth waiting for.
     pub(super) fn learn_habit(&mut self, ws: u32, now: Instant) {
-        if let Some(at) = self.workspace_mut(ws).went_idle_at.take() {
+        if let Some(at) = self.workspace(ws).went_idle_at {
             let comes_back = now.saturating_duration_since(at) <= self.linger();
-            self.workspace_mut(ws).comes_back = comes_back;
+            let workspace = self.workspace_mut(ws);
+            (workspace.went_idle_at, workspace.comes_back) = (None, comes_back);
         }
     }
 
@@ -342,7 +345,7 @@ impl<C> Registry<C> {
         self.costs.switch() / 2
     }
 
-    /// What was kept long enough is a candidate like any other.
+    /// What was kept long enough may be chosen like any other.
     fn end_lingering(&mut self, now: Instant) {
         while let Some(id) = self.lingering.front() {
             let entry = &mut self.conns[id as usize];
@@ -351,22 +354,22 @@ impl<C> Registry<C> {
             }
             entry.lingers_until = None;
             self.lingering.remove(&mut self.lingering_links, id);
-            self.policy.touched(entry.id, &self.workspaces[entry.workspace as usize].target);
         }
     }
 
-    /// Takes an idle connection out of the candidates, or of those that are kept.
+    /// Takes an idle connection out of the candidates, and of those that are kept.
     pub(super) fn no_candidate(&mut self, id: ConnectionId) {
         let entry = &mut self.conns[id.index() as usize];
         debug_assert!(matches!(entry.state, ConnState::Idle { .. }), "only idle connections are candidates");
-        if entry.lingers_until.take().is_some() {
+        if entry.lingers_until.is_some() {
+            entry.lingers_until = None;
             self.lingering.remove(&mut self.lingering_links, id.index());
-        } else {
-            self.policy.removed(id);
         }
+        self.policy.removed(id);
     }
 
     /// Charges `ws` for the slots that it has had up to now.
+    #[inline]
     pub(super) fn charge(&mut self, ws: u32, now: Instant) {
         self.fair.tick(now);
         let workspace = &mut self.workspaces[ws as usize];

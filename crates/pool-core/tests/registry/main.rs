@@ -11,5 +11,6 @@ mod look_ups;
 mod opening;
 mod random;
 mod schedule;
+mod shares;
 mod waiting;
 mod world;

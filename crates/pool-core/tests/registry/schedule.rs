@@ -9,9 +9,11 @@ use crate::world::{
     CLOSE, LEASE, OPEN, QUANTUM, SWITCH, World, closes, due_at, nothing, opens, refused, target,
 };
 
-/// The slot-time of a turn.
-const TURN: Duration = Duration::from_millis(8);
 const A_MOMENT: Duration = Duration::from_nanos(1);
+
+fn just_before(time: Duration) -> Duration {
+    time.saturating_sub(A_MOMENT)
+}
 
 /// `a` has a connection in use and `others` have idle ones, each with one; the budget is spent.
 fn spent(others: &[&str], opens: u32) -> (World, pool_core::Leased<u32>) {
@@ -30,7 +32,7 @@ fn w3_a_waiter_rather_waits_for_a_connection_of_its_own_workspace() {
     let (mut world, held) = spent(&["b"], 8);
     let ticket = world.ask("a");
     assert_eq!(world.asked, due_at(world.now + SWITCH));
-    world.pass(SWITCH - A_MOMENT);
+    world.pass(just_before(SWITCH));
     world.release(held);
     assert_eq!(world.asked, nothing());
     world.served(ticket);
@@ -43,7 +45,7 @@ fn w3_a_waiter_rather_waits_for_a_connection_of_its_own_workspace() {
 fn w3_patience_ends_at_the_promised_moment_after_the_price_of_a_switch() {
     let (mut world, _held) = spent(&["b"], 8);
     let _ticket = world.ask("a");
-    world.pass(SWITCH - A_MOMENT);
+    world.pass(just_before(SWITCH));
     assert_eq!(world.closes.len(), 0);
     world.pass(A_MOMENT);
     assert_eq!(world.asked, closes(&["b"], CloseReason::Evicted));
@@ -99,7 +101,7 @@ fn w3_patience_is_counted_anew_after_a_new_connection() {
     world.open_in_time();
     assert_eq!(world.asked, due_at(world.now + SWITCH), "the second one waits for two connections now");
     world.served(first);
-    world.pass(SWITCH - A_MOMENT);
+    world.pass(just_before(SWITCH));
     assert_eq!(world.closes.len(), 0);
     world.pass(A_MOMENT);
     assert_eq!(world.asked, closes(&["c"], CloseReason::Evicted));
@@ -110,7 +112,7 @@ fn o6_a_call_that_comes_before_the_promised_moment_has_it_promised_again() {
     let (mut world, _held) = spent(&["b"], 8);
     let _ticket = world.ask("a");
     let at = world.now + SWITCH;
-    let effects = world.registry.due(at - A_MOMENT);
+    let effects = world.registry.due(world.now + just_before(SWITCH));
     assert_eq!(effects.describe(), due_at(at));
     let effects = world.registry.due(at);
     assert_eq!(effects.describe(), closes(&["b"], CloseReason::Evicted));
@@ -165,11 +167,11 @@ fn w5_a_connection_serves_for_a_quantum_before_it_yields() {
         assert_eq!(world.asked, nothing());
         held = world.served(next);
     }
-    let _next = world.ask("loud");
-    world.pass(opened + QUANTUM - A_MOMENT - world.now);
+    let next = world.ask("loud");
+    world.pass(just_before((opened + QUANTUM).saturating_duration_since(world.now)));
     world.release(held);
     assert_eq!(world.asked, nothing(), "a nanosecond is missing");
-    held = world.served(_next);
+    held = world.served(next);
     let _next = world.ask("loud");
     world.pass(A_MOMENT);
     world.release(held);
@@ -200,154 +202,12 @@ fn w5_nothing_yields_while_a_slot_is_free_or_on_its_way() {
     assert_eq!(world.asked, opens(&["quiet"]));
 }
 
-/// Workspaces that want more than they have, on one slot: two callers of each wait at any time, and each holds its
-/// connection for the time of a lease.
-struct Busy {
-    world: World,
-    waiting: Vec<(&'static str, Vec<pool_core::Ticket>)>,
-    /// Whose turns there were, in order, and how long each held the slot.
-    turns: Vec<(&'static str, Duration)>,
-}
-
-impl Busy {
-    fn new(world: World, names: &[&'static str]) -> Self {
-        let mut busy = Self { world, waiting: Vec::new(), turns: Vec::new() };
-        for name in names {
-            busy.joins(name);
-        }
-        busy
-    }
-
-    fn joins(&mut self, name: &'static str) {
-        let tickets = vec![self.world.ask(name), self.world.ask(name)];
-        self.waiting.push((name, tickets));
-    }
-
-    /// Lets the next `turns` turns pass.
-    fn run(&mut self, turns: usize) {
-        let end = self.turns.len() + turns;
-        while self.turns.len() < end {
-            self.world.close_in_time();
-            let opened = self.world.open_in_time().remove(0);
-            let at = self.waiting.iter().position(|(name, _)| target(name) == opened).unwrap();
-            // The slot was its own from the moment at which it was to be opened, and is until the close has ended.
-            let began = self.world.now - OPEN;
-            while self.world.closes.is_empty() {
-                let (name, tickets) = &mut self.waiting[at];
-                let held = self.world.served(tickets.remove(0));
-                tickets.push(self.world.ask(name));
-                self.world.pass(LEASE);
-                self.world.release(held);
-            }
-            self.turns.push((self.waiting[at].0, self.world.now + CLOSE - began));
-        }
-    }
-
-    fn had(&self, whose: &str, last: usize) -> Duration {
-        let turns = &self.turns[self.turns.len() - last..];
-        turns.iter().filter(|(name, _)| *name == whose).map(|(_, time)| *time).sum()
-    }
-}
-
-#[test]
-fn w6_equal_workspaces_that_want_more_than_they_have_take_turns() {
-    let mut busy = Busy::new(World::new(1, 1), &["a", "b", "c"]);
-    busy.run(30);
-    for name in ["a", "b", "c"] {
-        let (had, fair) = (busy.had(name, 30), TURN * 10);
-        assert!(had >= fair && had <= fair + LEASE, "{name} had {had:?}: {:?}", busy.turns);
-    }
-}
-
-#[test]
-fn w6_the_workspace_that_has_had_least_is_next() {
-    let mut world = World::new(1, 1);
-    let held = world.lease_in_time("much");
-    let _little = world.ask("little");
-    world.pass(Duration::from_millis(40));
-    world.release(held);
-    world.close_in_time();
-    world.open_in_time();
-    let held = world.served(_little);
-    let waiting = (world.ask("much"), world.ask("little"), world.ask("nothing"));
-    let mut order = Vec::new();
-    world.pass(QUANTUM);
-    world.release(held);
-    let mut tickets = vec![("much", waiting.0), ("little", waiting.1), ("nothing", waiting.2)];
-    while !tickets.is_empty() {
-        world.close_in_time();
-        let next = world.open_in_time().remove(0);
-        let at = tickets.iter().position(|(name, _)| target(name) == next).unwrap();
-        let (name, ticket) = tickets.remove(at);
-        order.push(name);
-        let held = world.served(ticket);
-        world.release(held);
-    }
-    assert_eq!(order, ["nothing", "little", "much"], "not in the order in which they came");
-}
-
-#[test]
-fn w6_slot_time_is_by_weight() {
-    let mut world = World::new(1, 1);
-    let terms = pool_core::Terms { weight: 3, ceiling: None };
-    let effects = world.registry.set_terms(&target("heavy"), terms, world.now);
-    world.take(effects);
-    let mut busy = Busy::new(world, &["heavy", "light"]);
-    busy.run(60);
-    let ratio = busy.had("heavy", 60).as_secs_f64() / busy.had("light", 60).as_secs_f64();
-    assert!((2.9..=3.1).contains(&ratio), "{ratio}: {:?}", busy.turns);
-}
-
-#[test]
-fn w6_who_wanted_nothing_earns_no_credit() {
-    let mut world = World::new(1, 1);
-    // It was there at the beginning, and then wanted nothing for a long time.
-    let held = world.lease_in_time("late");
-    world.release(held);
-    let mut busy = Busy::new(world, &["a", "b"]);
-    busy.run(100);
-    busy.joins("late");
-    busy.run(12);
-    assert!(busy.had("late", 12) <= TURN * 5, "{:?}", &busy.turns[100..]);
-    assert!(busy.had("a", 12) >= TURN * 3, "{:?}", &busy.turns[100..]);
-}
-
-#[test]
-fn w6_a_debt_outlives_the_entry_of_its_workspace() {
-    let mut world = World::new(1, 1);
-    let held = world.lease_in_time("greedy");
-    let patient = world.ask("patient");
-    world.pass(Duration::from_millis(40));
-    world.release(held);
-    world.close_in_time();
-    assert!(!world.registry.view(world.now).workspaces.iter().any(|ws| ws.target == target("greedy")));
-    world.open_in_time();
-    let held = world.served(patient);
-    let _again = (world.ask("greedy"), world.ask("newcomer"));
-    world.release(held);
-    world.close_in_time();
-    assert_eq!(world.opens[0].target(), &target("newcomer"), "although the greedy one came first");
-}
-
-#[test]
-fn w6_a_quiet_workspace_gets_the_first_slot_whose_quantum_ends() {
-    let mut world = World::new(2, 1);
-    let (first, second) = (world.lease_in_time("loud1"), world.lease_in_time("loud2"));
-    let (next, _other) = (world.ask("loud1"), world.ask("loud2"));
-    let _quiet = world.ask("quiet");
-    let _another = world.ask("another");
-    world.release(second);
-    assert_eq!(world.asked, nothing(), "its quantum has not ended");
-    world.release(first);
-    assert_eq!(world.asked, closes(&["loud1"], CloseReason::Yielded));
-    world.waits(next);
-    world.close_in_time();
-    assert_eq!(world.asked, opens(&["quiet"]));
-}
-
 /// `a` has asked again so long after its connection was closed for `b`; now it has one again, and `b` waits.
 fn comes_back(after: Duration) -> (World, pool_core::Leased<u32>, pool_core::Ticket) {
-    let mut world = World::new(1, 1);
+    comes_back_in(World::new(1, 1), after)
+}
+
+fn comes_back_in(mut world: World, after: Duration) -> (World, pool_core::Leased<u32>, pool_core::Ticket) {
     let held = world.lease_in_time("a");
     let b = world.ask("b");
     world.release(held);
@@ -373,7 +233,7 @@ fn w5_a_connection_whose_workspace_comes_back_at_once_is_kept_a_moment() {
     world.pass(LEASE);
     world.release(held);
     assert_eq!(world.asked, due_at(world.now + SWITCH / 2));
-    world.pass(SWITCH / 2 - A_MOMENT);
+    world.pass(just_before(SWITCH / 2));
     assert_eq!(world.closes.len(), 0);
     let again = world.hit("a");
     assert_eq!(again.conn, conn);
@@ -386,6 +246,20 @@ fn o6_a_connection_that_was_kept_in_vain_is_closed_at_the_promised_moment() {
     world.pass(LEASE);
     world.release(held);
     world.pass(SWITCH / 2);
+    assert_eq!(world.asked, closes(&["a"], CloseReason::Evicted));
+}
+
+#[test]
+fn e2_a_connection_that_was_kept_in_vain_is_none_the_younger() {
+    let mut world = World::new(2, 1);
+    let other = world.lease_in_time("other");
+    let (mut world, held, _b) = comes_back_in(world, CLOSE);
+    world.pass(LEASE);
+    world.release(held);
+    assert_eq!(world.asked, due_at(world.now + SWITCH / 2));
+    // The other one comes back at the moment at which the first one is kept no longer.
+    world.now += SWITCH / 2;
+    world.release(other);
     assert_eq!(world.asked, closes(&["a"], CloseReason::Evicted));
 }
 
@@ -482,5 +356,4 @@ fn patience_is_not_changed_by_one_lease_of_ten_minutes() {
 fn the_times_are_those_that_things_take_by_default() {
     use pool_core::registry::{CLOSE_DEFAULT, LEASE_DEFAULT, OPEN_DEFAULT};
     assert_eq!((OPEN, CLOSE, LEASE, SWITCH), (OPEN_DEFAULT, CLOSE_DEFAULT, LEASE_DEFAULT, OPEN + CLOSE));
-    assert_eq!(TURN, QUANTUM + SWITCH);
 }

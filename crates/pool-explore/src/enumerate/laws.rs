@@ -138,7 +138,9 @@ impl World {
     }
 
     /// W2, the simple case: a connection that has served for a quantum comes back to a workspace whose callers wait, no
-    /// other workspace has ever been served, the budget is spent, no slot is on its way, and another workspace stands ready.
+    /// other workspace has ever been served, the budget is spent, no slot is on its way, and another workspace stands ready,
+    /// while its own does not. (Where its own stands ready, too, the turns that it was given for the connections that it has
+    /// put a newcomer up to as many turns behind it.)
     fn must_yield(&self, step: Step, before: &View) -> bool {
         let Step::Release(c) = step else { return false };
         let Caller::Holding { conn, .. } = &self.callers[c] else { return false };
@@ -154,7 +156,8 @@ impl World {
             && self.closes.is_empty()
             && self.counted(None) == self.budget as usize
             && before.opens.0 < self.scenario.opens
-            && before.ready.iter().any(|other| *other != target)
+            && !before.ready.is_empty()
+            && !before.ready.contains(&target)
     }
 
     /// W1: nobody who came earlier for the same workspace is still unanswered.

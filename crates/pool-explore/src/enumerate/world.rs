@@ -176,35 +176,10 @@ impl World {
                 let effects = self.registry.retry(&target, self.now);
                 self.perform(effects)
             }
-            Step::DueComes => {
-                self.now = self.due_at.take().map_or(self.now, |at| self.now.max(at));
-                let effects = self.registry.due(self.now);
-                self.perform(effects)
-            }
-            Step::IsFound(i) => {
-                let target = self.look_ups.remove(i);
-                let effects = self.registry.looked_up(&target, None, self.now);
-                self.perform(effects)
-            }
-            Step::IsMissing(i) => {
-                let target = self.look_ups.remove(i);
-                self.history.failed |= self.bit_of(&target);
-                let missing = unreachable_server();
-                let effects = self.registry.looked_up(&target, Some(missing), self.now);
-                self.perform(effects)
-            }
-            Step::LimitIs(limit) => {
-                self.history.limit_lowered |= limit < self.budget;
-                self.budget = limit;
-                self.allowed = self.registry.stats().connections.total().max(limit);
-                let per_workspace = self.scenario.per_workspace.min(limit);
-                let config = RegistryConfig {
-                    opens: self.scenario.opens,
-                    ..RegistryConfig::new(limit, per_workspace)
-                };
-                let effects = self.registry.set_limits(&config, self.now);
-                self.perform(effects)
-            }
+            Step::DueComes => self.due_comes(),
+            Step::IsFound(i) => self.is_looked_up(i, None),
+            Step::IsMissing(i) => self.is_looked_up(i, Some(unreachable_server())),
+            Step::LimitIs(limit) => self.limit_is(limit),
             Step::QuantumPasses => {
                 self.quanta_left -= 1;
                 self.now += QUANTUM;
@@ -247,6 +222,30 @@ impl World {
 
     pub(super) fn bit_of(&self, target: &Target) -> u8 {
         self.targets.iter().position(|other| other == target).map_or(0, |w| self.bit(w))
+    }
+
+    fn due_comes(&mut self) -> Result<(), Broken> {
+        self.now = self.due_at.take().map_or(self.now, |at| self.now.max(at));
+        let effects = self.registry.due(self.now);
+        self.perform(effects)
+    }
+
+    fn is_looked_up(&mut self, i: usize, missing: Option<Arc<DriverError>>) -> Result<(), Broken> {
+        let target = self.look_ups.remove(i);
+        self.history.failed |= if missing.is_some() { self.bit_of(&target) } else { 0 };
+        let effects = self.registry.looked_up(&target, missing, self.now);
+        self.perform(effects)
+    }
+
+    fn limit_is(&mut self, limit: u32) -> Result<(), Broken> {
+        self.history.limit_lowered |= limit < self.budget;
+        self.budget = limit;
+        self.allowed = self.registry.stats().connections.total().max(limit);
+        let per_workspace = self.scenario.per_workspace.min(limit);
+        let config =
+            RegistryConfig { opens: self.scenario.opens, ..RegistryConfig::new(limit, per_workspace) };
+        let effects = self.registry.set_limits(&config, self.now);
+        self.perform(effects)
     }
 
     fn replace(&mut self, c: usize, with: Caller) -> Caller {

@@ -3,6 +3,7 @@
 
 mod figure;
 mod leftovers;
+mod measured;
 mod record;
 mod sampler;
 mod timeline;
@@ -11,6 +12,7 @@ pub use crate::naming::{RunId, in_tag};
 pub use figure::{Figure, figure, figure_series, read_figures};
 pub(crate) use leftovers::{ALIVE_CLASS, drop_database, reap_databases};
 pub use leftovers::{Cleaned, TaggedConnection, clean, connections, terminate};
+pub use measured::{Goal, Measured};
 pub use record::{Record, read_records};
 pub use sampler::{LeftConnection, LeftDatabase, Sampled, Sampler};
 pub use timeline::{Point, Timeline};

@@ -51,6 +51,8 @@ enum Until {
 pub struct DedicatedServer {
     place: GuardedDirectory,
     port: u16,
+    /// Settings that override the usual ones, as lines of `postgresql.auto.conf`.
+    overrides: String,
     cluster: &'static Cluster,
     postmaster: Option<Child>,
 }
@@ -121,8 +123,20 @@ impl DedicatedServer {
     /// # Cancel safety
     /// Dropping the future leaves nothing behind; what was begun is taken away in the background.
     pub async fn start() -> Result<Self, ServerError> {
+        Self::start_with(&[]).await
+    }
+
+    /// The same with other settings than the usual ones, by name: `("max_connections", "200")`.
+    ///
+    /// # Errors
+    /// As [`DedicatedServer::start`]; a setting that the server does not take is in the log that it shows.
+    ///
+    /// # Cancel safety
+    /// As [`DedicatedServer::start`].
+    pub async fn start_with(settings: &[(&str, &str)]) -> Result<Self, ServerError> {
         let made = tokio::task::spawn_blocking(Self::make).await;
         let mut server = made.map_err(io::Error::other)??;
+        server.overrides = settings.iter().map(|(name, value)| setting(name, value)).collect();
         for _ in 1..PORT_TRIES {
             match server.start_again().await {
                 Err(refused) if start::is_port_taken(&refused) => server.port = start::free_port()?,
@@ -137,7 +151,7 @@ impl DedicatedServer {
         let cluster = Cluster::of_this_process()?;
         let place = GuardedDirectory::create()?;
         cluster.copy_to(&place)?;
-        Ok(Self { place, port: start::free_port()?, cluster, postmaster: None })
+        Ok(Self { place, port: start::free_port()?, overrides: String::new(), cluster, postmaster: None })
     }
 
     /// How a superuser reaches it.
@@ -249,7 +263,8 @@ impl DedicatedServer {
     }
 
     async fn launch(&mut self, until: Until) -> Result<(), ServerError> {
-        self.place.owner().write(&self.place.data().join("postgresql.auto.conf"), &settings(self.port))?;
+        let settings = settings(self.port) + &self.overrides;
+        self.place.owner().write(&self.place.data().join("postgresql.auto.conf"), &settings)?;
         let path = self.place.path().join("log");
         let log = File::options().create(true).append(true).open(&path).doing("open", &path)?;
         let errors = log.try_clone().doing("open", &path)?;
@@ -351,6 +366,11 @@ fn settings(port: u16) -> String {
     )
 }
 
+/// A line of a configuration file; in a value, a quote is doubled.
+fn setting(name: &str, value: &str) -> String {
+    format!("{name} = '{}'\n", value.replace('\'', "''"))
+}
+
 fn children_of(parent: Pid) -> Result<Vec<Pid>, ServerError> {
     let proc = Path::new("/proc");
     if !proc.join("self/stat").exists() {
@@ -412,6 +432,19 @@ mod tests {
         assert!(found.iter().any(|pid| pid.as_raw().unsigned_abs() == sleeper.id()), "{found:?}");
         sleeper.kill().unwrap();
         sleeper.wait().unwrap();
+    }
+
+    #[test]
+    fn a_setting_is_quoted() {
+        assert_eq!(setting("max_connections", "200"), "max_connections = '200'\n");
+        assert_eq!(setting("search_path", "it's"), "search_path = 'it''s'\n");
+    }
+
+    #[tokio::test]
+    async fn a_server_has_the_settings_that_were_asked_for() {
+        let server = DedicatedServer::start_with(&[("max_connections", "17")]).await.unwrap();
+        let text = fs::read_to_string(server.place.data().join("postgresql.auto.conf")).unwrap();
+        assert!(text.ends_with("max_connections = '17'\n"), "{text}");
     }
 
     /// Makes [`another_process`] one.

@@ -6,7 +6,7 @@ use futures_util::TryStreamExt;
 use pool_postgres::{Limits, PgLease, WorkspaceId};
 use pool_testkit::{TestPool, execute_outside};
 use rstest::rstest;
-use sqlx::{Executor, PgConnection};
+use sqlx::{Executor, PgConnection, Row};
 
 use crate::support::{id, one_connection};
 
@@ -149,5 +149,141 @@ async fn l4_a_cancel_that_nobody_confirms_costs_the_connection() {
     assert_ne!(next.backend_pid(), before, "a cancel may still be on its way to that one");
     drop(next);
     answers_are_right(&pool, &a).await;
+    pool.cleanup().await.unwrap();
+}
+
+/// How long what sqlx can no longer follow may hold anybody up.
+const AT_ONCE: Duration = Duration::from_millis(500);
+
+const COPY: &str = "copy note from stdin";
+const BATCH: &str = "select 1; copy note from stdin; select 2";
+
+async fn one_connection_with_a_table() -> (TestPool, WorkspaceId) {
+    let (pool, a) = one_connection().await;
+    sqlx::query("create table note (id int)").execute(&pool.workspace(&a)).await.unwrap();
+    (pool, a)
+}
+
+/// sqlx does not expect a COPY: it waits for the server from then on, and the server for rows.
+#[rstest]
+#[case::commit(COPY, true)]
+#[case::rollback(COPY, false)]
+#[case::commit_after_a_batch(BATCH, true)]
+#[case::rollback_after_a_batch(BATCH, false)]
+#[tokio::test]
+async fn l4_a_transaction_that_cannot_be_followed_ends_at_once(
+    #[case] sql: &'static str,
+    #[case] commit: bool,
+) {
+    let (pool, a) = one_connection_with_a_table().await;
+    let mut tx = pool.workspace(&a).begin().await.unwrap();
+    tx.execute("insert into note values (1)").await.unwrap();
+    tx.execute(sqlx::raw_sql(sql)).await.unwrap_err();
+
+    let end = async { if commit { tx.commit().await } else { tx.rollback().await } };
+    let error = tokio::time::timeout(AT_ONCE, end).await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("is closed"), "{error}");
+    tokio::time::timeout(AT_ONCE, answers_are_right(&pool, &a)).await.unwrap();
+    let rows = sqlx::query_scalar::<_, i64>("select count(*) from note").fetch_one(&pool.workspace(&a)).await;
+    assert_eq!(rows.unwrap(), 0, "it was rolled back");
+    pool.cleanup().await.unwrap();
+}
+
+/// What nobody saw is waited for, but not for ever.
+#[rstest]
+#[case::raw_commit(true, true)]
+#[case::raw_rollback(true, false)]
+#[case::dropped_commit(false, true)]
+#[case::dropped_rollback(false, false)]
+#[tokio::test]
+async fn l4_the_end_of_a_transaction_is_bounded_when_not_all_was_seen(
+    #[case] is_raw: bool,
+    #[case] commit: bool,
+) {
+    let (pool, a) = one_connection_with_a_table().await;
+    let mut tx = pool.workspace(&a).begin().await.unwrap();
+    if is_raw {
+        (*tx).execute(COPY).await.unwrap_err();
+    } else {
+        let mut copy = std::pin::pin!(tx.execute("select pg_sleep(0.1); copy note from stdin"));
+        assert!(futures_util::poll!(copy.as_mut()).is_pending());
+    }
+    let end = async { if commit { tx.commit().await } else { tx.rollback().await } };
+    tokio::time::timeout(Duration::from_secs(8), end).await.unwrap().unwrap_err();
+    tokio::time::timeout(AT_ONCE, answers_are_right(&pool, &a)).await.unwrap();
+    pool.cleanup().await.unwrap();
+}
+
+/// An error that sqlx finds before anything is sent says nothing of the connection.
+#[tokio::test]
+async fn l4_a_transaction_goes_on_after_a_statement_that_was_not_sent() {
+    let (pool, a) = one_connection_with_a_table().await;
+    let mut tx = pool.workspace(&a).begin().await.unwrap();
+    tx.execute("insert into note values (1)").await.unwrap();
+    let unknown = sqlx::postgres::PgTypeInfo::with_name("nowhere");
+    let sql = sqlx::SqlSafeStr::into_sql_str("select $1");
+    tx.prepare_with(sql, &[unknown]).await.map(drop).unwrap_err();
+    tx.commit().await.unwrap();
+    let rows = sqlx::query_scalar::<_, i64>("select count(*) from note").fetch_one(&pool.workspace(&a)).await;
+    assert_eq!(rows.unwrap(), 1);
+    pool.cleanup().await.unwrap();
+}
+
+#[rstest]
+#[case::lease(COPY, true)]
+#[case::handle(COPY, false)]
+#[case::lease_batch(BATCH, true)]
+#[case::handle_batch(BATCH, false)]
+#[tokio::test]
+async fn l4_a_connection_that_cannot_be_followed_is_closed_at_once(
+    #[case] sql: &'static str,
+    #[case] lease: bool,
+) {
+    let (pool, a) = one_connection_with_a_table().await;
+    let db = pool.workspace(&a);
+    for _ in 0..2 {
+        if lease {
+            db.acquire().await.unwrap().execute(sqlx::raw_sql(sql)).await.unwrap_err();
+        } else {
+            db.execute(sqlx::raw_sql(sql)).await.unwrap_err();
+        }
+        tokio::time::timeout(AT_ONCE, answers_are_right(&pool, &a)).await.unwrap();
+    }
+    pool.cleanup().await.unwrap();
+}
+
+/// A statement that a holder has prepared under a name of sqlx's answers for no other.
+#[rstest]
+#[case::tracked(false, false)]
+#[case::raw(true, false)]
+#[case::tracked_of_a_later_name(false, true)]
+#[case::raw_of_a_later_name(true, true)]
+#[tokio::test]
+async fn l4_a_holders_prepared_statement_does_not_answer_for_another(
+    #[case] is_raw: bool,
+    #[case] is_later: bool,
+) {
+    let (pool, a) = one_connection().await;
+    let db = pool.workspace(&a);
+    for round in 0..4 {
+        for (sql, answer) in [("select $1::bigint", 7_i64), ("select $1::bigint + 1", 8)] {
+            assert_eq!(sqlx::query_scalar::<_, i64>(sql).bind(7_i64).fetch_one(&db).await.unwrap(), answer);
+        }
+        let mut lease = db.acquire().await.unwrap();
+        let names =
+            "select pg_catalog.max(pg_catalog.substr(name, 8)::int) from pg_catalog.pg_prepared_statements";
+        let name = lease.fetch_one(sqlx::raw_sql(names)).await.unwrap().get::<i32, _>(0);
+        let sql = if is_later {
+            format!("prepare sqlx_s_{}(bigint) as select 666::bigint", name + 1)
+        } else {
+            format!("deallocate sqlx_s_{name}; prepare sqlx_s_{name}(bigint) as select 666::bigint")
+        };
+        let sql = sqlx::raw_sql(sqlx::AssertSqlSafe(sql));
+        if is_raw { (*lease).execute(sql).await } else { lease.execute(sql).await }.unwrap();
+        drop(lease);
+        let other = sqlx::query_scalar::<_, i64>("select $1::bigint + 2").bind(round);
+        assert_eq!(other.fetch_one(&db).await.unwrap(), round + 2);
+    }
+    assert_eq!(pool.stats().workspaces.opened, 1, "no connection was closed for it");
     pool.cleanup().await.unwrap();
 }

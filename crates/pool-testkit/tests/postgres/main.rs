@@ -13,6 +13,7 @@ mod load;
 mod mishaps;
 mod names_and_errors;
 mod plans;
+mod raw_plans;
 mod resets;
 mod stall;
 mod support;

@@ -86,8 +86,9 @@ async fn l1_a_change_of_the_schema_fails_one_holder_and_none_after_it(
         assert!(began.elapsed() < SOON, "{failures} holders have failed");
     }
     println!("{failures} failures in {:?}", began.elapsed());
-    // What raw access meets is not seen: the next look at the schema finds it, which is not made for every lease.
-    assert!(access == Access::Raw || failures <= 1, "{failures} holders have failed");
+    // What raw access meets is found when the connection comes back; until then, others meet it, too.
+    let failures_max = if access == Access::Raw { CONNECTIONS } else { 1 };
+    assert!(failures <= failures_max, "{failures} holders have failed");
     for _ in 0..2 {
         for answer in everywhere(&pool, &a, access).await {
             answer.unwrap();

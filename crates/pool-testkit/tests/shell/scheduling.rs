@@ -69,8 +69,8 @@ async fn w3_ten_callers_of_a_workspace_without_a_connection_are_served_within_40
         callers.spawn(async move { (manager.acquire(&id("cold")).await.unwrap(), began.elapsed()) });
     }
     // All keep what they got.
-    let served = callers.join_all().await;
-    let longest = served.iter().map(|(_, waited)| *waited).max().unwrap();
+    let leases = callers.join_all().await;
+    let longest = leases.iter().map(|(_, waited)| *waited).max().unwrap();
     assert!(longest <= Duration::from_millis(400), "the last one waited {longest:?}");
 }
 
@@ -146,15 +146,15 @@ async fn w6_slots_are_shared_by_weight_which_may_be_set_while_running() {
         start(1, &["heavy", "light"], |s| s.quantum = Some(Duration::from_millis(10))).await;
     server.connect_takes(Duration::from_millis(3));
     let mut busy = JoinSet::new();
-    let served = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
+    let grants = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
     for (at, name) in ["heavy", "light"].into_iter().enumerate() {
         for _ in 0..4 {
-            let (manager, served) = (manager.clone(), Arc::clone(&served));
+            let (manager, grants) = (manager.clone(), Arc::clone(&grants));
             busy.spawn(async move {
                 loop {
                     let lease = manager.acquire(&id(name)).await.unwrap();
                     sleep(Duration::from_millis(1)).await;
-                    served[at].fetch_add(1, Ordering::Relaxed);
+                    grants[at].fetch_add(1, Ordering::Relaxed);
                     drop(lease);
                 }
             });
@@ -163,9 +163,9 @@ async fn w6_slots_are_shared_by_weight_which_may_be_set_while_running() {
     let mut ratios = Vec::new();
     for weight in [1, 3] {
         manager.set_terms(&id("heavy"), Terms { weight, ceiling: None }).unwrap();
-        let before = [&served[0], &served[1]].map(|served| served.load(Ordering::Relaxed));
+        let before = [&grants[0], &grants[1]].map(|grants| grants.load(Ordering::Relaxed));
         sleep(Duration::from_secs(5)).await;
-        let after = [&served[0], &served[1]].map(|served| served.load(Ordering::Relaxed));
+        let after = [&grants[0], &grants[1]].map(|grants| grants.load(Ordering::Relaxed));
         #[allow(clippy::cast_precision_loss)]
         ratios.push((after[0] - before[0]) as f64 / (after[1] - before[1]) as f64);
     }

@@ -26,7 +26,7 @@ pub enum Route {
     SqlxTransaction(End),
 }
 
-/// How a transaction ends in which nothing has failed; otherwise it is dropped.
+/// How a transaction ends; one that sqlx cannot follow, of its own or behind raw access, is dropped if anything has failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     Commit,
@@ -82,12 +82,16 @@ impl Route {
             Self::Transaction(end) => (Access::Transaction(&mut tx), end),
             _ => (Access::Raw(&mut tx), End::Commit),
         };
-        kind.happen(access, fault, pace).await?;
-        match end {
+        let outcome = kind.happen(access, fault, pace).await;
+        if outcome.is_err() && self == Self::RawInTransaction {
+            return outcome;
+        }
+        let ended = match end {
             End::Commit => tx.commit().await,
             End::Rollback => tx.rollback().await,
             End::Drop => Ok(()),
-        }
+        };
+        outcome.and(ended)
     }
 }
 

@@ -65,9 +65,11 @@ pub enum Kind {
     /// A schema of the holder's own stands before `pg_catalog`, and the transaction is left open.
     CapturedFunctions,
     CapturedOperators,
+    /// The holder's own statements stand under the names of those that sqlx has prepared, and of the next one.
+    Impostors,
 }
 
-pub const KINDS: [Kind; 43] = [
+pub const KINDS: [Kind; 44] = [
     Kind::Nothing,
     Kind::Stream,
     Kind::StreamSimple,
@@ -111,6 +113,7 @@ pub const KINDS: [Kind; 43] = [
     Kind::SetReadOnly,
     Kind::CapturedFunctions,
     Kind::CapturedOperators,
+    Kind::Impostors,
 ];
 
 impl Kind {
@@ -171,7 +174,8 @@ impl Kind {
         )
     }
 
-    /// Whether it takes a second until the connection is given up: the server waits for rows, and takes no cancel.
+    /// Whether it takes a second until the connection is given up, over raw access or when it is dropped: the server waits
+    /// for rows, and takes no cancel.
     pub fn is_tedious(self) -> bool {
         matches!(self, Self::CopyInAsStatement | Self::CopyInInBatch)
     }
@@ -305,6 +309,7 @@ impl Kind {
             Self::SetTimeout => "set statement_timeout = 1",
             Self::SetReadOnly => "set default_transaction_read_only = on",
             Self::CapturedFunctions => "set search_path = captured_functions, pg_catalog; begin; select 1",
+            Self::Impostors => IMPOSTORS,
             Self::CapturedOperators => "set search_path = captured_operators, pg_catalog; begin; select 1",
             _ => "",
         }
@@ -365,6 +370,14 @@ impl Kind {
     }
 }
 
+const IMPOSTORS: &str = "do $$ declare name text; begin
+    for name in select s.name from pg_prepared_statements s where s.name like 'sqlx_s_%' loop
+        execute format('deallocate %I', name);
+        execute format('prepare %I(bigint) as select 666::bigint', name);
+    end loop;
+    select 'sqlx_s_' || 1 + coalesce(max(substr(s.name, 8)::int), 0) into name from pg_prepared_statements s;
+    execute format('prepare %I(bigint) as select 666::bigint', name);
+    end $$";
 const COPY_IN: &str = "copy public.sink from stdin";
 /// More than the two ends of a socket hold.
 const LONG: usize = 4 << 20;

@@ -19,7 +19,7 @@ use sweep::{Choice, sweep};
 use world::{Cell, World};
 
 /// How many mishaps the short form has at least on each of the ten routes.
-const MISHAPS: u64 = 110;
+const MISHAPS: u64 = 60;
 
 /// Has the chosen share of all mishaps happen over one route, and as many as there are to be.
 async fn hold_over(route: Route, share: f64) {
