@@ -110,9 +110,9 @@ impl Work {
 mod tests {
     use super::STEPS;
 
-    /// The issue fixes the order, and `.ci/run` relies on it.
+    /// People repeat CI by hand in this order, and `.ci/run` relies on it.
     #[test]
-    fn the_steps_are_those_of_the_issue_in_its_order() {
+    fn the_steps_are_these_in_this_order() {
         let steps: Vec<String> = STEPS.iter().map(|step| step.work.repeated_by().trim().to_owned()).collect();
         let expected = [
             "cargo fmt --all --check",

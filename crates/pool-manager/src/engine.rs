@@ -181,8 +181,8 @@ impl<D: Driver> Engine<D> {
         }
         let mut unrun = VecDeque::new();
         self.submit(share, effects, &mut unrun);
-        // Without a runtime nobody can open or close; what is owed is settled here, and what that asks
-        // for is settled in turn.
+        // What can be answered at once is; and without a runtime nobody can open or close: what is owed then is
+        // settled here, and what that asks for is settled in turn.
         while let Some(job) = unrun.pop_front() {
             let (share, effects) = self.settle_one(job);
             self.submit(share, effects, &mut unrun);
@@ -200,6 +200,10 @@ impl<D: Driver> Engine<D> {
             }
         }
         for target in look_ups {
+            if self.is_seen(&target) {
+                unrun.push_back(Job::Found(target));
+                continue;
+            }
             // Without a runtime nobody can be asked; the open would show the truth, and there will be none.
             if let Err(mpsc::error::SendError(target)) = self.look_ups.send(target) {
                 unrun.push_back(Job::Retry { target, at: Self::now() });
@@ -227,6 +231,11 @@ impl<D: Driver> Engine<D> {
             Job::Close(work) => self.abandon(work),
             Job::Recycle(lease) => (self.share(lease.target()), lease.into_discard()),
             Job::Retry { target, .. } => (self.share(&target), Effects::default()),
+            Job::Found(target) => {
+                let share = self.share(&target);
+                let found = |registry: &mut Registry<_>, now| registry.looked_up(&target, None, now);
+                (share, share.with("looked up", found))
+            }
         }
     }
 
@@ -246,6 +255,14 @@ impl<D: Driver> Engine<D> {
         let effects = share.with("closed", |registry, now| registry.closed(debt, now));
         self.emit(&Event::Closed { target: &target, reason });
         (share, effects)
+    }
+
+    /// Whether the facts say that `target` exists. They may have been forgotten.
+    fn is_seen(&self, target: &Target) -> bool {
+        match target {
+            Target::Workspace(id) => self.facts.contains_key(id),
+            Target::System | Target::Catalog => true,
+        }
     }
 
     /// Plugged-in code is not asked for anything here: it may be what has just panicked.

@@ -31,7 +31,12 @@ pub(crate) enum Job<D: Driver> {
     Open(OpenWork),
     Close(CloseWork<D::Connection>),
     Recycle(Lease<D>),
-    Retry { target: Target, at: Instant },
+    Retry {
+        target: Target,
+        at: Instant,
+    },
+    /// A look-up that the facts have answered: never handed to a task.
+    Found(Target),
 }
 
 /// The jobs that nobody has begun; dropped, they are settled as if there were no runtime.
@@ -106,6 +111,7 @@ async fn perform<D: Driver>(mut owed: JobGuard<D>) {
             sleep(at.saturating_duration_since(Engine::<D>::now())).await;
             engine.step(&target, "retry", |registry, now| registry.retry(&target, now));
         }
+        Some(job @ Job::Found(_)) => engine.settle_unrun(job),
         None => {}
     }
 }

@@ -292,7 +292,8 @@ impl Drop for StatementGuard<'_> {
 pub(crate) async fn session_of(conn: &mut PgConnection) -> Result<Session, Error> {
     // The simple protocol: one round trip, and nothing is prepared for it. A role that is a default of the
     // session may not see when the backend started.
-    let whoami = "set role none; select pid, pg_catalog.to_char(pg_catalog.timezone('UTC', backend_start), 'YYYYMMDDHH24MISSUS') \
+    let whoami = "set role none; select pid, \
+                  (pg_catalog.date_part('epoch', backend_start) operator(pg_catalog.*) 1000000)::pg_catalog.int8::pg_catalog.text \
                   as started from pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid()); reset role";
     let row = sqlx::raw_sql(whoami).fetch_one(conn).await?;
     Session::new(row.try_get("pid")?, row.try_get("started")?)

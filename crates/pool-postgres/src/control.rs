@@ -41,7 +41,7 @@ macro_rules! about_sessions {
             $what,
             " from rows from (pg_catalog.unnest($1::pg_catalog.int4[]), pg_catalog.unnest($2::pg_catalog.text[])) \
              as s(pid, started) cross join lateral pg_catalog.pg_stat_get_activity(s.pid) as a \
-             where pg_catalog.to_char(pg_catalog.timezone('UTC', a.backend_start), 'YYYYMMDDHH24MISSUS') \
+             where (pg_catalog.date_part('epoch', a.backend_start) operator(pg_catalog.*) 1000000)::pg_catalog.int8::pg_catalog.text \
              operator(pg_catalog.=) s.started"
         )
     };

@@ -226,6 +226,17 @@ impl World {
             busy.in_use + busy.opening + busy.closing + stats.workspaces.waiting + stats.system.waiting == 0
         })
         .await?;
+        // What is idle and has died is found without being asked for (S1), but not at this very moment.
+        let agrees = || async { self.difference().await.is_ok_and(|difference| difference == 0) };
+        if let Err(disagreement) = eventually("the server counting what the pool counts", SOON, agrees).await
+        {
+            println!("{disagreement}");
+        }
+        self.difference().await
+    }
+
+    /// The server's count less the pool's.
+    async fn difference(&self) -> Result<i64, Failure> {
         let stats = self.pools.stats();
         Ok(self.sessions().await? - i64::from(stats.connections().total() + stats.control))
     }
