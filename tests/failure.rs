@@ -377,7 +377,11 @@ async fn system_connection_retry() -> Outcome {
     let mut lease = pool.acquire(&ids[1]).await?;
     let long = sqlx::query("select pg_sleep(600)").execute(&mut lease);
     timeout(Duration::from_millis(20), long).await.unwrap_err();
-    let own = pool.sessions().await?.into_iter().filter(|session| session.last_query.contains("unnest"));
+    let own = pool
+        .sessions()
+        .await?
+        .into_iter()
+        .filter(|session| session.last_query.contains("pg_stat_get_activity"));
     let own: Vec<_> = own.map(|session| session.pid).collect();
     assert_eq!(own.len(), 1, "the driver has one connection of its own");
     terminate(&pool, &own).await?;

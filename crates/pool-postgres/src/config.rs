@@ -11,6 +11,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 use thiserror::Error;
 
 use crate::session::{Reset, SessionKind, SessionSettings};
+use crate::tag::Tag;
 
 /// The prefix of workspaces' databases unless another is given.
 pub const PREFIX_DEFAULT: &str = "pool";
@@ -247,7 +248,9 @@ impl PostgresConfig {
         self
     }
 
-    /// The tag of our sessions in `pg_stat_activity`, default `pool-postgres`.
+    /// What our sessions are called in `pg_stat_activity`, default `pool-postgres`. Each adds a tag of its own, such as
+    /// `#4f0ka91z` ([`without_tag`](crate::without_tag)), by which the pool asks the server who it is; it stays for the
+    /// session's life. A name longer than [`APPLICATION_NAME_MAX`](crate::APPLICATION_NAME_MAX) is cut.
     pub fn application_name(mut self, name: &str) -> Self {
         name.clone_into(&mut self.application_name);
         self
@@ -365,9 +368,10 @@ impl PostgresConfig {
         self.options.clone().database(database).application_name(&self.application_name)
     }
 
-    /// The same for a session of this kind.
-    pub(crate) fn session_options(&self, database: &str, kind: SessionKind) -> PgConnectOptions {
-        let options = self.connect_options(database);
+    /// The same for a session of this kind with this tag.
+    pub(crate) fn session_options(&self, database: &str, kind: SessionKind, tag: &Tag) -> PgConnectOptions {
+        let name = tag.behind(&self.application_name);
+        let options = self.connect_options(database).application_name(&name);
         match kind {
             SessionKind::Own => options.statement_cache_capacity(OWN_STATEMENTS),
             SessionKind::Lent => {

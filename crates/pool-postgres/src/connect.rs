@@ -13,6 +13,7 @@ use crate::classify::kind_of;
 use crate::config::PostgresConfig;
 use crate::relay::Relay;
 use crate::session::SessionKind;
+use crate::tag::Tag;
 
 /// The pauses after which a full server is asked again, about a quarter of a second in all. Each is
 /// stretched at random by up to its own length, so that those who wait do not come back together.
@@ -35,37 +36,32 @@ impl Connector {
         &self.config
     }
 
-    /// Connects to `database`, and has `finish` make of it what is wanted; asks a full server again a few times.
-    pub(crate) async fn connect<T>(
+    /// Connects to `database`; asks a full server again a few times.
+    pub(crate) async fn connect(
         &self,
         database: &str,
         kind: SessionKind,
-        finish: impl AsyncFn(PgConnection) -> Result<T, Error>,
-    ) -> Result<T, Error> {
+    ) -> Result<(PgConnection, Tag), Error> {
         for pause in PAUSES_MILLIS {
-            match self.try_once(database, kind, &finish).await {
+            match self.try_once(database, kind).await {
                 Err(error) if kind_of(&error, Phase::Connect) == DriverErrorKind::ServerFull => {
                     sleep(Duration::from_millis(pause).mul_f64(1.0 + fastrand::f64())).await;
                 }
                 outcome => return outcome,
             }
         }
-        self.try_once(database, kind, &finish).await
+        self.try_once(database, kind).await
     }
 
-    async fn try_once<T>(
-        &self,
-        database: &str,
-        kind: SessionKind,
-        finish: &impl AsyncFn(PgConnection) -> Result<T, Error>,
-    ) -> Result<T, Error> {
-        let options = self.config.session_options(database, kind);
+    async fn try_once(&self, database: &str, kind: SessionKind) -> Result<(PgConnection, Tag), Error> {
+        let tag = Tag::fresh();
+        let options = self.config.session_options(database, kind, &tag);
         let server = (self.config.host(), self.config.get_port());
         let outcome = match &self.guard {
-            None => catch_panics(async { finish(PgConnection::connect_with(&options).await?).await }).await,
-            Some(guard) => catch_panics(guard.connect(server, options, finish)).await,
+            None => catch_panics(PgConnection::connect_with(&options)).await,
+            Some(guard) => catch_panics(guard.connect(server, options)).await,
         };
-        outcome.map_err(without_a_character)
+        outcome.map(|conn| (conn, tag)).map_err(without_a_character)
     }
 }
 

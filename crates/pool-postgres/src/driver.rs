@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pool_core::{Condition, Driver, DriverError, DriverErrorKind, Endpoint, Phase};
-use sqlx::postgres::PgTransactionManager;
+use sqlx::postgres::{PgConnection, PgTransactionManager};
 use sqlx::{Connection, Error};
 use sqlx_core::transaction::TransactionManager;
 use tokio::time::timeout;
@@ -13,10 +13,11 @@ use crate::catch_panics::catch_panics;
 use crate::classify::{driver_error, is_fatal};
 use crate::config::PostgresConfig;
 use crate::connect::Connector;
-use crate::connection::{PgConn, Session};
+use crate::connection::{PgConn, Session, session_of};
 use crate::control::Control;
 use crate::plans::AllPlans;
 use crate::session::SessionKind;
+use crate::tag::Tag;
 use crate::verify::{self, Prepared, With};
 
 /// How long what is left on the wire may take to arrive before the query behind it is cancelled.
@@ -25,6 +26,8 @@ const DRAIN_PATIENCE: Duration = Duration::from_millis(10);
 const CANCEL_LIMIT: Duration = Duration::from_secs(1);
 /// How long the server may take to confirm that sessions were ended.
 const TERMINATE_LIMIT: Duration = Duration::from_secs(3);
+/// How long the control connection may take to say who a new session is; then that is asked itself.
+const WHO_LIMIT: Duration = Duration::from_millis(250);
 /// How long saying goodbye may take before the session is ended from outside.
 const GOODBYE_LIMIT: Duration = Duration::from_millis(500);
 
@@ -76,11 +79,20 @@ impl PgDriver {
         }
         // A cancel of which nobody knows whether it was sent may hit a later holder's statement. One that was
         // sent has hit, or has met an idle backend, when the server has answered a question asked after it.
-        if !self.control.cancel(conn.session().clone()).await {
+        if !self.control.cancel(conn.session()).await {
             return Err(Error::Protocol("the server has not confirmed a cancel".into()));
         }
         let late = || Error::Protocol("a cancelled query did not end in time".into());
         timeout(CANCEL_LIMIT, flush(conn)).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    /// Finds out who is behind a new connection.
+    async fn identify(&self, mut conn: PgConnection, tag: Tag) -> Result<(PgConnection, Session), Error> {
+        let session = match timeout(WHO_LIMIT, self.control.who(tag)).await {
+            Ok(Some(session)) => session,
+            Ok(None) | Err(_) => catch_panics(session_of(&mut conn)).await?,
+        };
+        Ok((conn, session))
     }
 
     async fn clean(&self, conn: &mut PgConn) -> Result<(), Error> {
@@ -172,8 +184,12 @@ impl Driver for PgDriver {
     async fn connect(&self, endpoint: &Endpoint) -> Result<PgConn, DriverError> {
         let database = endpoint.database.as_str();
         let kind = SessionKind::from(&endpoint.target);
-        let opened = self.connector.connect(database, kind, PgConn::identify).await;
-        let opened = opened.map_err(|error| driver_error(error, Phase::Connect, self.address(endpoint)))?;
+        let opened = async {
+            let (conn, tag) = self.connector.connect(database, kind).await?;
+            self.identify(conn, tag).await
+        };
+        let opened =
+            opened.await.map_err(|error| driver_error(error, Phase::Connect, self.address(endpoint)))?;
         let keeps_statements = kind == SessionKind::Own || self.config().keeps_statements();
         let mut conn = PgConn::new(opened, kind, self.plans.of(database), keeps_statements);
         if let Err(error) = self.prepare(&mut conn).await {
@@ -230,7 +246,7 @@ impl Driver for PgDriver {
     }
 
     fn handle(&self, conn: &PgConn) -> PgHandle {
-        PgHandle(conn.session().clone())
+        PgHandle(conn.session())
     }
 
     async fn terminate(&self, handles: Vec<PgHandle>) -> Result<(), DriverError> {

@@ -56,6 +56,7 @@ mod pools;
 mod relay;
 mod session;
 mod statement;
+mod tag;
 mod transaction;
 mod verify;
 mod workspace_pool;
@@ -74,5 +75,6 @@ pub use pool_core::{
 pub use pool_manager::{PolicyFactory, Settings, StartError};
 pub use pools::{PgPools, PgPoolsBuilder};
 pub use session::Reset;
+pub use tag::{APPLICATION_NAME_MAX, without_tag};
 pub use transaction::PgTransaction;
 pub use workspace_pool::PgWorkspacePool;

@@ -66,17 +66,15 @@ impl Drop for Opening {
 }
 
 impl Relay {
-    /// A session with the server at `host` and `port`, whose socket is the relay's. It counts as open when `finish` is
-    /// done with it.
+    /// A session with the server at `host` and `port`, whose socket is the relay's.
     ///
     /// # Cancel safety
     /// Dropping the future ends the relay.
-    pub(crate) async fn connect<T>(
+    pub(crate) async fn connect(
         &self,
         (host, port): (&str, u16),
         options: PgConnectOptions,
-        finish: impl AsyncFnOnce(PgConnection) -> Result<T, Error>,
-    ) -> Result<T, Error> {
+    ) -> Result<PgConnection, Error> {
         // `tempfile` lets nobody but the owner enter it.
         let site = TempDir::with_prefix("pool-guard")?;
         let options = options.socket(site.path());
@@ -88,8 +86,7 @@ impl Relay {
             server.set_nodelay(true)?;
             self.relay(site, port, server.into_split())?
         };
-        let opened = async { finish(PgConnection::connect_with(&options).await?).await };
-        match opened.await {
+        match PgConnection::connect_with(&options).await {
             Err(_) if opening.session.was_cut.load(Ordering::Relaxed) => Err(Error::Protocol(format!(
                 "the server sent more than {GREETING_MAX} bytes before the session was open"
             ))),

@@ -216,7 +216,7 @@ impl Admin {
     pub(crate) async fn sessions(&mut self) -> Result<Vec<Session>, Error> {
         let rows = sqlx::query(
             "select pid, coalesce(datname, '')::text, coalesce(state, ''), coalesce(query, ''), application_name \
-             from pg_stat_activity where application_name = $1 and backend_start <= now() order by pid",
+             from pg_stat_activity where starts_with(application_name, $1) and backend_start <= now() order by pid",
         )
         .bind(&self.tag)
         .fetch_all(&mut self.conn)
@@ -234,7 +234,7 @@ impl Admin {
     /// there were.
     pub(crate) async fn terminate(&mut self) -> Result<u32, Error> {
         let pids = sqlx::query_scalar::<_, bool>(
-            "select pg_terminate_backend(pid, 5000) from pg_stat_activity where application_name = $1",
+            "select pg_terminate_backend(pid, 5000) from pg_stat_activity where starts_with(application_name, $1)",
         );
         let ended = pids.bind(&self.tag).fetch_all(&mut self.conn).await?;
         Ok(u32::try_from(ended.len()).unwrap_or(u32::MAX))

@@ -4,13 +4,13 @@
 
 use std::fmt;
 
-/// The longest `application_name` that the server keeps whole.
-const APPLICATION_NAME_BYTES_MAX: usize = 63;
+use pool_postgres::{APPLICATION_NAME_MAX, without_tag};
+
 const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
 const RUN_CHARS: usize = 6;
 const POOL_CHARS: usize = 7;
 /// What is left of that for the test, behind `pt:`, the run, the pool and their colons.
-const TEST_BYTES_MAX: usize = APPLICATION_NAME_BYTES_MAX - "pt:::".len() - RUN_CHARS - POOL_CHARS;
+const TEST_BYTES_MAX: usize = APPLICATION_NAME_MAX - "pt:::".len() - RUN_CHARS - POOL_CHARS;
 
 /// One run of the suites: six characters.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -138,7 +138,7 @@ pub(crate) struct Tag {
 
 impl Tag {
     pub(crate) fn parse(application_name: &str) -> Option<Self> {
-        let mut parts = application_name.splitn(4, ':');
+        let mut parts = without_tag(application_name).splitn(4, ':');
         let is_janitor = match parts.next()? {
             "pt" => false,
             "pk" => true,
@@ -230,6 +230,12 @@ mod tests {
     }
 
     #[test]
+    fn the_mark_of_a_single_session_is_no_part_of_its_case() {
+        let name = PoolName { run: RunId::fresh(), serial: 7, suite: "limits".into(), case: "edge".into() };
+        assert_eq!(Tag::parse(&format!("{}#0a1b2c3d", name.tag())), Tag::parse(&name.tag()));
+    }
+
+    #[test]
     fn a_test_whose_name_is_not_ascii_has_a_tag_that_the_server_keeps() {
         let (one, two) = (in_tag("s::caf\u{e9}"), in_tag("s::caf\u{ea}"));
         assert!(one.is_ascii() && one.starts_with("s::caf_~"), "{one}");
@@ -240,11 +246,14 @@ mod tests {
     fn tests_whose_names_begin_alike_have_tags_of_their_own() {
         let name = PoolName { run: RunId::fresh(), serial: 1, suite: "limits".into(), case: "x".repeat(100) };
         let other = PoolName { case: format!("{}y", "x".repeat(99)), ..name.clone() };
-        assert_eq!((name.tag().len(), name.janitor_tag().len()), (63, 63));
+        assert_eq!(
+            (name.tag().len(), name.janitor_tag().len()),
+            (APPLICATION_NAME_MAX, APPLICATION_NAME_MAX)
+        );
         assert_ne!(name.tag(), other.tag());
         let tag = Tag::parse(&name.tag()).unwrap();
         assert_eq!(in_tag(&format!("limits::{}", name.case)), format!("{}::{}", tag.suite, tag.case));
-        assert!(in_tag(&"ö".repeat(60)).len() <= 45, "cut between characters");
+        assert!(in_tag(&"ö".repeat(60)).len() <= TEST_BYTES_MAX, "cut between characters");
     }
 
     #[rstest]

@@ -162,7 +162,8 @@ impl TestPool {
         self.pools.config()
     }
 
-    /// What the sessions of this pool are called in `pg_stat_activity`.
+    /// What the names of this pool's sessions begin with in `pg_stat_activity`; each ends in a mark of its own
+    /// ([`without_tag`](pool_postgres::without_tag)).
     pub fn tag(&self) -> String {
         self.name.tag()
     }

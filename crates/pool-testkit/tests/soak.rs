@@ -148,7 +148,7 @@ async fn watch(soak: Arc<Soak>) -> (u32, u32) {
 /// Ends a session at random now and then, in use or not.
 async fn assassin(soak: Arc<Soak>) {
     let victim = "select count(pg_terminate_backend(pid)) from (select pid from pg_stat_activity \
-                  where application_name = $1 and datname like '%\\_ws\\_%' order by random() limit 1) as one";
+                  where starts_with(application_name, $1) and datname like '%\\_ws\\_%' order by random() limit 1) as one";
     let mut pace = tokio::time::interval(Duration::from_millis(100));
     while !soak.is_over() {
         pace.tick().await;

@@ -27,7 +27,7 @@ async fn left_of(config: &PostgresConfig, tag: &str, prefix: &str) -> (i64, i64)
     let options = config.clone().application_name("pk:test:looker").connect_options("postgres");
     let mut conn = PgConnection::connect_with(&options).await.unwrap();
     let left = sqlx::query_as(
-        "select (select count(*) from pg_stat_activity where application_name = $1), \
+        "select (select count(*) from pg_stat_activity where starts_with(application_name, $1)), \
                 (select count(*) from pg_database where starts_with(datname, $2))",
     );
     let left = left.bind(tag).bind(prefix).fetch_one(&mut conn).await.unwrap();

@@ -12,7 +12,7 @@ use crate::Fault;
 
 const EVERY: Duration = Duration::from_millis(5);
 const SESSIONS: &str = "select count(*) from pg_stat_activity \
-    where application_name = $1 and backend_type = 'client backend' and datname <> 'postgres'";
+    where starts_with(application_name, $1) and backend_type = 'client backend' and datname <> 'postgres'";
 
 /// Looks every 5 ms, in a task of its own.
 pub struct Sampler {

@@ -244,7 +244,7 @@ impl World {
     /// How many sessions of the pool the server counts.
     async fn sessions(&self) -> Result<i64, Failure> {
         let mut conn = PgConnection::connect_with(&self.server.config().connect_options("postgres")).await?;
-        let count = "select count(*) from pg_stat_activity where application_name = $1";
+        let count = "select count(*) from pg_stat_activity where starts_with(application_name, $1)";
         let sessions = sqlx::query_scalar(count).bind(TAG).fetch_one(&mut conn).await?;
         conn.close().await?;
         Ok(sessions)

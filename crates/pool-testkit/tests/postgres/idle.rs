@@ -18,7 +18,7 @@ async fn kill(pool: &TestPool, everything: bool) {
     let which = if everything { "" } else { "and datname <> current_database() " };
     let tag = pool.tag();
     let kill = format!(
-        "select pg_terminate_backend(pid) from pg_stat_activity where application_name = '{tag}' {which}"
+        "select pg_terminate_backend(pid) from pg_stat_activity where starts_with(application_name, '{tag}') {which}"
     );
     execute_outside(&config, system.as_str(), &kill).await.unwrap();
 }

@@ -190,7 +190,7 @@ impl Outsider {
         let options = pool.config().clone().application_name("outsider").connect_options(database);
         let conn = PgConnection::connect_with(&options).await.unwrap().into();
         let sessions = format!(
-            "from pg_stat_activity where application_name = '{}' and datname = current_database()",
+            "from pg_stat_activity where starts_with(application_name, '{}') and datname = current_database()",
             pool.tag()
         );
         Self { conn, sessions }

@@ -1,0 +1,120 @@
+//! The adapter's own connection to the server, counted in the system share: it cancels queries, ends sessions, says who a
+//! new session is, and tells when a backend has exited, which is when the server has a free slot again. One owned task
+//! holds it; questions that come close together share a round trip.
+
+mod exits;
+mod worker;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pool_core::{DriverError, DriverErrorKind, Phase};
+use sqlx::postgres::PgConnection;
+use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::classify::driver_error;
+use crate::connect::Connector;
+use crate::connection::Session;
+use crate::session::SessionKind;
+use crate::tag::Tag;
+use worker::Worker;
+
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(4);
+
+/// How long the server may take to answer before the control connection counts as lost.
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+
+enum Request {
+    /// Cancel what the session is doing; tell whether the server has confirmed it.
+    Cancel(Session, oneshot::Sender<bool>),
+    /// Tell when the session's backend has exited; end it first, if so wished.
+    Gone { session: Session, end_it: bool, told: oneshot::Sender<()> },
+    /// Tell who has this tag; nothing if nobody is seen to have it.
+    Who(Tag, oneshot::Sender<Option<Session>>),
+    /// Tell which of the sessions are not there any more, by their places; nothing if the server does not answer.
+    Departed(Vec<Session>, oneshot::Sender<Option<Vec<usize>>>),
+    /// End the task.
+    Shutdown,
+}
+
+/// The handle on the task.
+pub(crate) struct Control {
+    requests: mpsc::UnboundedSender<Request>,
+    task: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Control {
+    /// Connects, and starts the task.
+    pub(crate) async fn start(
+        connector: Arc<Connector>,
+        database: String,
+        limit: Duration,
+    ) -> Result<Self, DriverError> {
+        let conn = connect(&connector, &database, limit).await?;
+        let (requests, questions) = mpsc::unbounded_channel();
+        let worker = Worker::new(connector, database, conn);
+        let task = tokio::spawn(worker.run(questions));
+        Ok(Self { requests, task: Mutex::new(Some(task)) })
+    }
+
+    /// Cancels what `session` is doing. True when the server has confirmed it: the signal has been sent. When
+    /// it has not, a cancel may still be on its way, and the session must not be used for anything else.
+    pub(crate) async fn cancel(&self, session: Session) -> bool {
+        let (done, told) = oneshot::channel();
+        // An answer that never comes means that the task has ended.
+        self.requests.send(Request::Cancel(session, done)).is_ok() && told.await.unwrap_or(false)
+    }
+
+    /// Returns when the server no longer counts `session`, which is ended first if so wished.
+    pub(crate) async fn wait_for_exit(&self, session: Session, end_it: bool) {
+        let (told, answer) = oneshot::channel();
+        if self.requests.send(Request::Gone { session, end_it, told }).is_ok() {
+            let _ = answer.await;
+        }
+    }
+
+    /// The session with this tag, if the server shows it.
+    pub(crate) async fn who(&self, tag: Tag) -> Option<Session> {
+        let (told, answer) = oneshot::channel();
+        self.requests.send(Request::Who(tag, told)).ok()?;
+        answer.await.ok()?
+    }
+
+    /// Which of `sessions` the server no longer has, by their places; none if it could not be asked.
+    pub(crate) async fn departed(&self, sessions: Vec<Session>) -> Option<Vec<usize>> {
+        let (told, answer) = oneshot::channel();
+        self.requests.send(Request::Departed(sessions, told)).ok()?;
+        answer.await.ok()?
+    }
+
+    /// Ends the task and its connection; returns when the server no longer counts that either.
+    pub(crate) async fn shutdown(&self) {
+        let mut task = self.task.lock().await;
+        let _ = self.requests.send(Request::Shutdown);
+        if let Some(running) = task.as_mut() {
+            match timeout(SHUTDOWN_LIMIT, &mut *running).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(%error, "the control task panicked"),
+                // It waits for a server that does not answer, which will not see it leave either.
+                Err(_) => running.abort(),
+            }
+            *task = None;
+        }
+    }
+}
+
+async fn connect(
+    connector: &Connector,
+    database: &str,
+    limit: Duration,
+) -> Result<PgConnection, DriverError> {
+    let address = || connector.config().address(database);
+    match timeout(limit, connector.connect(database, SessionKind::Own)).await {
+        Ok(Ok((conn, _))) => Ok(conn),
+        Ok(Err(error)) => Err(driver_error(error, Phase::Connect, address())),
+        Err(_) => Err(DriverError::new(Phase::Connect, DriverErrorKind::TimedOut, address())
+            .caused_by(format!("gave up after {limit:?}"))),
+    }
+}

@@ -1,0 +1,348 @@
+//! The task that holds the control connection: it takes questions, puts those of a kind together, and tells the answers. A
+//! round asks at most three statements: whom to cancel, whom to end, and who is there.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::{Connection, Error, Row};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{sleep_until, timeout};
+
+use super::exits::Exits;
+use super::{ANSWER_LIMIT, Request, connect};
+use crate::catch_panics::catch_panics;
+use crate::classify::is_fatal;
+use crate::connect::Connector;
+use crate::connection::Session;
+use crate::tag::Tag;
+
+const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
+const FAREWELL_LIMIT: Duration = Duration::from_secs(2);
+/// An address translator forgets a connection on which nothing was said for some minutes.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+/// How many questions are taken at a time.
+const TAKEN_MAX: usize = 1_024;
+
+/// A question about sessions, given as two arrays; a start is written as `session_of` has it.
+macro_rules! about_sessions {
+    ($what:literal) => {
+        concat!(
+            "select ",
+            $what,
+            " from rows from (pg_catalog.unnest($1::pg_catalog.int4[]), pg_catalog.unnest($2::pg_catalog.int8[])) \
+             as s(pid, started) cross join lateral pg_catalog.pg_stat_get_activity(s.pid) as a \
+             where (pg_catalog.date_part('epoch', a.backend_start) operator(pg_catalog.*) 1000000)::pg_catalog.int8 \
+             operator(pg_catalog.=) s.started"
+        )
+    };
+}
+
+/// What is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Question {
+    Cancel,
+    End,
+    /// Who has one of some pids or one of some tags.
+    Look,
+}
+
+impl Question {
+    fn sql(self) -> &'static str {
+        match self {
+            Self::Cancel => about_sessions!("pg_catalog.pg_cancel_backend(s.pid)"),
+            Self::End => about_sessions!("pg_catalog.pg_terminate_backend(s.pid)"),
+            Self::Look => {
+                "select pid, \
+                 (pg_catalog.date_part('epoch', backend_start) operator(pg_catalog.*) 1000000)::pg_catalog.int8, \
+                 pg_catalog.right(application_name, $3) from pg_catalog.pg_stat_get_activity(null) \
+                 where pid operator(pg_catalog.=) any ($1::pg_catalog.int4[]) \
+                 or pg_catalog.right(application_name, $3) operator(pg_catalog.=) any ($2::pg_catalog.text[])"
+            }
+        }
+    }
+
+    /// How often it is asked. A cancel that was not answered may still be on its way, so that a second one would prove
+    /// nothing; the others may be repeated.
+    fn tries(self) -> u32 {
+        match self {
+            Self::Cancel => 1,
+            Self::End | Self::Look => 2,
+        }
+    }
+}
+
+type Query<'q> = sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>;
+
+/// Why there is no answer.
+enum Unanswered {
+    /// The server has refused the question.
+    Refused,
+    /// The connection is gone, or silent.
+    Lost,
+}
+
+pub(super) struct Worker {
+    connector: Arc<Connector>,
+    database: String,
+    conn: Option<PgConnection>,
+    exits: Exits<oneshot::Sender<()>>,
+    asked: Asked,
+    used_at: Instant,
+    /// What the server has refused to answer, which is warned of once.
+    refused: HashSet<Question>,
+}
+
+/// What has been asked since the last round.
+#[derive(Default)]
+struct Asked {
+    cancels: Vec<(Session, oneshot::Sender<bool>)>,
+    who: Vec<(Tag, oneshot::Sender<Option<Session>>)>,
+    departed: Vec<(Vec<Session>, oneshot::Sender<Option<Places>>)>,
+}
+
+/// Where in a list some are.
+type Places = Vec<usize>;
+
+/// Who is there.
+#[derive(Default)]
+struct Seen {
+    sessions: HashSet<Session>,
+    by_tag: HashMap<String, Session>,
+}
+
+impl Worker {
+    pub(super) fn new(connector: Arc<Connector>, database: String, conn: PgConnection) -> Self {
+        let now = now();
+        Self {
+            connector,
+            database,
+            conn: Some(conn),
+            exits: Exits::new(now),
+            asked: Asked::default(),
+            used_at: now,
+            refused: HashSet::new(),
+        }
+    }
+
+    pub(super) async fn run(mut self, mut requests: mpsc::UnboundedReceiver<Request>) {
+        let mut new = Vec::new();
+        loop {
+            tokio::select! {
+                biased;
+                count = requests.recv_many(&mut new, TAKEN_MAX) => if count == 0 { break },
+                () = sleep_until(self.due().into()) => {}
+            }
+            if !new.drain(..).all(|request| self.take(request)) {
+                break;
+            }
+            self.round().await;
+        }
+        if let Some(conn) = self.conn {
+            let _ = timeout(FAREWELL_LIMIT, catch_panics(leave(conn))).await;
+        }
+    }
+
+    /// Whether it is to go on.
+    fn take(&mut self, request: Request) -> bool {
+        match request {
+            Request::Cancel(session, told) => self.asked.cancels.push((session, told)),
+            Request::Who(tag, told) => self.asked.who.push((tag, told)),
+            Request::Departed(sessions, told) => self.asked.departed.push((sessions, told)),
+            Request::Gone { session, end_it, told } => self.exits.expect(session, end_it, told, now()),
+            Request::Shutdown => return false,
+        }
+        true
+    }
+
+    /// When the next round is due if nobody asks anything.
+    fn due(&self) -> Instant {
+        let asked = self.asked.wants_look().then(|| self.exits.rest_until());
+        let dues = [asked, self.exits.look_at(), Some(self.used_at + KEEPALIVE)];
+        dues.into_iter().flatten().min().unwrap_or(self.used_at)
+    }
+
+    async fn round(&mut self) {
+        // An asker who has gone would only keep the others waiting.
+        self.asked.forget_the_gone();
+        self.exits.forget(oneshot::Sender::is_closed);
+        self.cancel().await;
+        let leaving = self.exits.end_due(now());
+        if !leaving.is_empty() {
+            // Who is still there will be told again.
+            let _ = self.ask_about(Question::End, leaving).await;
+        }
+        if self.due() <= now() {
+            self.look().await;
+        }
+        for (session, age) in self.exits.late(now()) {
+            tracing::warn!(pid = session.pid, ?age, "a session that is to end is still there");
+        }
+    }
+
+    async fn cancel(&mut self) {
+        if self.asked.cancels.is_empty() {
+            return;
+        }
+        let (sessions, told): (Vec<_>, Vec<_>) = std::mem::take(&mut self.asked.cancels).into_iter().unzip();
+        let is_sent = self.ask_about(Question::Cancel, sessions).await.is_ok();
+        for told in told {
+            let _ = told.send(is_sent);
+        }
+    }
+
+    /// Asks who is there, and tells all who want to know.
+    async fn look(&mut self) {
+        let Asked { who, departed, .. } = &self.asked;
+        let wanted = departed.iter().flat_map(|(sessions, _)| sessions.iter().copied());
+        let pids: Vec<i32> = self.exits.sessions().chain(wanted).map(|session| session.pid).collect();
+        let tags: Vec<String> = who.iter().map(|(tag, _)| tag.as_str().to_owned()).collect();
+        let began = now();
+        let seen = self.seen(&pids, &tags).await;
+        let gone = match &seen {
+            Some(seen) => self.exits.looked(&seen.sessions, now().saturating_duration_since(began), now()),
+            None => self.believe_gone(),
+        };
+        for told in gone {
+            let _ = told.send(());
+        }
+        self.asked.tell(seen.as_ref());
+    }
+
+    fn believe_gone(&mut self) -> Vec<oneshot::Sender<()>> {
+        let gone = self.exits.unanswered(now());
+        if !gone.is_empty() {
+            let sessions = gone.len();
+            tracing::warn!(sessions, "the server cannot be asked; sessions are believed to be gone");
+        }
+        gone
+    }
+
+    async fn seen(&mut self, pids: &[i32], tags: &[String]) -> Option<Seen> {
+        let length = i32::try_from(Tag::BYTES).unwrap_or(i32::MAX);
+        let rows = self.ask(Question::Look, |query| query.bind(pids).bind(tags).bind(length)).await.ok()?;
+        Seen::read(&rows).ok()
+    }
+
+    async fn ask_about(
+        &mut self,
+        question: Question,
+        sessions: Vec<Session>,
+    ) -> Result<Vec<PgRow>, Unanswered> {
+        let (pids, started): (Vec<i32>, Vec<i64>) =
+            sessions.into_iter().map(|Session { pid, started }| (pid, started)).unzip();
+        self.ask(question, |query| query.bind(&pids).bind(&started)).await
+    }
+
+    /// The server's answer. A connection that has failed may have been dead for long, so one more is tried if the question
+    /// may be repeated.
+    async fn ask<'q>(
+        &mut self,
+        question: Question,
+        arguments: impl Fn(Query<'q>) -> Query<'q>,
+    ) -> Result<Vec<PgRow>, Unanswered> {
+        for _ in 0..question.tries() {
+            let conn = self.conn().await.ok_or(Unanswered::Lost)?;
+            let answer = arguments(sqlx::query(question.sql())).fetch_all(conn);
+            let answer = timeout(ANSWER_LIMIT, catch_panics(answer)).await;
+            self.used_at = now();
+            let why = match answer {
+                Ok(Ok(rows)) => return Ok(rows),
+                Ok(Err(error)) if !is_fatal(&error) => return Err(self.was_refused(question, &error)),
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("no answer within {ANSWER_LIMIT:?}"),
+            };
+            tracing::debug!(why, "the control connection failed");
+            self.conn = None;
+        }
+        Err(Unanswered::Lost)
+    }
+
+    fn was_refused(&mut self, question: Question, error: &Error) -> Unanswered {
+        if self.refused.insert(question) {
+            tracing::warn!(%error, ?question, "the server refuses what the control connection asks");
+        }
+        Unanswered::Refused
+    }
+
+    /// The connection, made again if it was lost.
+    async fn conn(&mut self) -> Option<&mut PgConnection> {
+        if self.conn.is_none() {
+            match connect(&self.connector, &self.database, ANSWER_LIMIT).await {
+                Ok(conn) => self.conn = Some(conn),
+                Err(error) => {
+                    tracing::debug!(%error, "no control connection");
+                    self.used_at = now();
+                    tokio::time::sleep(RECONNECT_PAUSE).await;
+                }
+            }
+        }
+        self.conn.as_mut()
+    }
+}
+
+impl Asked {
+    fn forget_the_gone(&mut self) {
+        self.cancels.retain(|(_, told)| !told.is_closed());
+        self.who.retain(|(_, told)| !told.is_closed());
+        self.departed.retain(|(_, told)| !told.is_closed());
+    }
+
+    fn wants_look(&self) -> bool {
+        !self.who.is_empty() || !self.departed.is_empty()
+    }
+
+    /// Tells all who wanted a look what was seen, if anything was.
+    fn tell(&mut self, seen: Option<&Seen>) {
+        for (tag, told) in self.who.drain(..) {
+            let _ = told.send(seen.and_then(|seen| seen.by_tag.get(tag.as_str()).copied()));
+        }
+        for (sessions, told) in self.departed.drain(..) {
+            let _ = told.send(seen.map(|seen| seen.missing(&sessions)));
+        }
+    }
+}
+
+impl Seen {
+    fn read(rows: &[PgRow]) -> Result<Self, Error> {
+        let mut seen = Self::default();
+        for row in rows {
+            let session = Session { pid: row.try_get(0)?, started: row.try_get(1)? };
+            seen.sessions.insert(session);
+            if let Some(tag) = row.try_get(2)? {
+                seen.by_tag.insert(tag, session);
+            }
+        }
+        Ok(seen)
+    }
+
+    /// The places of those that are not there.
+    fn missing(&self, sessions: &[Session]) -> Vec<usize> {
+        let places = sessions.iter().enumerate();
+        places.filter_map(|(place, session)| (!self.sessions.contains(session)).then_some(place)).collect()
+    }
+}
+
+/// Tests pause this clock.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+/// Ends the last session and returns when its backend has exited: nobody is left to ask about it, so it
+/// is read to its end. A backend that is told to terminate says so and exits, and the kernel closes its
+/// socket when it is dead. A superuser keeps that out of the server's log; others leave one line there.
+async fn leave(mut conn: PgConnection) -> Result<(), Error> {
+    let is_superuser = "select pg_catalog.current_setting('is_superuser') operator(pg_catalog.=) 'on'";
+    let row = sqlx::raw_sql(is_superuser).fetch_one(&mut conn).await?;
+    if row.try_get::<bool, _>(0)? {
+        sqlx::raw_sql("set log_min_messages = panic").execute(&mut conn).await?;
+    }
+    let end = "select pg_catalog.pg_terminate_backend(pg_catalog.pg_backend_pid())";
+    let farewell = sqlx::raw_sql(end).execute(&mut conn).await;
+    if farewell.is_err_and(|error| matches!(error, Error::Database(_))) {
+        // The rest of the wire: nothing, then its end.
+        while let Err(Error::Database(_)) = conn.flush().await {}
+    }
+    Ok(())
+}
