@@ -5,9 +5,9 @@ use crate::error::LimitsError;
 
 /// The default ceiling of one workspace.
 pub const PER_WORKSPACE_DEFAULT: u32 = 10;
-/// The default number of simultaneous opens. Fewer leave a busy server idle between the steps of a connect; more take
-/// slots from connections that could serve (64 tasks on 1,000 workspaces and 50 slots do best from 16 to 24).
-pub const OPENS_DEFAULT: u32 = 16;
+/// The default number of simultaneous opens. Fewer leave a busy server idle between the steps of a connect; more take slots from
+/// connections that could serve, and make every switch take longer.
+pub const OPENS_DEFAULT: u32 = 12;
 
 /// The default bound of a workspace's queue: a caller behind ten thousand others has no use for a connection any more.
 pub const WAITING_PER_WORKSPACE_DEFAULT: u32 = 10_000;

@@ -1,6 +1,8 @@
 //! Opening a session, with the patience that a server needs which is full for a moment only: it frees a
 //! slot when the backend has exited, a little after it stopped showing it.
 
+use std::future::poll_fn;
+use std::task::Poll;
 use std::time::Duration;
 
 use pool_core::{DriverErrorKind, Phase};
@@ -18,6 +20,9 @@ use crate::tag::Tag;
 /// The pauses after which a full server is asked again, about a quarter of a second in all. Each is
 /// stretched at random by up to its own length, so that those who wait do not come back together.
 const PAUSES_MILLIS: [u64; 7] = [1, 2, 4, 8, 16, 32, 64];
+
+/// How often a connect is polled for each time that it is woken.
+const POLLS: u32 = 20;
 
 /// Opens sessions with one server, under guard if it is not trusted.
 #[derive(Debug)]
@@ -58,8 +63,8 @@ impl Connector {
         let options = self.config.session_options(database, kind, &tag);
         let server = (self.config.host(), self.config.get_port());
         let outcome = match &self.guard {
-            None => catch_panics(PgConnection::connect_with(&options)).await,
-            Some(guard) => catch_panics(guard.connect(server, options)).await,
+            None => catch_panics(eagerly(PgConnection::connect_with(&options))).await,
+            Some(guard) => catch_panics(eagerly(guard.connect(server, options))).await,
         };
         outcome.map(|conn| (conn, tag)).map_err(without_a_character)
     }
@@ -72,5 +77,49 @@ fn without_a_character(error: Error) -> Error {
             Error::Configuration("the password holds a character that SASLprep forbids".into())
         }
         error => error,
+    }
+}
+
+/// Polls `work` some times for each time that it is woken. sqlx gives way to other tasks after every five of the 4,096
+/// rounds of a password's hash, about every 0.5 us, which costs the client a quarter of its part in a connect. The work is put
+/// on the heap: a connect takes 16 KiB, which whoever awaits it would carry otherwise.
+async fn eagerly<T>(work: impl Future<Output = T>) -> T {
+    let mut work = Box::pin(work);
+    poll_fn(|context| {
+        (1..POLLS)
+            .find_map(|_| match work.as_mut().poll(context) {
+                Poll::Ready(done) => Some(Poll::Ready(done)),
+                Poll::Pending => None,
+            })
+            .unwrap_or_else(|| work.as_mut().poll(context))
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use super::*;
+
+    /// How often the task was woken until work that gives way so often is done.
+    async fn wakes(gives_way: u32) -> u32 {
+        let mut wakes = 0;
+        let mut work = pin!(eagerly(async {
+            for _ in 0..gives_way {
+                tokio::task::yield_now().await;
+            }
+        }));
+        poll_fn(|context| {
+            wakes += 1;
+            work.as_mut().poll(context)
+        })
+        .await;
+        wakes
+    }
+
+    #[tokio::test]
+    async fn work_that_gives_way_often_is_gone_on_with() {
+        assert_eq!(wakes(2 * POLLS).await, 3);
     }
 }

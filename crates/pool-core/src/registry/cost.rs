@@ -49,10 +49,53 @@ impl Mean {
     }
 }
 
+/// A connect that takes so many times what a quick one takes is held up by others.
+const CROWDED: u32 = 2;
+/// How slowly the quickest connect is forgotten: by a part in so many with every connect.
+const QUICKEST_FORGOTTEN: u32 = 512;
+
+/// Which part of the opens that may be under way at a time pays: where connects hold each other up, more of them only take
+/// longer. It shrinks by a sixteenth with each connect that finds others in its way, and grows slowly again (additive
+/// increase, multiplicative decrease; Chiu and Jain 1989), and never below a half: whoever comes next waits for one of them.
+#[derive(Clone, Copy, Debug)]
+struct Paying {
+    in_256ths: u32,
+    quickest: Option<Duration>,
+}
+
+impl Paying {
+    const ALL: u32 = 256;
+    const LEAST: u32 = 128;
+    const STEP_UP: u32 = 4;
+
+    fn add(&mut self, took: Duration, usual: Duration) {
+        let quickest =
+            self.quickest.map_or(took, |quickest| quickest + quickest / QUICKEST_FORGOTTEN).min(took);
+        self.quickest = Some(quickest);
+        self.in_256ths = if usual > quickest * CROWDED {
+            (self.in_256ths - self.in_256ths / 16).max(Self::LEAST)
+        } else {
+            (self.in_256ths + Self::STEP_UP).min(Self::ALL)
+        };
+    }
+
+    fn of(self, opens: u32) -> u32 {
+        let part = u64::from(opens) * u64::from(self.in_256ths);
+        u32::try_from(part.div_ceil(u64::from(Self::ALL))).unwrap_or(opens)
+    }
+}
+
+impl Default for Paying {
+    fn default() -> Self {
+        Self { in_256ths: Self::ALL, quickest: None }
+    }
+}
+
 /// The measurements of one share.
 #[derive(Debug, Default)]
 pub(super) struct Costs {
     open: Mean,
+    paying: Paying,
     close: Mean,
     lease: Mean,
     leases: u32,
@@ -61,6 +104,7 @@ pub(super) struct Costs {
 impl Costs {
     pub(super) fn opened_in(&mut self, took: Duration) {
         self.open.add(took);
+        self.paying.add(took, self.open());
     }
 
     pub(super) fn closed_in(&mut self, took: Duration) {
@@ -80,6 +124,11 @@ impl Costs {
     /// How long an open takes.
     pub(super) fn open(&self) -> Duration {
         self.open.or(OPEN_DEFAULT)
+    }
+
+    /// How many of `opens` at a time are worth it.
+    pub(super) fn opens_that_pay(&self, opens: u32) -> u32 {
+        self.paying.of(opens)
     }
 
     /// How long a close takes.
@@ -130,6 +179,38 @@ mod tests {
             costs.opened_in(Duration::from_millis(1));
         }
         assert!(costs.switch() < Duration::from_millis(3), "{:?}", costs.switch());
+    }
+
+    /// How many of 16 opens pay after so many connects of so many milliseconds.
+    fn pay_after(connects: &[(u32, u64)]) -> u32 {
+        let mut costs = Costs::default();
+        for (count, millis) in connects {
+            for _ in 0..*count {
+                costs.opened_in(Duration::from_millis(*millis));
+            }
+        }
+        costs.opens_that_pay(16)
+    }
+
+    #[test]
+    fn opens_that_do_not_hold_each_other_up_all_pay() {
+        assert_eq!((pay_after(&[]), pay_after(&[(1_000, 50)])), (16, 16));
+    }
+
+    #[test]
+    fn opens_that_take_longer_than_the_quickest_pay_less_but_never_less_than_half_of_them() {
+        assert_eq!(pay_after(&[(1, 4), (10, 12)]), 12);
+        assert_eq!(pay_after(&[(1, 4), (100, 12)]), 8);
+    }
+
+    #[test]
+    fn opens_that_became_quick_again_all_pay_again() {
+        assert_eq!(pay_after(&[(1, 4), (100, 12), (100, 4)]), 16);
+    }
+
+    #[test]
+    fn a_server_that_has_become_slower_is_not_taken_for_a_crowded_one_for_ever() {
+        assert_eq!(pay_after(&[(1, 1), (2_500, 50)]), 16);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::fair::Wish;
 use super::planted::Bug;
-use super::{ConnState, Existence, Registry};
+use super::{ConnState, Existence, Registry, Workspace};
 use crate::budget::SlotState;
 use crate::ids::ConnectionId;
 use crate::stats::CloseReason;
@@ -40,17 +40,28 @@ impl<C> Registry<C> {
         self.forget_if_spent(ws);
     }
 
-    /// The warm path: nobody waits for `ws` or stands anywhere, nothing is being closed on purpose, and no limit was lowered.
+    /// The warm path: `ws` wants nothing that others have, nobody stands anywhere, nothing is being closed on purpose, and no
+    /// limit was lowered.
     fn nothing_is_wanted(&self, ws: u32) -> bool {
         let workspace = self.workspace(ws);
-        workspace.waiters.is_empty()
+        (workspace.waiters.is_empty() && workspace.patience_ends.is_none()
+            || self.waits_for_its_own(workspace))
             && workspace.closers == 0
             && workspace.ceiling_allowed == workspace.ceiling
-            && workspace.patience_ends.is_none()
             && self.fair.is_empty()
             && !self.closed
             && self.lingering.is_empty()
             && self.budget.allowed() == self.budget.limit()
+    }
+
+    /// Whether the workspace has been reviewed since somebody waits for it, has all the connections that it may have, and
+    /// nothing has failed.
+    fn waits_for_its_own(&self, workspace: &Workspace) -> bool {
+        !workspace.waiters.is_empty()
+            && workspace.patience_ends.is_some()
+            && workspace.counted() >= workspace.ceiling
+            && workspace.opens.given_up == 0
+            && self.failures.is_empty()
     }
 
     /// A promised moment has come: patience that has ended makes its target ready, and what was kept for a target that
@@ -274,7 +285,7 @@ impl<C> Registry<C> {
             return false;
         }
         let (open, lease) = (self.costs.open().as_nanos().max(1), self.costs.lease());
-        let spread = (lease.as_nanos() * u128::from(self.config.opens)).div_ceil(open);
+        let spread = (lease.as_nanos() * u128::from(self.opens_that_pay())).div_ceil(open);
         let mut places = wanted.saturating_add(u32::try_from(spread).unwrap_or(u32::MAX));
         let mut late = Vec::new();
         let mut is_first = false;
@@ -302,8 +313,14 @@ impl<C> Registry<C> {
         let (open, close) = (self.costs.open().as_nanos().max(1), self.costs.close().as_nanos());
         let freed = (u128::from(self.permits_taken) * close.min(open)).div_ceil(open);
         let permits =
-            self.config.opens.saturating_sub(self.permits_taken) + u32::try_from(freed).unwrap_or(0);
+            self.opens_that_pay().saturating_sub(self.permits_taken) + u32::try_from(freed).unwrap_or(0);
         self.fair.ready_len().min(permits)
+    }
+
+    /// How many opens at a time connections yield for: where opens hold each other up, more of them only make every switch
+    /// take longer, and with it every quantum and the wait of whoever comes next.
+    fn opens_that_pay(&self) -> u32 {
+        self.costs.opens_that_pay(self.config.opens)
     }
 
     /// Whether a connection of `ws` has served it for a quantum, and another target has had no more than `ws` has. The
@@ -380,7 +397,7 @@ impl<C> Registry<C> {
     /// What a turn costs in slot-time: the quantum, or a lease where that lasts longer, and the switch to it. Where permits
     /// are short, slots take turns only as fast as permits do.
     pub(super) fn turn(&self) -> Duration {
-        let rounds = f64::from(self.budget.limit()) / f64::from(self.config.opens.max(1));
+        let rounds = f64::from(self.budget.limit()) / f64::from(self.opens_that_pay().max(1));
         let by_permits = self.costs.open().mul_f64(rounds);
         let serves = self.costs.quantum(self.config.quantum).max(self.costs.lease());
         serves + self.costs.switch().max(by_permits)
