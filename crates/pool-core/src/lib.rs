@@ -66,5 +66,5 @@ pub use registry::{
 };
 pub use stats::{CloseReason, Counts, Event, PoolStats, ShareStats};
 pub use token::{
-    CloseDebt, CloseWork, Effects, EffectsDescription, LeaseDebt, Leased, OpenWork, Ticket, Wakes,
+    CloseDebt, CloseWork, Effects, EffectsDescription, LeaseDebt, Leased, LostOpen, OpenWork, Ticket, Wakes,
 };

@@ -11,7 +11,7 @@ use crate::ids::{ConnectionId, Target};
 use crate::stats::CloseReason;
 
 /// A connection to be opened. Paid with [`Registry::opened`](crate::Registry::opened) or
-/// [`Registry::open_failed`](crate::Registry::open_failed).
+/// [`Registry::open_failed`](crate::Registry::open_failed), or exchanged for a [`LostOpen`].
 #[derive(Debug)]
 #[must_use = "an open that is never reported keeps its budget slot"]
 pub struct OpenWork {
@@ -19,7 +19,6 @@ pub struct OpenWork {
     pub(crate) workspace: u32,
     pub(crate) slot: Slot,
     pub(crate) holds_permit: bool,
-    pub(crate) given_up: bool,
     /// How many opens had been started in the share, with this one.
     pub(crate) number: u64,
     pub(crate) began: Instant,
@@ -29,6 +28,23 @@ pub struct OpenWork {
 
 impl OpenWork {
     /// Which database to connect to.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+}
+
+/// An open that nobody waits for any more, since it has taken too long. It keeps its slot, because the server may count it,
+/// and nothing else. Paid with [`Registry::lost_opened`](crate::Registry::lost_opened) or
+/// [`Registry::lost_ended`](crate::Registry::lost_ended).
+#[derive(Debug)]
+#[must_use = "a lost open that is never reported keeps its budget slot"]
+pub struct LostOpen {
+    pub(crate) target: Target,
+    pub(crate) slot: Slot,
+}
+
+impl LostOpen {
+    /// Which database it was for.
     pub fn target(&self) -> &Target {
         &self.target
     }

@@ -8,7 +8,8 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use pool_core::{
-    CloseDebt, CloseWork, Driver, DriverError, DriverErrorKind, Endpoint, Event, OpenWork, Phase, Target,
+    CloseDebt, CloseWork, Driver, DriverError, DriverErrorKind, Endpoint, Event, LostOpen, OpenWork, Phase,
+    Registry, Target,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -116,40 +117,50 @@ async fn perform<D: Driver>(mut owed: JobGuard<D>) {
     }
 }
 
+/// What is owed for an open: its report, or, once nobody waits for it any more, that its slot is free.
+enum OpenDebt {
+    Work(OpenWork),
+    Lost(LostOpen),
+    Paid,
+}
+
 /// Owes the report of an open; dropped early, it reports a failure.
 struct OpenJob<'a, D: Driver> {
     engine: &'a Arc<Engine<D>>,
+    target: Target,
     address: String,
-    work: Option<OpenWork>,
+    debt: OpenDebt,
 }
 
 impl<'a, D: Driver> OpenJob<'a, D> {
     fn new(engine: &'a Arc<Engine<D>>, work: OpenWork) -> Self {
-        Self { engine, address: work.target().to_string(), work: Some(work) }
+        let target = work.target().clone();
+        Self { engine, address: target.to_string(), target, debt: OpenDebt::Work(work) }
     }
 
     async fn open(mut self) {
-        let Some(target) = self.work.as_ref().map(|work| work.target().clone()) else { return };
         let engine = self.engine;
-        let endpoint = engine.endpoint(&target);
+        let endpoint = engine.endpoint(&self.target);
         self.address = engine.driver.address(&endpoint);
         let started = Engine::<D>::now();
         let outcome = self.connect(&endpoint).await;
         let took = Engine::<D>::now().saturating_duration_since(started);
         match outcome {
             Ok(conn) => {
-                self.opened(conn, took);
-                note_fact(engine, &target).await;
+                if let Some(surplus) = self.opened(conn, took) {
+                    engine.driver.close(surplus).await;
+                }
+                note_fact(engine, &endpoint.target).await;
             }
             Err(error) => {
-                forget_fact(engine, &target, &error).await;
+                forget_fact(engine, &endpoint.target, &error).await;
                 self.failed(error);
             }
         }
     }
 
-    /// Connects. What takes long gives up its permit; what takes too long is told to those who wait, and
-    /// goes on for the sake of the count: the server may have a backend for it already.
+    /// Connects. What takes long gives up its permit; what takes too long is told to those who wait, who may open another,
+    /// and goes on for the sake of the count: the server may have a backend for it already.
     async fn connect(&mut self, endpoint: &Endpoint) -> Result<D::Connection, DriverError> {
         let engine = self.engine;
         let limit = engine.settings.connect_timeout;
@@ -182,50 +193,83 @@ impl<'a, D: Driver> OpenJob<'a, D> {
     }
 
     fn is_slow(&mut self) {
-        let Some(work) = self.work.as_mut() else { return };
-        let target = work.target().clone();
-        self.engine.step(&target, "open is slow", |registry, now| registry.open_is_slow(work, now));
+        let OpenDebt::Work(work) = &mut self.debt else { return };
+        self.engine.step(&self.target, "open is slow", |registry, now| registry.open_is_slow(work, now));
     }
 
     fn given_up(&mut self, limit: Duration) {
+        let OpenDebt::Work(work) = self.pay() else { return };
         let error = Arc::new(self.timed_out(limit));
-        let Some(work) = self.work.as_mut() else { return };
-        let (target, told) = (work.target().clone(), Arc::clone(&error));
-        self.engine.step(&target, "open given up", |registry, now| registry.open_given_up(work, told, now));
-        self.engine.emit(&Event::OpenFailed { target: &target, error: &error });
+        let share = self.engine.share(&self.target);
+        let told = Arc::clone(&error);
+        let (lost, effects) =
+            share.with("open given up", |registry, now| registry.open_given_up(work, told, now));
+        self.debt = OpenDebt::Lost(lost);
+        self.engine.perform(share, effects);
+        self.engine.emit(&Event::OpenFailed { target: &self.target, error: &error });
     }
 
-    fn opened(mut self, conn: D::Connection, took: Duration) {
-        let handle = self.engine.driver.handle(&conn);
-        let Some(work) = self.work.take() else { return };
+    /// Reports the connection; returns it if there is no place for it, to be closed before the job ends.
+    fn opened(&mut self, conn: D::Connection, took: Duration) -> Option<D::Connection> {
         let engine = self.engine;
-        let target = work.target().clone();
-        let share = engine.share(&target);
-        let effects = share.with("opened", |registry, now| {
+        let handle = engine.driver.handle(&conn);
+        let debt = self.pay();
+        let share = engine.share(&self.target);
+        let admitted = share.with("opened", |registry, now| {
             let retire_at = engine.settings.max_lifetime.map(|lifetime| {
                 let jitter = (lifetime / 10).mul_f64(fastrand::f64());
                 Engine::<D>::after(now, lifetime.saturating_sub(jitter))
             });
-            let (id, effects) = registry.opened(work, conn, retire_at, now);
+            let (id, effects) = match debt {
+                OpenDebt::Work(work) => registry.opened(work, conn, retire_at, now),
+                OpenDebt::Lost(lost) => registry
+                    .lost_opened(lost, conn, retire_at, now)
+                    .map_err(|(lost, conn)| (OpenDebt::Lost(lost), conn))?,
+                OpenDebt::Paid => return Err((OpenDebt::Paid, conn)),
+            };
             share.remember(id, handle);
-            effects
+            Ok(effects)
         });
-        engine.perform(share, effects);
-        engine.emit(&Event::Opened { target: &target, took });
+        match admitted {
+            Ok(effects) => {
+                engine.perform(share, effects);
+                engine.emit(&Event::Opened { target: &self.target, took });
+                None
+            }
+            Err((debt, surplus)) => {
+                self.debt = debt;
+                Some(surplus)
+            }
+        }
     }
 
     fn failed(&mut self, error: DriverError) {
-        let Some(work) = self.work.take() else { return };
-        let (error, target) = (Arc::new(error), work.target().clone());
-        let told = Arc::clone(&error);
-        self.engine.step(&target, "open failed", |registry, now| registry.open_failed(work, told, now));
-        self.engine.emit(&Event::OpenFailed { target: &target, error: &error });
+        match self.pay() {
+            OpenDebt::Work(work) => {
+                let error = Arc::new(error);
+                let told = Arc::clone(&error);
+                let step = |registry: &mut Registry<_>, now| registry.open_failed(work, told, now);
+                self.engine.step(&self.target, "open failed", step);
+                self.engine.emit(&Event::OpenFailed { target: &self.target, error: &error });
+            }
+            // It was told when it was given up.
+            OpenDebt::Lost(lost) => {
+                self.engine
+                    .step(&self.target, "lost open ended", |registry, now| registry.lost_ended(lost, now));
+            }
+            OpenDebt::Paid => {}
+        }
+    }
+
+    /// What is owed, which the caller pays.
+    fn pay(&mut self) -> OpenDebt {
+        std::mem::replace(&mut self.debt, OpenDebt::Paid)
     }
 }
 
 impl<D: Driver> Drop for OpenJob<'_, D> {
     fn drop(&mut self) {
-        if self.work.is_some() {
+        if !matches!(self.debt, OpenDebt::Paid) {
             let error = DriverError::new(Phase::Connect, DriverErrorKind::Other, self.address.as_str());
             self.failed(error.caused_by("the open was abandoned"));
         }

@@ -252,23 +252,24 @@ impl<C> Registry<C> {
         Acquire::Queued(Ticket { waiter: id }, effects)
     }
 
-    /// While a target backs off, or its open has been given up, only its connections in use could serve a
-    /// waiter; with none of them, the caller is told at once (laws O3 and O4).
+    /// While a target backs off, or is held back because its opens hang, only its connections in use could serve a
+    /// waiter; with none of them, the caller is told at once (laws O3 to O5).
     fn refusal(&self, target: &Target, now: Instant) -> Option<AcquireError> {
         let workspace = self.by_target.get(target).map(|ws| self.workspace(*ws));
         if workspace.is_some_and(|ws| ws.in_use > 0 || ws.opens.under_way > 0) {
             return None;
         }
-        if let Some(error) = workspace.and_then(|ws| ws.opens.why.as_ref()) {
-            return Some(open_error(target, error, self.config.backoff_first));
+        let failure = self.failures.get(target)?;
+        let pause = failure.retry_at.saturating_duration_since(now);
+        if self.is_held_back(target) {
+            return Some(open_error(target, &failure.error, pause.max(self.config.backoff_first)));
         }
-        let failure = self.failures.get(target).filter(|failure| failure.retry_at > now)?;
-        Some(open_error(target, &failure.error, failure.retry_at.saturating_duration_since(now)))
+        (!pause.is_zero()).then(|| open_error(target, &failure.error, pause))
     }
 
     fn stage(&self, ws: u32) -> Stage {
         let ws = self.workspace(ws);
-        if ws.opens.counted() > 0 {
+        if ws.opens.under_way > 0 {
             Stage::Opening
         } else if ws.counted() >= ws.ceiling {
             Stage::WorkspaceCeiling

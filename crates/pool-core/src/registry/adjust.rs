@@ -46,6 +46,7 @@ impl<C> Registry<C> {
             self.set_ceiling(ws, terms.ceiling(per_target), now, &mut effects);
             self.settle(ws, now, &mut effects);
         }
+        self.hold_back_the_hung(now, &mut effects);
         effects
     }
 

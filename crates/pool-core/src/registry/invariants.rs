@@ -35,8 +35,11 @@ pub struct View {
     pub promised: (bool, bool),
     /// Whether everything is being closed.
     pub closed: bool,
-    /// The failures that are remembered, by target: whether the pause goes on, and whether a retry is owed.
-    pub failures: Vec<(Target, bool, bool)>,
+    /// The failures that are remembered, by target: whether the pause goes on, whether a retry is owed, and whether the
+    /// open had hung.
+    pub failures: Vec<(Target, bool, bool, bool)>,
+    /// The opens that nobody waits for any more, by target, and whether they are so many that targets are held back.
+    pub lost: (Vec<(Target, u32)>, bool),
     /// Opens that count against the limit on simultaneous ones, and those that do not.
     pub opens: (u32, u32),
     /// Closes that take so long that their slots are not counted on.
@@ -60,8 +63,6 @@ pub struct WorkspaceView {
     pub opening: u32,
     /// Opens that may have begun before the database was created.
     pub outdated: u32,
-    /// Opens that were given up and are still under way.
-    pub given_up: u32,
     /// Whether an open has succeeded since the entry was made.
     pub has_succeeded: bool,
     /// Whether it is known to exist: no, asked, yes.
@@ -101,7 +102,7 @@ impl<C> Registry<C> {
     fn check_budget(&self) -> Result<(), Broken> {
         // After a limit was lowered, more may be left for a while, and fewer with every close.
         let allowed = self.budget.allowed();
-        let counted: u32 = self.workspaces.iter().map(|(_, ws)| ws.counted()).sum();
+        let counted: u32 = self.workspaces.iter().map(|(_, ws)| ws.counted()).sum::<u32>() + self.lost.all();
         hold("B1", counted <= allowed, || format!("{counted} of {allowed} connections"))?;
         for (_, ws) in &self.workspaces {
             let ceiling = ws.ceiling_allowed;
@@ -114,8 +115,8 @@ impl<C> Registry<C> {
 
     fn check_sums(&self) -> Result<(), Broken> {
         let counts = self.counts();
-        let recounted = self.workspaces.iter().fold([0; 4], |sum, (_, ws)| {
-            [sum[0] + ws.in_use, sum[1] + ws.idle.len(), sum[2] + ws.opens.counted(), sum[3] + ws.closing]
+        let recounted = self.workspaces.iter().fold([0, 0, self.lost.all(), 0], |sum, (_, ws)| {
+            [sum[0] + ws.in_use, sum[1] + ws.idle.len(), sum[2] + ws.opens.under_way, sum[3] + ws.closing]
         });
         let claimed = [counts.in_use, counts.idle, counts.opening, counts.closing];
         hold("S1", claimed == recounted, || {
@@ -197,8 +198,11 @@ impl<C> Registry<C> {
             self.workspaces.iter().map(|(id, _)| self.workspace_view(u32_of(id), now)).collect();
         workspaces.sort_by(|a, b| a.target.cmp(&b.target));
         let target = |ws: u32| self.workspace(ws).target.clone();
-        let mut failures: Vec<_> =
-            self.failures.iter().map(|(t, f)| (t.clone(), f.retry_at > now, f.retry_is_owed)).collect();
+        let mut failures: Vec<_> = self
+            .failures
+            .iter()
+            .map(|(t, f)| (t.clone(), f.retry_at > now, f.retry_is_owed, f.has_hung))
+            .collect();
         failures.sort();
         View {
             workspaces,
@@ -210,6 +214,7 @@ impl<C> Registry<C> {
             ),
             closed: self.closed,
             failures,
+            lost: self.lost.view(),
             opens: (self.permits_taken, self.slow_opens),
             slow_closes: self.slow_closes,
         }
@@ -238,8 +243,7 @@ impl<C> Registry<C> {
             matured: u32_of(matured.count()),
             new: (u32_of(new().count()), u32_of(new().filter(|conn| conn.pause_before.is_some()).count())),
             opening: ws.opens.under_way,
-            outdated: u32::from(ws.opens.valid_from > 0) * ws.opens.counted(),
-            given_up: ws.opens.given_up,
+            outdated: u32::from(ws.opens.valid_from > 0) * ws.opens.under_way,
             has_succeeded: ws.opens.has_succeeded,
             known: ws.existence as u8,
             turns_ahead: super::fair::turns(ws.account.used() - least, self.turn()),

@@ -5,7 +5,8 @@
 //!
 //! The transitions, by file:
 //! - `acquire`: `acquire`, `try_acquire`, `checked`, `replace`, `claim`, `cancel_wait`;
-//! - `open`: `opened`, `open_failed`, `open_is_slow`, `open_given_up`, `looked_up`, `retry`, `clear_failure`;
+//! - `open`: `opened`, `open_failed`, `open_is_slow`, `looked_up`, `retry`, `clear_failure`;
+//! - `lost`: `open_given_up`, `lost_opened`, `lost_ended`;
 //! - `release`: `release`, `discard`, `discard_broken`, `closed`, `close_is_slow`, `expire`, `retire_on_return`;
 //! - `gone`: `vanished` and `cut`, for sessions that ended behind the registry's back;
 //! - `closing`: `begin_close`, `end_close`, `close_all`;
@@ -22,6 +23,7 @@ mod fair;
 mod gone;
 mod grant;
 mod invariants;
+mod lost;
 mod open;
 mod planted;
 mod release;
@@ -44,6 +46,7 @@ use crate::token::Leased;
 
 use cost::Costs;
 use fair::{Account, Fair};
+use lost::Lost;
 
 pub use acquire::{Acquire, CancelledWait, Claim};
 pub use adjust::Terms;
@@ -130,6 +133,8 @@ pub struct Registry<C> {
     permits_taken: u32,
     /// Opens that do not any more, because they are slow.
     slow_opens: u32,
+    /// Opens that nobody waits for any more.
+    lost: Lost,
     /// Closes that take so long that their slots cannot be counted on.
     slow_closes: u32,
     policy: Box<dyn EvictionPolicy>,
@@ -180,10 +185,6 @@ struct Workspace {
 #[derive(Default)]
 struct Opens {
     under_way: u32,
-    /// Opens that took so long that the callers were told; they keep their slots, since the server may count them.
-    given_up: u32,
-    /// Why the last one was given up.
-    why: Option<Arc<DriverError>>,
     /// The number of the first open that began after the database was created: the failure of an earlier one means nothing.
     valid_from: u64,
     has_succeeded: bool,
@@ -238,6 +239,8 @@ enum WaiterState<C> {
 /// The memory of failed opens, kept apart from the entries so that it costs no budget.
 struct Failure {
     error: Arc<DriverError>,
+    /// Whether the open was given up because there was no answer.
+    has_hung: bool,
     pause: Duration,
     retry_at: Instant,
     /// Whether somebody has been asked to call `retry` when the pause is over.
@@ -281,6 +284,7 @@ impl<C> Registry<C> {
             next_open: 0,
             permits_taken: 0,
             slow_opens: 0,
+            lost: Lost::default(),
             slow_closes: 0,
             policy,
             failures: HashMap::new(),
@@ -314,9 +318,11 @@ impl<C> Registry<C> {
 
     /// The connections of one target, by state; all zero for one that has none.
     pub fn target_counts(&self, target: &Target) -> Counts {
-        let Some(ws) = self.by_target.get(target) else { return Counts::default() };
+        let lost = Counts { opening: self.lost.of(target), ..Counts::default() };
+        let Some(ws) = self.by_target.get(target) else { return lost };
         let ws = self.workspace(*ws);
-        Counts { in_use: ws.in_use, idle: ws.idle.len(), opening: ws.opens.counted(), closing: ws.closing }
+        let opening = ws.opens.under_way + lost.opening;
+        Counts { in_use: ws.in_use, idle: ws.idle.len(), opening, closing: ws.closing }
     }
 
     /// Whether no connection of `target` is left in any state.
@@ -396,16 +402,10 @@ impl<C> Registry<C> {
     }
 }
 
-impl Opens {
-    fn counted(&self) -> u32 {
-        self.under_way + self.given_up
-    }
-}
-
 impl Workspace {
     /// What counts against the ceiling of one target.
     fn counted(&self) -> u32 {
-        self.in_use + self.idle.len() + self.opens.counted() + self.closing
+        self.in_use + self.idle.len() + self.opens.under_way + self.closing
     }
 
     fn set_ceiling(&mut self, ceiling: u32) {

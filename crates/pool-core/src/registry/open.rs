@@ -22,16 +22,28 @@ impl<C> Registry<C> {
         retire_at: Option<Instant>,
         now: Instant,
     ) -> (ConnectionId, Effects<C>) {
-        let Open { ws, target, mut slot, took, .. } = self.end_open(work, now);
+        let Open { ws, slot, took, .. } = self.end_open(work, now);
         self.costs.opened_in(took);
-        let pause_before = self.failures.remove(&target).map(|failure| failure.pause);
+        self.workspace_mut(ws).patience_ends = None;
+        self.admit(ws, slot, conn, retire_at, now)
+    }
+
+    /// A connection of `ws` has come, with its slot.
+    pub(super) fn admit(
+        &mut self,
+        ws: u32,
+        mut slot: Slot,
+        conn: C,
+        retire_at: Option<Instant>,
+        now: Instant,
+    ) -> (ConnectionId, Effects<C>) {
         self.totals.opened += 1;
         self.budget.shift(&mut slot, SlotState::InUse);
-        let workspace = self.workspace_mut(ws);
+        let workspace = &mut self.workspaces[ws as usize];
+        let pause_before = self.failures.remove(&workspace.target).map(|failure| failure.pause);
         workspace.in_use += 1;
         workspace.existence = Existence::Known;
         workspace.opens.has_succeeded = true;
-        workspace.patience_ends = None;
         let vacant = self.conns.vacant_entry();
         let id = ConnectionId::new(u32_of(vacant.key()), self.next_serial);
         let state = ConnState::InUse { since: now };
@@ -56,8 +68,8 @@ impl<C> Registry<C> {
     /// An open failed. The slot goes back; the waiters that nothing else can serve are told why; the
     /// next open for this target waits for the pause to pass (law O3).
     pub fn open_failed(&mut self, work: OpenWork, error: Arc<DriverError>, now: Instant) -> Effects<C> {
-        let Open { ws, target, slot, number, unused_turn, .. } = self.end_open(work, now);
-        Fair::refund(&mut self.workspace_mut(ws).account, unused_turn);
+        let Open { ws, target, slot, number, turn, .. } = self.end_open(work, now);
+        Fair::refund(&mut self.workspace_mut(ws).account, turn);
         if self.has_bug(Bug::SlotLeakedOnFailedOpen) {
             std::mem::forget(slot);
         } else {
@@ -69,7 +81,7 @@ impl<C> Registry<C> {
             if error.kind == DriverErrorKind::DatabaseMissing && self.config.look_up {
                 self.workspace_mut(ws).existence = Existence::Unknown;
             }
-            self.back_off(&target, Arc::clone(&error), now);
+            self.back_off(&target, Arc::clone(&error), false, now);
             self.fail_unserved(ws, &error, now, &mut effects);
         }
         self.settle(ws, now, &mut effects);
@@ -78,40 +90,15 @@ impl<C> Registry<C> {
 
     /// An open takes so long that it stops counting against the limit on simultaneous opens, so that a
     /// few hung databases cannot hold up the others (law O1). It keeps its slot. At most half of the
-    /// budget goes to such opens.
+    /// share goes to such opens and to those that were given up.
     pub fn open_is_slow(&mut self, work: &mut OpenWork, now: Instant) -> Effects<C> {
         let mut effects = Effects::default();
-        if work.holds_permit && self.slow_opens < (self.config.limit / 2).max(1) {
+        if work.holds_permit && self.slow_opens + self.lost.all() < self.half() {
             work.holds_permit = false;
             take_one(&mut self.permits_taken, &mut self.totals.miscounts);
             self.slow_opens += 1;
             self.start_opens(now, &mut effects);
         }
-        effects
-    }
-
-    /// An open has taken longer than anybody should wait: its waiters are told, and so is everybody who
-    /// asks until it ends. It keeps its slot, since the server may count it, and is still to be reported.
-    pub fn open_given_up(
-        &mut self,
-        work: &mut OpenWork,
-        error: Arc<DriverError>,
-        now: Instant,
-    ) -> Effects<C> {
-        let ws = work.workspace;
-        let mut effects = Effects::default();
-        if std::mem::replace(&mut work.given_up, true) {
-            return effects;
-        }
-        self.charge(ws, now);
-        Fair::refund(&mut self.workspace_mut(ws).account, work.turn);
-        self.one_less(ws, |ws| &mut ws.opens.under_way);
-        let opens = &mut self.workspace_mut(ws).opens;
-        opens.given_up += 1;
-        opens.why = Some(Arc::clone(&error));
-        self.back_off(&work.target, Arc::clone(&error), now);
-        self.fail_unserved(ws, &error, now, &mut effects);
-        self.settle(ws, now, &mut effects);
         effects
     }
 
@@ -157,7 +144,7 @@ impl<C> Registry<C> {
             Some(error) => {
                 self.workspace_mut(ws).existence = Existence::Unknown;
                 self.totals.open_failures += 1;
-                self.back_off(target, Arc::clone(&error), now);
+                self.back_off(target, Arc::clone(&error), false, now);
                 self.fail_unserved(ws, &error, now, &mut effects);
             }
         }
@@ -177,40 +164,48 @@ impl<C> Registry<C> {
     /// Forgets failures whose pause ended long ago, so that ids that never existed cost nothing.
     pub(super) fn forget_old_failures(&mut self, now: Instant) {
         let keep = self.config.backoff_max;
-        self.failures.retain(|_, failure| failure.retry_is_owed || failure.retry_at + keep > now);
+        let some_are_lost = self.lost.all() > 0;
+        self.failures.retain(|_, failure| {
+            failure.retry_is_owed || failure.retry_at + keep > now || failure.has_hung && some_are_lost
+        });
     }
 
-    fn end_open(&mut self, work: OpenWork, now: Instant) -> Open {
-        let OpenWork { target, workspace: ws, slot, holds_permit, given_up, number, began, turn } = work;
+    pub(super) fn end_open(&mut self, work: OpenWork, now: Instant) -> Open {
+        let OpenWork { target, workspace: ws, slot, holds_permit, number, began, turn } = work;
         self.charge(ws, now);
         if holds_permit {
             take_one(&mut self.permits_taken, &mut self.totals.miscounts);
         } else {
             take_one(&mut self.slow_opens, &mut self.totals.miscounts);
         }
-        if given_up {
-            self.one_less(ws, |ws| &mut ws.opens.given_up);
-            let opens = &mut self.workspace_mut(ws).opens;
-            opens.why = opens.why.take().filter(|_| opens.given_up > 0);
-        } else {
-            self.one_less(ws, |ws| &mut ws.opens.under_way);
-        }
-        // The turn of one that was given up has been given back.
-        let unused_turn = if given_up { Duration::ZERO } else { turn };
-        Open { ws, target, slot, number, took: now.saturating_duration_since(began), unused_turn }
+        self.one_less(ws, |ws| &mut ws.opens.under_way);
+        Open { ws, target, slot, number, took: now.saturating_duration_since(began), turn }
     }
 
-    fn back_off(&mut self, target: &Target, error: Arc<DriverError>, now: Instant) {
+    pub(super) fn back_off(
+        &mut self,
+        target: &Target,
+        error: Arc<DriverError>,
+        has_hung: bool,
+        now: Instant,
+    ) {
         let pause = self.pause_after(self.failures.get(target).map_or(Duration::ZERO, |before| before.pause));
-        self.pause(target, error, pause, now);
+        self.pause(target, error, has_hung, pause, now);
     }
 
     fn pause_after(&self, before: Duration) -> Duration {
         (before * 2).max(self.config.backoff_first).min(self.config.backoff_max)
     }
 
-    fn pause(&mut self, target: &Target, error: Arc<DriverError>, pause: Duration, now: Instant) {
-        let failure = Failure { error, pause, retry_at: now + pause, retry_is_owed: false };
+    fn pause(
+        &mut self,
+        target: &Target,
+        error: Arc<DriverError>,
+        has_hung: bool,
+        pause: Duration,
+        now: Instant,
+    ) {
+        let failure = Failure { error, has_hung, pause, retry_at: now + pause, retry_is_owed: false };
         self.failures.insert(target.clone(), failure);
     }
 
@@ -229,7 +224,7 @@ impl<C> Registry<C> {
         let pause = pause_before.map_or(Duration::ZERO, |before| self.pause_after(before));
         // A pause that another open has caused meanwhile is not cut short.
         if self.failures.get(target).is_none_or(|failure| failure.retry_at <= now + pause) {
-            self.pause(target, Arc::clone(&error), pause, now);
+            self.pause(target, Arc::clone(&error), false, pause, now);
         }
         if self.is_backing_off(target, now) {
             self.fail_unserved(ws, &error, now, effects);
@@ -237,7 +232,13 @@ impl<C> Registry<C> {
     }
 
     /// Tells the waiters why there is no connection, unless one in use may come back to them, or another open serve them.
-    fn fail_unserved(&mut self, ws: u32, error: &Arc<DriverError>, now: Instant, effects: &mut Effects<C>) {
+    pub(super) fn fail_unserved(
+        &mut self,
+        ws: u32,
+        error: &Arc<DriverError>,
+        now: Instant,
+        effects: &mut Effects<C>,
+    ) {
         let workspace = self.workspace(ws);
         if workspace.in_use > 0 || workspace.opens.under_way > 0 {
             return;
@@ -246,16 +247,6 @@ impl<C> Registry<C> {
         let pause = failure.map(|failure| failure.retry_at.saturating_duration_since(now));
         let told = open_error(&workspace.target, error, pause.unwrap_or_default());
         self.fail_waiters(ws, &told, effects);
-    }
-
-    /// Waiters whose last connection has gone while an open was given up have nothing left to wait for (law O6).
-    pub(super) fn fail_the_hopeless(&mut self, ws: u32, now: Instant, effects: &mut Effects<C>) {
-        let workspace = self.workspace(ws);
-        if let Some(error) = workspace.opens.why.clone()
-            && !workspace.waiters.is_empty()
-        {
-            self.fail_unserved(ws, &error, now, effects);
-        }
     }
 
     /// Asks to be called when the pause of a target is over, if somebody waits for that.
@@ -274,13 +265,13 @@ impl<C> Registry<C> {
 }
 
 /// An open that has ended.
-struct Open {
-    ws: u32,
-    target: Target,
-    slot: Slot,
+pub(super) struct Open {
+    pub(super) ws: u32,
+    pub(super) target: Target,
+    pub(super) slot: Slot,
     number: u64,
     took: Duration,
-    unused_turn: Duration,
+    pub(super) turn: Duration,
 }
 
 pub(super) fn open_error(target: &Target, error: &Arc<DriverError>, retry_in: Duration) -> AcquireError {

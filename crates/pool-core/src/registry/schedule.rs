@@ -34,7 +34,9 @@ impl<C> Registry<C> {
         let workspace = self.workspace_mut(ws);
         workspace.ceiling_allowed = workspace.ceiling_allowed.min(workspace.counted()).max(workspace.ceiling);
         let workspace = self.workspace(ws);
-        let drained = workspace.closers > 0 && workspace.counted() == workspace.in_use
+        let drained = workspace.closers > 0
+            && workspace.counted() == workspace.in_use
+            && self.lost.of(&workspace.target) == 0
             || self.closed && self.budget.counted() == self.budget.count(SlotState::InUse);
         effects.drained |= drained && !self.has_bug(Bug::ForgottenCloser);
         self.forget_if_spent(ws);
@@ -60,7 +62,6 @@ impl<C> Registry<C> {
         !workspace.waiters.is_empty()
             && workspace.patience_ends.is_some()
             && workspace.counted() >= workspace.ceiling
-            && workspace.opens.given_up == 0
             && self.failures.is_empty()
     }
 
@@ -121,11 +122,11 @@ impl<C> Registry<C> {
         let opens = &workspace.opens;
         workspace.waiters.len() > opens.under_way
             && (opens.under_way == 0 || opens.has_succeeded)
-            && opens.given_up == 0
             && workspace.counted() < workspace.ceiling
             && workspace.closers == 0
             && !self.closed
             && !self.is_backing_off(&workspace.target, now)
+            && !self.is_held_back(&workspace.target)
     }
 
     /// Until when the waiters of `ws` rather wait for its own connections than have another one closed.
@@ -192,7 +193,6 @@ impl<C> Registry<C> {
                 workspace: ws,
                 slot,
                 holds_permit: true,
-                given_up: false,
                 number: self.next_open,
                 began: now,
                 turn,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use pool_core::{Acquire, AcquireError, Claim, CloseReason, Phase, RegistryConfig, Stage, Ticket};
+use rstest::rstest;
 
 use crate::world::{Asked, World, broke, closes, nothing, opens, refused, target};
 
@@ -311,21 +312,100 @@ fn o4_a_failure_from_before_the_creation_is_not_told() {
 }
 
 #[test]
-fn o1_an_open_that_was_given_up_tells_everybody_and_takes_one_slot() {
-    let mut world = World::new(4, 4);
+fn o5_an_open_that_was_given_up_keeps_its_slot_and_nothing_else() {
+    let config = RegistryConfig { opens: 1, ..RegistryConfig::new(4, 1) };
+    let mut world = World::with(config);
     let ticket = world.ask("hung");
-    let mut work = world.opens.remove(0);
-    let effects = world.registry.open_given_up(&mut work, refused(), world.now);
-    world.take(effects);
+    let lost = world.give_up_first();
     assert!(matches!(world.claim(ticket), Claim::Failed(AcquireError::OpenFailed { .. })));
-    world.pass(Duration::from_hours(1));
-    world.refusal("hung");
-    assert!(world.opens.is_empty(), "one open at a time, also a hung one");
     assert_eq!(world.registry.stats().connections.opening, 1, "the server may count it");
-    // It ends well after all: the connection serves whoever comes.
-    let (_, effects) = world.registry.opened(work, 7, None, world.now);
+    assert_eq!(world.registry.target_counts(&target("hung")).opening, 1);
+    world.refusal("hung");
+    // Neither the only permit, nor the target's only place: after the pause it opens again.
+    world.pass(Duration::from_secs(1));
+    let ticket = world.ask("hung");
+    assert_eq!(world.open_all(), [target("hung")]);
+    let leased = world.served(ticket);
+    world.release(leased);
+    let effects = world.registry.lost_ended(lost, world.now);
+    world.take(effects);
+    assert_eq!(world.registry.stats().connections.total(), 1);
+    assert_eq!(world.registry.stats().open_failures, 1, "one failure, told once");
+}
+
+#[test]
+fn o2_a_lost_open_that_ends_well_serves_whoever_comes() {
+    let mut world = World::new(4, 4);
+    let _gone = world.ask("hung");
+    let lost = world.give_up_first();
+    let (_, effects) = world.registry.lost_opened(lost, 7, None, world.now).expect("there is room");
     world.take(effects);
     assert_eq!(world.hit("hung").conn, 7);
+}
+
+#[rstest]
+#[case::has_all_it_may_have(false)]
+#[case::is_being_closed(true)]
+fn o5_a_lost_open_that_ends_well_where_nobody_may_have_it_is_handed_back(#[case] is_closing: bool) {
+    let mut world = World::new(4, 1);
+    let _gone = world.ask("hung");
+    let lost = world.give_up_first();
+    world.pass(Duration::from_secs(1));
+    if is_closing {
+        let effects = world.registry.begin_close(&target("hung"), world.now);
+        world.take(effects);
+        assert!(!world.registry.is_drained(&target("hung")), "the server may count it");
+    } else {
+        let _second = world.ask("hung");
+        world.open_all();
+    }
+    let (lost, conn) = world.registry.lost_opened(lost, 7, None, world.now).expect_err("no place for it");
+    assert_eq!(conn, 7);
+    let effects = world.registry.lost_ended(lost, world.now);
+    assert_eq!(effects.drained, is_closing);
+    world.take(effects);
+}
+
+#[test]
+fn o1_databases_that_hang_keep_no_more_than_half_of_the_share() {
+    let mut world = World::new(4, 4);
+    let mut lost = Vec::new();
+    for _ in 0..2 {
+        let _ticket = world.ask("hung");
+        lost.push(world.give_up_first());
+        world.pass(Duration::from_mins(1));
+    }
+    world.refusal("hung");
+    // Others are none of it.
+    let other = world.ask("a");
+    world.open_all();
+    world.served(other);
+    // With a slot, its turn comes back.
+    let effects = world.registry.lost_ended(lost.remove(0), world.now);
+    world.take(effects);
+    let _ticket = world.ask("hung");
+    assert_eq!(world.open_all(), [target("hung")]);
+    let effects = world.registry.lost_ended(lost.remove(0), world.now);
+    world.take(effects);
+}
+
+#[test]
+fn o5_waiters_of_a_target_that_is_held_back_are_served_when_a_slot_comes_back() {
+    let mut world = World::new(2, 2);
+    let held = world.lease("a");
+    let ticket = world.ask("a");
+    let lost = world.give_up_first();
+    let ticket = world.waits(ticket);
+    world.pass(Duration::from_secs(1));
+    let effects = world.registry.retry(&target("a"), world.now);
+    world.take(effects);
+    assert!(world.opens.is_empty(), "half of the share is lost");
+    let effects = world.registry.lost_ended(lost, world.now);
+    world.take(effects);
+    assert_eq!(world.asked, opens(&["a"]));
+    world.open_all();
+    world.served(ticket);
+    world.release(held);
 }
 
 #[test]

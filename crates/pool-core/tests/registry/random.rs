@@ -4,8 +4,8 @@
 use std::time::{Duration, Instant};
 
 use pool_core::{
-    Acquire, Claim, CloseDebt, ConnectionId, Effects, LeaseDebt, Lru, OpenWork, Registry, RegistryConfig,
-    Target, Terms, Ticket,
+    Acquire, Claim, CloseDebt, ConnectionId, Effects, LeaseDebt, LostOpen, Lru, OpenWork, Registry,
+    RegistryConfig, Target, Terms, Ticket,
 };
 
 use crate::world::{Conn, broke, refused, target};
@@ -19,6 +19,7 @@ struct Chaos {
     now: Instant,
     made: Conn,
     opens: Vec<OpenWork>,
+    lost: Vec<LostOpen>,
     closes: Vec<CloseDebt>,
     retries: Vec<(Target, Instant)>,
     due_at: Option<Instant>,
@@ -49,6 +50,7 @@ impl Chaos {
             now: Instant::now(),
             made: 0,
             opens: Vec::new(),
+            lost: Vec::new(),
             closes: Vec::new(),
             retries: Vec::new(),
             due_at: None,
@@ -192,7 +194,22 @@ impl Chaos {
         }
     }
 
+    fn a_lost_open_ends(&mut self) {
+        let Some(lost) = self.any(|world| &mut world.lost) else { return };
+        let effects = if self.roll(2) == 0 {
+            self.registry.lost_ended(lost, self.now)
+        } else {
+            self.made += 1;
+            match self.registry.lost_opened(lost, self.made, None, self.now) {
+                Ok((_, effects)) => effects,
+                Err((lost, _)) => self.registry.lost_ended(lost, self.now),
+            }
+        };
+        self.perform(effects);
+    }
+
     fn an_open_ends(&mut self) {
+        self.a_lost_open_ends();
         let Some(work) = self.any(|world| &mut world.opens) else { return };
         if self.roll(3) == 0 {
             let effects = self.registry.open_failed(work, refused(), self.now);
@@ -208,10 +225,12 @@ impl Chaos {
             let effects = self.registry.open_is_slow(&mut work, self.now);
             self.perform(effects);
             if self.roll(2) == 0 {
-                let effects = self.registry.open_given_up(&mut work, refused(), self.now);
+                let (lost, effects) = self.registry.open_given_up(work, refused(), self.now);
                 self.perform(effects);
+                self.lost.push(lost);
+            } else {
+                self.opens.push(work);
             }
-            self.opens.push(work);
         }
         if let Some(mut debt) = self.any(|world| &mut world.closes) {
             let effects = self.registry.close_is_slow(&mut debt, self.now);
@@ -291,6 +310,9 @@ impl Chaos {
             }
             while let Some(work) = self.opens.pop() {
                 self.opened(work, None);
+            }
+            while !self.lost.is_empty() {
+                self.a_lost_open_ends();
             }
             while let Some(debt) = self.closes.pop() {
                 let effects = self.registry.closed(debt, self.now);

@@ -5,9 +5,7 @@ use std::time::Duration;
 use pool_core::{Claim, CloseReason, RegistryConfig};
 use rstest::rstest;
 
-use crate::world::{
-    CLOSE, LEASE, OPEN, QUANTUM, SWITCH, World, closes, due_at, nothing, opens, refused, target,
-};
+use crate::world::{CLOSE, LEASE, OPEN, QUANTUM, SWITCH, World, closes, due_at, nothing, opens, target};
 
 const A_MOMENT: Duration = Duration::from_nanos(1);
 
@@ -304,15 +302,13 @@ fn o6_waiters_whose_last_connection_breaks_after_an_open_was_given_up_are_told_a
     let mut world = World::new(2, 2);
     let held = world.lease("a");
     let ticket = world.ask("a");
-    let mut hung = world.opens.remove(0);
-    let effects = world.registry.open_given_up(&mut hung, refused(), world.now);
-    world.take(effects);
+    let hung = world.give_up_first();
     let ticket = world.waits(ticket);
     let effects = world.registry.discard_broken(held.debt, held.conn, world.now);
     world.take(effects);
     assert!(matches!(world.claim(ticket), Claim::Failed(_)), "the connection in use was its last hope");
     world.refusal("a");
-    let effects = world.registry.open_failed(hung, refused(), world.now);
+    let effects = world.registry.lost_ended(hung, world.now);
     world.take(effects);
 }
 

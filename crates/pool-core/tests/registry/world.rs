@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use pool_core::{
     Acquire, AcquireError, Claim, CloseReason, CloseWork, DriverError, DriverErrorKind, Effects,
-    EffectsDescription, Leased, Lru, OpenWork, Phase, Registry, RegistryConfig, Target, Ticket, WorkspaceId,
+    EffectsDescription, Leased, LostOpen, Lru, OpenWork, Phase, Registry, RegistryConfig, Target, Ticket,
+    WorkspaceId,
 };
 
 pub type Conn = u32;
@@ -175,6 +176,13 @@ impl World {
         let work = self.opens.remove(0);
         let effects = self.registry.open_failed(work, refused(), self.now);
         self.take(effects);
+    }
+
+    pub fn give_up_first(&mut self) -> LostOpen {
+        let work = self.opens.remove(0);
+        let (lost, effects) = self.registry.open_given_up(work, refused(), self.now);
+        self.take(effects);
+        lost
     }
 
     pub fn close_all_owed(&mut self) -> Vec<(Conn, CloseReason)> {

@@ -38,7 +38,7 @@ impl World {
             all
         };
         let mut opens: Vec<_> =
-            self.opens.iter().map(|open| (open.work.target().clone(), open.slow, open.given_up)).collect();
+            self.opens.iter().map(|open| (open.target().clone(), open.is_slow(), open.is_lost())).collect();
         opens.sort();
         let mut closes: Vec<_> = self
             .closes

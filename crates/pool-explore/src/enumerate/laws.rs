@@ -75,7 +75,9 @@ impl World {
         }
         let ceiling = self.scenario.per_workspace as usize;
         for target in self.targets.iter() {
-            let counted = self.counted(Some(target));
+            // A lost open is none of its workspace's (law O5).
+            let lost = self.opens.iter().filter(|open| open.is_lost() && open.target() == target).count();
+            let counted = self.counted(Some(target)) - lost;
             if counted > ceiling {
                 return broken(
                     "B2",
@@ -98,7 +100,7 @@ impl World {
     fn counted(&self, target: Option<&Target>) -> usize {
         let is_its = |other: &Target| target.is_none_or(|target| target == other);
         self.live.iter().filter(|live| is_its(&live.target)).count()
-            + self.opens.iter().filter(|open| is_its(open.work.target())).count()
+            + self.opens.iter().filter(|open| is_its(open.target())).count()
     }
 
     /// W4: as many stand in the queues as wait.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Wake;
 use std::time::Instant;
 
-use pool_core::{CloseDebt, ConnectionId, LeaseDebt, OpenWork, Target, Ticket};
+use pool_core::{CloseDebt, ConnectionId, LeaseDebt, LostOpen, OpenWork, Target, Ticket};
 
 pub(super) type Conn = u32;
 
@@ -46,10 +46,30 @@ pub(super) enum Caller {
     Done,
 }
 
-pub(super) struct Open {
-    pub(super) work: OpenWork,
-    pub(super) slow: bool,
-    pub(super) given_up: bool,
+pub(super) enum Open {
+    UnderWay {
+        work: OpenWork,
+        slow: bool,
+    },
+    /// Given up by those who waited for it.
+    Lost(LostOpen),
+}
+
+impl Open {
+    pub(super) fn target(&self) -> &Target {
+        match self {
+            Self::UnderWay { work, .. } => work.target(),
+            Self::Lost(lost) => lost.target(),
+        }
+    }
+
+    pub(super) fn is_slow(&self) -> bool {
+        matches!(self, Self::UnderWay { slow: true, .. })
+    }
+
+    pub(super) fn is_lost(&self) -> bool {
+        matches!(self, Self::Lost(_))
+    }
 }
 
 pub(super) struct Close {

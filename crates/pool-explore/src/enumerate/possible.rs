@@ -2,8 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use pool_core::Target;
-
 use super::Step;
 use super::parts::{Caller, Close};
 use super::world::World;
@@ -57,13 +55,13 @@ impl World {
     fn steps_of_connections(&self, steps: &mut Vec<Step>) {
         for (i, open) in self.opens.iter().enumerate() {
             steps.push(Step::OpenSucceeds(i));
-            if open.given_up || self.mishaps_left > 0 {
+            if open.is_lost() || self.mishaps_left > 0 {
                 steps.push(Step::OpenFails(i));
             }
-            if !open.slow && self.mishaps_left > 0 {
+            if !open.is_slow() && !open.is_lost() && self.mishaps_left > 0 {
                 steps.push(Step::OpenIsSlow(i));
             }
-            if open.slow && !open.given_up {
+            if open.is_slow() {
                 steps.push(Step::OpenIsGivenUp(i));
             }
         }
@@ -109,7 +107,7 @@ impl World {
                 steps.push(Step::BeginClose(w));
                 // It matters to an open that began before, and to a failure that is remembered.
                 if self.history.failed & self.bit(w) != 0
-                    || self.opens.iter().any(|open| *open.work.target() == self.target(w))
+                    || self.opens.iter().any(|open| *open.target() == self.target(w))
                 {
                     steps.push(Step::DatabaseIsMade(w));
                 }
@@ -131,15 +129,10 @@ impl World {
             | Step::VanishedIsTold
             | Step::CutIsConfirmed(_)
             | Step::CloserLooks(_) => true,
-            // A close does not wait for an open that was given up; nothing else ends it.
-            Step::OpenFails(i) => self.opens[i].given_up && self.is_being_closed(self.opens[i].work.target()),
+            // The server lets go of a lost open in the end.
+            Step::OpenFails(i) => self.opens[i].is_lost(),
             _ => false,
         }
-    }
-
-    fn is_being_closed(&self, target: &Target) -> bool {
-        let is_its = |other: &Option<Target>| other.as_ref().is_none_or(|other| other == target);
-        self.history.all_closed || self.closers.iter().any(|closer| is_its(&closer.target))
     }
 
     pub(super) fn costs_a_mishap(&self, step: Step) -> bool {
@@ -156,7 +149,7 @@ impl World {
             | Step::DatabaseIsMade(_)
             | Step::BeginClose(_)
             | Step::CloseAll => true,
-            Step::OpenFails(i) => !self.opens[i].given_up,
+            Step::OpenFails(i) => !self.opens[i].is_lost(),
             _ => false,
         }
     }

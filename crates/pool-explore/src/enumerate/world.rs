@@ -113,11 +113,7 @@ impl World {
             Step::CheckFails(c) => self.check_fails(c),
             Step::OpenSucceeds(i) => self.open_succeeds(i),
             Step::OpenFails(i) => self.open_fails(i),
-            Step::OpenIsSlow(i) => {
-                self.opens[i].slow = true;
-                let effects = self.registry.open_is_slow(&mut self.opens[i].work, self.now);
-                self.perform(effects)
-            }
+            Step::OpenIsSlow(i) => self.open_is_slow(i),
             Step::OpenIsGivenUp(i) => self.open_is_given_up(i),
             Step::CloseIsConfirmed(i) => {
                 let Close { conn, debt, .. } = self.closes.remove(i);
@@ -348,33 +344,59 @@ impl World {
     }
 
     fn open_succeeds(&mut self, i: usize) -> Result<(), Broken> {
-        let Open { work, .. } = self.opens.remove(i);
         let conn = Conn::try_from(self.clock).unwrap_or_default();
-        let target = work.target().clone();
-        let (id, effects) = self.registry.opened(work, conn, None, self.now);
+        let target = self.opens[i].target().clone();
+        let (id, effects) = match self.opens.remove(i) {
+            Open::UnderWay { work, .. } => self.registry.opened(work, conn, None, self.now),
+            Open::Lost(lost) => match self.registry.lost_opened(lost, conn, None, self.now) {
+                Ok(admitted) => admitted,
+                Err((lost, _)) => {
+                    let effects = self.registry.lost_ended(lost, self.now);
+                    return self.perform(effects);
+                }
+            },
+        };
         self.history.served |= self.bit_of(&target);
         self.live.push(Live { conn, id, target, opened: self.now, returned: self.now });
         self.perform(effects)
     }
 
     fn open_fails(&mut self, i: usize) -> Result<(), Broken> {
-        let Open { work, .. } = self.opens.remove(i);
-        self.history.failed |= self.bit_of(work.target());
-        let effects = self.registry.open_failed(work, unreachable_server(), self.now);
+        let effects = match self.opens.remove(i) {
+            Open::UnderWay { work, .. } => {
+                self.history.failed |= self.bit_of(work.target());
+                self.registry.open_failed(work, unreachable_server(), self.now)
+            }
+            Open::Lost(lost) => self.registry.lost_ended(lost, self.now),
+        };
+        self.perform(effects)
+    }
+
+    fn open_is_slow(&mut self, i: usize) -> Result<(), Broken> {
+        let Open::UnderWay { work, slow } = &mut self.opens[i] else { return Ok(()) };
+        *slow = true;
+        let effects = self.registry.open_is_slow(work, self.now);
         self.perform(effects)
     }
 
     fn open_is_given_up(&mut self, i: usize) -> Result<(), Broken> {
-        self.opens[i].given_up = true;
-        self.history.failed |= self.bit_of(self.opens[i].work.target());
-        let effects = self.registry.open_given_up(&mut self.opens[i].work, unreachable_server(), self.now);
+        let work = match self.opens.remove(i) {
+            Open::UnderWay { work, .. } => work,
+            lost @ Open::Lost(_) => {
+                self.opens.push(lost);
+                return Ok(());
+            }
+        };
+        self.history.failed |= self.bit_of(work.target());
+        let (lost, effects) = self.registry.open_given_up(work, unreachable_server(), self.now);
+        self.opens.push(Open::Lost(lost));
         self.perform(effects)
     }
 
     pub(super) fn perform(&mut self, effects: Effects<Conn>) -> Result<(), Broken> {
         let Effects { opens, closes, dead, wakes, drained, retry_at, due_at, look_ups } = effects;
         self.started.extend(opens.iter().map(|work| work.target().clone()));
-        self.opens.extend(opens.into_iter().map(|work| Open { work, slow: false, given_up: false }));
+        self.opens.extend(opens.into_iter().map(|work| Open::UnderWay { work, slow: false }));
         wakes.wake();
         self.retries.extend(retry_at);
         self.due_at = self.due_at.into_iter().chain(due_at).min();
