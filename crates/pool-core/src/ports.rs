@@ -89,6 +89,13 @@ pub trait Driver: Send + Sync + 'static {
         std::future::ready(Ok(Vec::new()))
     }
 
+    /// Whether the server as a whole answers: asked when something is seen that may be its fault, and again and again until
+    /// it does, perhaps before the last answer has come. Must not depend on any one database. A driver that cannot tell says
+    /// that it does, as the default does.
+    fn answers(&self) -> impl Future<Output = Result<(), DriverError>> + Send {
+        std::future::ready(Ok(()))
+    }
+
     /// How many connections the driver may keep for its own use; they come out of the system share.
     fn control_connections(&self) -> u32;
 

@@ -41,6 +41,8 @@ impl OpenWork {
 pub struct LostOpen {
     pub(crate) target: Target,
     pub(crate) slot: Slot,
+    /// As that of its work.
+    pub(crate) number: u64,
 }
 
 impl LostOpen {

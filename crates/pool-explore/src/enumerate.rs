@@ -50,6 +50,8 @@ pub struct Scenario {
     /// Whether a workspace is looked up before a connection of another one is closed for it; that it is missing is a
     /// mishap.
     pub look_ups: bool,
+    /// Whether the server may be found not to answer, which is a mishap.
+    pub outages: bool,
     /// A bug to plant in the registry.
     pub bug: Option<Bug>,
 }
@@ -66,6 +68,7 @@ impl Default for Scenario {
             quanta: 1,
             limits: false,
             look_ups: false,
+            outages: false,
             bug: None,
         }
     }

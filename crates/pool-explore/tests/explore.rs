@@ -13,6 +13,7 @@ use rstest::rstest;
 #[case::three_workspaces_and_four_callers(Scenario { workspaces: 3, budget: 2, opens: 1, callers: 4, quanta: 0, ..Scenario::default() }, 116_000)]
 #[case::three_connections(Scenario { budget: 3, callers: 4, quanta: 0, ..Scenario::default() }, 59_000)]
 #[case::limits_that_change(Scenario { budget: 2, limits: true, ..Scenario::default() }, 33_500)]
+#[case::outages(Scenario { budget: 2, outages: true, ..Scenario::default() }, 1)]
 #[case::look_ups(Scenario { callers: 4, look_ups: true, ..Scenario::default() }, 61_500)]
 fn no_schedule_breaks_a_law(#[case] scenario: Scenario, #[case] states: usize) {
     search(scenario, states);
@@ -32,6 +33,7 @@ const ALL: Scenario = Scenario {
     quanta: 1,
     limits: true,
     look_ups: true,
+    outages: true,
     bug: None,
 };
 

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::lease::Lease;
 use crate::opener::Job;
+use crate::server::ServerHealth;
 use crate::settings::Settings;
 use crate::share::{self, Share};
 
@@ -55,6 +56,7 @@ pub(crate) struct Engine<D: Driver> {
     pub(crate) closing: Notify,
     /// Told whenever a connection has proved broken; others may have broken with it.
     pub(crate) breakage: Arc<Notify>,
+    pub(crate) health: Arc<ServerHealth>,
 }
 
 impl<D: Driver> Engine<D> {
@@ -84,6 +86,7 @@ impl<D: Driver> Engine<D> {
             drained: Notify::new(),
             closing: Notify::new(),
             breakage: Arc::default(),
+            health: Arc::default(),
         }
     }
 
@@ -124,6 +127,17 @@ impl<D: Driver> Engine<D> {
     ) {
         let share = self.share(target);
         self.perform(share, share.with(name, transition));
+    }
+
+    /// Runs a transition of both shares, and performs its effects.
+    pub(crate) fn step_both(
+        &self,
+        name: &'static str,
+        transition: impl Fn(&mut Registry<D::Connection>, Instant) -> Effects<D::Connection>,
+    ) {
+        for share in self.shares() {
+            self.perform(share, share.with(name, &transition));
+        }
     }
 
     pub(crate) fn ceilings(&self) -> Ceilings {

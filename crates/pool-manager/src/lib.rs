@@ -9,6 +9,7 @@ mod maintenance;
 mod manager;
 mod moments;
 mod opener;
+mod server;
 mod settings;
 mod share;
 mod tasks;

@@ -21,7 +21,7 @@ use crate::lease::Lease;
 use crate::settings::Settings;
 use crate::tasks::Tasks;
 use crate::workspace_pool::WorkspacePool;
-use crate::{look_ups, maintenance, moments, opener, waiting};
+use crate::{look_ups, maintenance, moments, opener, server, waiting};
 
 /// Every connection to every workspace's database of one server, under one hard budget.
 ///
@@ -86,6 +86,7 @@ impl<D: Driver> PoolManager<D> {
         let mut others = vec![
             runtime.spawn(maintenance::maintain(Arc::downgrade(&engine), every)),
             runtime.spawn(maintenance::find_departed(Arc::downgrade(&engine), breakage)),
+            runtime.spawn(server::watch_over(Arc::downgrade(&engine), Arc::clone(&engine.health))),
         ];
         for part in [Part::Workspaces, Part::System] {
             let promised = engine.part(part).promised();

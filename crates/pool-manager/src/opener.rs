@@ -3,6 +3,7 @@
 //! Everything a job owes sits in a guard from the moment it leaves the registry, so that a panic in a
 //! driver, a cancel, or the end of the runtime settles it.
 
+use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::engine::{Engine, Fact};
 use crate::lease::Lease;
+use crate::server::may_concern_all;
 
 /// How many connect timeouts an open that was given up may go on for, keeping its slot. A server that has
 /// not answered by then is taken not to count it either.
@@ -159,23 +161,22 @@ impl<'a, D: Driver> OpenJob<'a, D> {
         }
     }
 
-    /// Connects. What takes long gives up its permit; what takes too long is told to those who wait, who may open another,
-    /// and goes on for the sake of the count: the server may have a backend for it already.
+    /// Connects. An open that nobody waits for any more goes on for the sake of the count: the server may have a backend
+    /// for it already.
     async fn connect(&mut self, endpoint: &Endpoint) -> Result<D::Connection, DriverError> {
         let engine = self.engine;
         let limit = engine.settings.connect_timeout;
+        let mut returns = engine.health.returns();
         let mut connect = std::pin::pin!(engine.driver.connect(endpoint));
-        // `timeout` and not a `select!` with a `sleep`: a server that never stops sending uses up the task's
-        // budget, with which a sleep beside it would not wake either.
-        let slow_after = engine.settings.slow_open_after.min(limit);
-        if let Ok(outcome) = timeout(slow_after, &mut connect).await {
+        let waited_for = tokio::select! {
+            biased;
+            outcome = self.waited_for(connect.as_mut(), limit) => outcome,
+            _ = returns.changed() => None,
+        };
+        if let Some(outcome) = waited_for {
             return outcome;
         }
-        self.is_slow();
-        if let Ok(outcome) = timeout(limit.saturating_sub(slow_after), &mut connect).await {
-            return outcome;
-        }
-        self.given_up(limit);
+        self.overtaken();
         let abandoned = timeout(limit.saturating_mul(ABANDON_AFTER), while_quiet(connect));
         tokio::select! {
             biased;
@@ -187,6 +188,27 @@ impl<'a, D: Driver> OpenJob<'a, D> {
         }
     }
 
+    /// What takes long gives up its permit, and the server is asked whether it is there; what takes too long is told to
+    /// those who wait, who may open another.
+    async fn waited_for(
+        &mut self,
+        mut connect: Pin<&mut impl Future<Output = Result<D::Connection, DriverError>>>,
+        limit: Duration,
+    ) -> Option<Result<D::Connection, DriverError>> {
+        // `timeout` and not a `select!` with a `sleep`: a server that never stops sending uses up the task's
+        // budget, with which a sleep beside it would not wake either.
+        let slow_after = self.engine.settings.slow_open_after.min(limit);
+        if let Ok(outcome) = timeout(slow_after, &mut connect).await {
+            return Some(outcome);
+        }
+        self.is_slow();
+        if let Ok(outcome) = timeout(limit.saturating_sub(slow_after), &mut connect).await {
+            return Some(outcome);
+        }
+        self.given_up(limit);
+        None
+    }
+
     fn timed_out(&self, limit: Duration) -> DriverError {
         let error = DriverError::new(Phase::Connect, DriverErrorKind::TimedOut, self.address.as_str());
         error.caused_by(format!("gave up after {limit:?}"))
@@ -195,6 +217,7 @@ impl<'a, D: Driver> OpenJob<'a, D> {
     fn is_slow(&mut self) {
         let OpenDebt::Work(work) = &mut self.debt else { return };
         self.engine.step(&self.target, "open is slow", |registry, now| registry.open_is_slow(work, now));
+        self.engine.health.suspect();
     }
 
     fn given_up(&mut self, limit: Duration) {
@@ -207,6 +230,19 @@ impl<'a, D: Driver> OpenJob<'a, D> {
         self.debt = OpenDebt::Lost(lost);
         self.engine.perform(share, effects);
         self.engine.emit(&Event::OpenFailed { target: &self.target, error: &error });
+    }
+
+    /// The server has been lost and has answered again since the open began; it may be another one.
+    fn overtaken(&mut self) {
+        let work = match self.pay() {
+            OpenDebt::Work(work) => work,
+            other => return self.debt = other,
+        };
+        let share = self.engine.share(&self.target);
+        let (lost, effects) =
+            share.with("open overtaken", |registry, now| registry.open_overtaken(work, now));
+        self.debt = OpenDebt::Lost(lost);
+        self.engine.perform(share, effects);
     }
 
     /// Reports the connection; returns it if there is no place for it, to be closed before the job ends.
@@ -246,6 +282,9 @@ impl<'a, D: Driver> OpenJob<'a, D> {
     fn failed(&mut self, error: DriverError) {
         match self.pay() {
             OpenDebt::Work(work) => {
+                if may_concern_all(error.kind) {
+                    self.engine.health.suspect();
+                }
                 let error = Arc::new(error);
                 let told = Arc::clone(&error);
                 let step = |registry: &mut Registry<_>, now| registry.open_failed(work, told, now);
@@ -277,7 +316,7 @@ impl<D: Driver> Drop for OpenJob<'_, D> {
 }
 
 /// Waits for `work` as long as it sleeps most of the time; none if it does not.
-async fn while_quiet<T>(mut work: std::pin::Pin<&mut impl Future<Output = T>>) -> Option<T> {
+async fn while_quiet<T>(mut work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
     let mut wakes = 0;
     std::future::poll_fn(|context| {
         wakes += 1;

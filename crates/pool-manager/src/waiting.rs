@@ -62,6 +62,7 @@ pub(crate) async fn wait<D: Driver>(
                     registry.replace(debt, conn, error, now)
                 });
                 engine.breakage.notify_one();
+                engine.health.suspect();
                 if let Acquire::Queued(ticket, more) = again {
                     effects.append(more);
                     answer = Acquire::Queued(ticket, effects);

@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use crate::catch_panics::catch_panics;
 use crate::classify::kind_of;
 use crate::config::PostgresConfig;
-use crate::relay::Relay;
+use crate::relay::{Opening, Relay};
 use crate::session::SessionKind;
 use crate::tag::Tag;
 
@@ -23,6 +23,36 @@ const PAUSES_MILLIS: [u64; 7] = [1, 2, 4, 8, 16, 32, 64];
 
 /// How often a connect is polled for each time that it is woken.
 const POLLS: u32 = 20;
+
+/// A session of which it is not known yet who serves it.
+pub(crate) struct NewSession {
+    pub(crate) conn: PgConnection,
+    pub(crate) tag: Tag,
+    /// Until then, a server that is not trusted may not say much.
+    opening: Option<Opening>,
+}
+
+impl NewSession {
+    /// Asks it something that belongs to its opening.
+    pub(crate) async fn ask<T>(
+        &mut self,
+        what: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let Self { conn, opening, .. } = self;
+        catch_panics(what(conn)).await.map_err(|error| match opening {
+            Some(opening) => opening.failed(error),
+            None => error,
+        })
+    }
+
+    /// It is open.
+    pub(crate) fn open(self) -> PgConnection {
+        if let Some(opening) = self.opening {
+            opening.succeeded();
+        }
+        self.conn
+    }
+}
 
 /// Opens sessions with one server, under guard if it is not trusted.
 #[derive(Debug)]
@@ -42,11 +72,7 @@ impl Connector {
     }
 
     /// Connects to `database`; asks a full server again a few times.
-    pub(crate) async fn connect(
-        &self,
-        database: &str,
-        kind: SessionKind,
-    ) -> Result<(PgConnection, Tag), Error> {
+    pub(crate) async fn connect(&self, database: &str, kind: SessionKind) -> Result<NewSession, Error> {
         for pause in PAUSES_MILLIS {
             match self.try_once(database, kind).await {
                 Err(error) if kind_of(&error, Phase::Connect) == DriverErrorKind::ServerFull => {
@@ -58,15 +84,21 @@ impl Connector {
         self.try_once(database, kind).await
     }
 
-    async fn try_once(&self, database: &str, kind: SessionKind) -> Result<(PgConnection, Tag), Error> {
+    async fn try_once(&self, database: &str, kind: SessionKind) -> Result<NewSession, Error> {
         let tag = Tag::fresh();
         let options = self.config.session_options(database, kind, &tag);
         let server = (self.config.host(), self.config.get_port());
         let outcome = match &self.guard {
-            None => catch_panics(eagerly(PgConnection::connect_with(&options))).await,
-            Some(guard) => catch_panics(eagerly(guard.connect(server, options))).await,
+            None => {
+                let outcome = catch_panics(eagerly(PgConnection::connect_with(&options))).await;
+                outcome.map(|conn| (conn, None))
+            }
+            Some(guard) => {
+                let outcome = catch_panics(eagerly(guard.connect(server, options))).await;
+                outcome.map(|(conn, opening)| (conn, Some(opening)))
+            }
         };
-        outcome.map(|conn| (conn, tag)).map_err(without_a_character)
+        outcome.map(|(conn, opening)| NewSession { conn, tag, opening }).map_err(without_a_character)
     }
 }
 

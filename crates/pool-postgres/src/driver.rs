@@ -12,12 +12,11 @@ use tokio::time::timeout;
 use crate::catch_panics::catch_panics;
 use crate::classify::{driver_error, is_fatal};
 use crate::config::PostgresConfig;
-use crate::connect::Connector;
+use crate::connect::{Connector, NewSession};
 use crate::connection::{PgConn, Session, session_of};
 use crate::control::Control;
 use crate::plans::AllPlans;
 use crate::session::SessionKind;
-use crate::tag::Tag;
 use crate::verify::{self, Prepared, With};
 
 /// How long what is left on the wire may take to arrive before the query behind it is cancelled.
@@ -87,12 +86,12 @@ impl PgDriver {
     }
 
     /// Finds out who is behind a new connection.
-    async fn identify(&self, mut conn: PgConnection, tag: Tag) -> Result<(PgConnection, Session), Error> {
-        let session = match timeout(WHO_LIMIT, self.control.who(tag)).await {
+    async fn identify(&self, mut new: NewSession) -> Result<(PgConnection, Session), Error> {
+        let session = match timeout(WHO_LIMIT, self.control.who(new.tag.clone())).await {
             Ok(Some(session)) => session,
-            Ok(None) | Err(_) => catch_panics(session_of(&mut conn)).await?,
+            Ok(None) | Err(_) => new.ask(session_of).await?,
         };
-        Ok((conn, session))
+        Ok((new.open(), session))
     }
 
     async fn clean(&self, conn: &mut PgConn) -> Result<(), Error> {
@@ -185,8 +184,8 @@ impl Driver for PgDriver {
         let database = endpoint.database.as_str();
         let kind = SessionKind::from(&endpoint.target);
         let opened = async {
-            let (conn, tag) = self.connector.connect(database, kind).await?;
-            self.identify(conn, tag).await
+            let new = self.connector.connect(database, kind).await?;
+            self.identify(new).await
         };
         let opened =
             opened.await.map_err(|error| driver_error(error, Phase::Connect, self.address(endpoint)))?;
@@ -264,6 +263,10 @@ impl Driver for PgDriver {
         let sessions = handles.into_iter().map(|PgHandle(session)| session).collect();
         let gone = self.control.departed(sessions).await;
         gone.ok_or_else(|| DriverError::new(Phase::Check, DriverErrorKind::ConnectionLost, self.server()))
+    }
+
+    async fn answers(&self) -> Result<(), DriverError> {
+        self.control.answers(self.server()).await
     }
 
     fn control_connections(&self) -> u32 {

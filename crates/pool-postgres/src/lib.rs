@@ -50,6 +50,7 @@ mod connection;
 mod control;
 mod driver;
 mod errors;
+mod knock;
 mod lease;
 mod plans;
 mod pools;

@@ -51,10 +51,27 @@ struct Session {
     was_cut: AtomicBool,
 }
 
-/// Ends the relay of an open that does not come to its good end.
-struct Opening {
+/// An open under way: the server may not say much. Dropped before it has come to its good end, it ends the relay.
+#[derive(Debug)]
+pub(crate) struct Opening {
     relay: AbortHandle,
     session: Arc<Session>,
+}
+
+impl Opening {
+    /// The session is open: the server may say as much as it is asked for.
+    pub(crate) fn succeeded(self) {
+        self.session.is_open.store(true, Ordering::Relaxed);
+    }
+
+    /// Why the open failed: `error`, or that the server was cut off.
+    pub(crate) fn failed(&self, error: Error) -> Error {
+        if self.session.was_cut.load(Ordering::Relaxed) {
+            let what = format!("the server sent more than {GREETING_MAX} bytes before the session was open");
+            return Error::Protocol(what);
+        }
+        error
+    }
 }
 
 impl Drop for Opening {
@@ -66,7 +83,8 @@ impl Drop for Opening {
 }
 
 impl Relay {
-    /// A session with the server at `host` and `port`, whose socket is the relay's.
+    /// A session with the server at `host` and `port`, whose socket is the relay's, and which is not open before it is known
+    /// who serves it.
     ///
     /// # Cancel safety
     /// Dropping the future ends the relay.
@@ -74,7 +92,7 @@ impl Relay {
         &self,
         (host, port): (&str, u16),
         options: PgConnectOptions,
-    ) -> Result<PgConnection, Error> {
+    ) -> Result<(PgConnection, Opening), Error> {
         // `tempfile` lets nobody but the owner enter it.
         let site = TempDir::with_prefix("pool-guard")?;
         let options = options.socket(site.path());
@@ -87,13 +105,8 @@ impl Relay {
             self.relay(site, port, server.into_split())?
         };
         match PgConnection::connect_with(&options).await {
-            Err(_) if opening.session.was_cut.load(Ordering::Relaxed) => Err(Error::Protocol(format!(
-                "the server sent more than {GREETING_MAX} bytes before the session was open"
-            ))),
-            outcome => {
-                opening.session.is_open.store(outcome.is_ok(), Ordering::Relaxed);
-                outcome
-            }
+            Ok(conn) => Ok((conn, opening)),
+            Err(error) => Err(opening.failed(error)),
         }
     }
 

@@ -253,10 +253,17 @@ impl<C> Registry<C> {
     }
 
     /// While a target backs off, or is held back because its opens hang, only its connections in use could serve a
-    /// waiter; with none of them, the caller is told at once (laws O3 to O5).
+    /// waiter; with none of them, the caller is told at once (laws O3 to O5). So it is while the server is
+    /// lost.
     fn refusal(&self, target: &Target, now: Instant) -> Option<AcquireError> {
         let workspace = self.by_target.get(target).map(|ws| self.workspace(*ws));
-        if workspace.is_some_and(|ws| ws.in_use > 0 || ws.opens.under_way > 0) {
+        if workspace.is_some_and(|ws| ws.in_use > 0) {
+            return None;
+        }
+        if let Some(refusal) = self.outage_error(target) {
+            return Some(refusal);
+        }
+        if workspace.is_some_and(|ws| ws.opens.under_way > 0) {
             return None;
         }
         let failure = self.failures.get(target)?;

@@ -38,8 +38,11 @@ pub struct View {
     /// The failures that are remembered, by target: whether the pause goes on, whether a retry is owed, and whether the
     /// open had hung.
     pub failures: Vec<(Target, bool, bool, bool)>,
-    /// The opens that nobody waits for any more, by target, and whether they are so many that targets are held back.
-    pub lost: (Vec<(Target, u32)>, bool),
+    /// The opens that nobody waits for any more, by target; how many hung while the server answered; whether those are so
+    /// many that targets are held back.
+    pub lost: (Vec<(Target, u32)>, u32, bool),
+    /// Whether the server is lost.
+    pub outage: bool,
     /// Opens that count against the limit on simultaneous ones, and those that do not.
     pub opens: (u32, u32),
     /// Closes that take so long that their slots are not counted on.
@@ -215,6 +218,7 @@ impl<C> Registry<C> {
             closed: self.closed,
             failures,
             lost: self.lost.view(),
+            outage: self.outage.is_some(),
             opens: (self.permits_taken, self.slow_opens),
             slow_closes: self.slow_closes,
         }

@@ -11,6 +11,7 @@ use std::time::Instant;
 use super::Registry;
 use super::fair::Fair;
 use super::open::Open;
+use crate::budget::Slot;
 use crate::error::DriverError;
 use crate::ids::{ConnectionId, Target};
 use crate::token::{Effects, LostOpen, OpenWork};
@@ -20,6 +21,10 @@ use crate::token::{Effects, LostOpen, OpenWork};
 pub(super) struct Lost {
     by_target: HashMap<Target, u32>,
     all: u32,
+    /// Those among them that were lost while the server answered.
+    hung: u32,
+    /// The number of the last open that nothing is held against, since the server was lost with it.
+    forgiven: u64,
     /// Whether they are so many that targets whose last open hung are held back.
     holds_back: bool,
 }
@@ -33,13 +38,20 @@ impl Lost {
         if self.all == 0 { 0 } else { self.by_target.get(target).copied().unwrap_or_default() }
     }
 
-    fn add(&mut self, target: &Target) {
-        self.all += 1;
-        *self.by_target.entry(target.clone()).or_default() += 1;
+    pub(super) fn hung(&self) -> u32 {
+        self.hung
     }
 
-    fn remove(&mut self, target: &Target) {
+    pub(super) fn add(&mut self, target: Target, slot: Slot, number: u64) -> LostOpen {
+        self.all += 1;
+        self.hung += u32::from(number > self.forgiven);
+        *self.by_target.entry(target.clone()).or_default() += 1;
+        LostOpen { target, slot, number }
+    }
+
+    fn remove(&mut self, target: &Target, number: u64) {
         self.all = self.all.saturating_sub(1);
+        self.hung = self.hung.saturating_sub(u32::from(number > self.forgiven));
         if let Some(count) = self.by_target.get_mut(target) {
             *count -= 1;
             if *count == 0 {
@@ -48,12 +60,17 @@ impl Lost {
         }
     }
 
+    /// All that have been started up to the one with this number are held against nobody.
+    pub(super) fn forgive(&mut self, last: u64) {
+        (self.forgiven, self.hung) = (last, 0);
+    }
+
     /// For [`View`](super::View).
-    pub(super) fn view(&self) -> (Vec<(Target, u32)>, bool) {
+    pub(super) fn view(&self) -> (Vec<(Target, u32)>, u32, bool) {
         let mut lost: Vec<_> =
             self.by_target.iter().map(|(target, count)| (target.clone(), *count)).collect();
         lost.sort();
-        (lost, self.holds_back)
+        (lost, self.hung, self.holds_back)
     }
 }
 
@@ -66,16 +83,16 @@ impl<C> Registry<C> {
         error: Arc<DriverError>,
         now: Instant,
     ) -> (LostOpen, Effects<C>) {
-        let Open { ws, target, slot, turn, .. } = self.end_open(work, now);
+        let Open { ws, target, slot, number, turn, .. } = self.end_open(work, now);
         Fair::refund(&mut self.workspace_mut(ws).account, turn);
         self.totals.open_failures += 1;
-        self.lost.add(&target);
         self.back_off(&target, Arc::clone(&error), true, now);
+        let lost = self.lost.add(target, slot, number);
         let mut effects = Effects::default();
         self.fail_unserved(ws, &error, now, &mut effects);
         self.hold_back_the_hung(now, &mut effects);
         self.settle(ws, now, &mut effects);
-        (LostOpen { target, slot }, effects)
+        (lost, effects)
     }
 
     /// A lost open has come to a good end after all: its connection serves a waiter of its target, or is idle.
@@ -93,8 +110,8 @@ impl<C> Registry<C> {
         if self.is_closing(&lost.target) || self.has_all_it_may_have(&lost.target) {
             return Err((lost, conn));
         }
-        let LostOpen { target, slot } = lost;
-        self.lost.remove(&target);
+        let LostOpen { target, slot, number } = lost;
+        self.lost.remove(&target, number);
         let ws = self.entry(&target);
         self.charge(ws, now);
         let (id, mut effects) = self.admit(ws, slot, conn, retire_at, now);
@@ -105,9 +122,9 @@ impl<C> Registry<C> {
     /// The server does not count a lost open, or no longer: its slot is free. Whatever became of it was told when it was
     /// given up.
     pub fn lost_ended(&mut self, lost: LostOpen, now: Instant) -> Effects<C> {
-        let LostOpen { target, slot } = lost;
+        let LostOpen { target, slot, number } = lost;
         self.budget.free(slot);
-        self.lost.remove(&target);
+        self.lost.remove(&target, number);
         let mut effects = Effects::default();
         self.hold_back_the_hung(now, &mut effects);
         match self.by_target.get(&target).copied() {
@@ -128,10 +145,17 @@ impl<C> Registry<C> {
         self.lost.holds_back && self.failures.get(target).is_some_and(|failure| failure.has_hung)
     }
 
-    /// Waiters whose last connection has gone after an open hung have nothing left to wait for (law O6).
+    /// Waiters whose last connection has gone after an open hung, or while the server is lost, have nothing left to wait
+    /// for (law O6).
     pub(super) fn fail_the_hopeless(&mut self, ws: u32, now: Instant, effects: &mut Effects<C>) {
         let workspace = self.workspace(ws);
-        if workspace.waiters.is_empty() || self.failures.is_empty() {
+        if workspace.waiters.is_empty() || self.failures.is_empty() && self.outage.is_none() {
+            return;
+        }
+        if let Some(told) = self.outage_error(&workspace.target) {
+            if workspace.in_use == 0 {
+                self.fail_waiters(ws, &told, effects);
+            }
             return;
         }
         let failure = self.failures.get(&workspace.target).filter(|failure| failure.has_hung);
@@ -145,7 +169,7 @@ impl<C> Registry<C> {
 
     /// Holds targets back, or lets them go, when that has changed. Costs a pass over the failures that are remembered.
     pub(super) fn hold_back_the_hung(&mut self, now: Instant, effects: &mut Effects<C>) {
-        let holds_back = self.lost.all >= self.half();
+        let holds_back = self.lost.hung >= self.half();
         if std::mem::replace(&mut self.lost.holds_back, holds_back) == holds_back {
             return;
         }

@@ -7,6 +7,7 @@
 //! - `acquire`: `acquire`, `try_acquire`, `checked`, `replace`, `claim`, `cancel_wait`;
 //! - `open`: `opened`, `open_failed`, `open_is_slow`, `looked_up`, `retry`, `clear_failure`;
 //! - `lost`: `open_given_up`, `lost_opened`, `lost_ended`;
+//! - `outage`: `server_is_lost`, `server_answers`, `open_overtaken`;
 //! - `release`: `release`, `discard`, `discard_broken`, `closed`, `close_is_slow`, `expire`, `retire_on_return`;
 //! - `gone`: `vanished` and `cut`, for sessions that ended behind the registry's back;
 //! - `closing`: `begin_close`, `end_close`, `close_all`;
@@ -25,6 +26,7 @@ mod grant;
 mod invariants;
 mod lost;
 mod open;
+mod outage;
 mod planted;
 mod release;
 mod schedule;
@@ -47,6 +49,7 @@ use crate::token::Leased;
 use cost::Costs;
 use fair::{Account, Fair};
 use lost::Lost;
+use outage::Outage;
 
 pub use acquire::{Acquire, CancelledWait, Claim};
 pub use adjust::Terms;
@@ -135,6 +138,8 @@ pub struct Registry<C> {
     slow_opens: u32,
     /// Opens that nobody waits for any more.
     lost: Lost,
+    /// Set while the server does not answer.
+    outage: Option<Outage>,
     /// Closes that take so long that their slots cannot be counted on.
     slow_closes: u32,
     policy: Box<dyn EvictionPolicy>,
@@ -285,6 +290,7 @@ impl<C> Registry<C> {
             permits_taken: 0,
             slow_opens: 0,
             lost: Lost::default(),
+            outage: None,
             slow_closes: 0,
             policy,
             failures: HashMap::new(),

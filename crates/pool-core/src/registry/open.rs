@@ -93,7 +93,7 @@ impl<C> Registry<C> {
     /// share goes to such opens and to those that were given up.
     pub fn open_is_slow(&mut self, work: &mut OpenWork, now: Instant) -> Effects<C> {
         let mut effects = Effects::default();
-        if work.holds_permit && self.slow_opens + self.lost.all() < self.half() {
+        if work.holds_permit && self.slow_opens + self.lost.hung() < self.half() {
             work.holds_permit = false;
             take_one(&mut self.permits_taken, &mut self.totals.miscounts);
             self.slow_opens += 1;
@@ -164,7 +164,7 @@ impl<C> Registry<C> {
     /// Forgets failures whose pause ended long ago, so that ids that never existed cost nothing.
     pub(super) fn forget_old_failures(&mut self, now: Instant) {
         let keep = self.config.backoff_max;
-        let some_are_lost = self.lost.all() > 0;
+        let some_are_lost = self.lost.hung() > 0;
         self.failures.retain(|_, failure| {
             failure.retry_is_owed || failure.retry_at + keep > now || failure.has_hung && some_are_lost
         });
@@ -269,7 +269,7 @@ pub(super) struct Open {
     pub(super) ws: u32,
     pub(super) target: Target,
     pub(super) slot: Slot,
-    number: u64,
+    pub(super) number: u64,
     took: Duration,
     pub(super) turn: Duration,
 }

@@ -63,6 +63,7 @@ impl<C> Registry<C> {
             && workspace.patience_ends.is_some()
             && workspace.counted() >= workspace.ceiling
             && self.failures.is_empty()
+            && self.outage.is_none()
     }
 
     /// A promised moment has come: patience that has ended makes its target ready, and what was kept for a target that
@@ -125,6 +126,7 @@ impl<C> Registry<C> {
             && workspace.counted() < workspace.ceiling
             && workspace.closers == 0
             && !self.closed
+            && self.outage.is_none()
             && !self.is_backing_off(&workspace.target, now)
             && !self.is_held_back(&workspace.target)
     }

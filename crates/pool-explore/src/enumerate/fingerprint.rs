@@ -3,7 +3,7 @@
 
 use pool_core::{ConnectionId, Target, View};
 
-use super::parts::{Caller, History};
+use super::parts::{Caller, History, Open};
 use super::world::World;
 
 /// See the file's front page. Callers of one workspace are interchangeable, so they are sorted.
@@ -12,7 +12,8 @@ pub(super) struct Fingerprint {
     view: View,
     /// By workspace: callers that have not asked, those that hold, those that wait in their order.
     callers: Vec<(usize, Vec<Holder>, Vec<bool>)>,
-    opens: Vec<(Target, bool, bool)>,
+    /// For whom, slow, outlived, lost.
+    opens: Vec<(Target, [bool; 3])>,
     /// For whom, slow, vanished.
     closes: Vec<(Target, bool, bool)>,
     /// Whether a session has vanished; how many idle connections came back before it, if it is idle still.
@@ -37,8 +38,9 @@ impl World {
             all.sort();
             all
         };
+        let open_kind = |open: &Open| [open.is_slow(), open.is_outlived(), open.is_lost()];
         let mut opens: Vec<_> =
-            self.opens.iter().map(|open| (open.target().clone(), open.is_slow(), open.is_lost())).collect();
+            self.opens.iter().map(|open| (open.target().clone(), open_kind(open))).collect();
         opens.sort();
         let mut closes: Vec<_> = self
             .closes

@@ -277,7 +277,7 @@ impl World {
     pub(super) fn check_failure(&self, c: usize, error: &AcquireError) -> Result<(), Broken> {
         let its = self.bit(self.wants(c));
         let (law, is_true) = match error {
-            AcquireError::OpenFailed { .. } => ("O3", self.history.failed & its != 0),
+            AcquireError::OpenFailed { .. } => ("O3", self.history.failed & its != 0 || self.history.outage),
             AcquireError::WorkspaceClosing { .. } => ("C1", self.history.closed & its != 0),
             AcquireError::Closed => ("C1", self.history.all_closed),
             _ => ("W3", false),

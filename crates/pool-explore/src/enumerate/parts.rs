@@ -50,6 +50,8 @@ pub(super) enum Open {
     UnderWay {
         work: OpenWork,
         slow: bool,
+        /// Whether the server has been lost and has answered again since it began.
+        outlived: bool,
     },
     /// Given up by those who waited for it.
     Lost(LostOpen),
@@ -65,6 +67,10 @@ impl Open {
 
     pub(super) fn is_slow(&self) -> bool {
         matches!(self, Self::UnderWay { slow: true, .. })
+    }
+
+    pub(super) fn is_outlived(&self) -> bool {
+        matches!(self, Self::UnderWay { outlived: true, .. })
     }
 
     pub(super) fn is_lost(&self) -> bool {
@@ -101,4 +107,6 @@ pub(super) struct History {
     /// Workspaces for which an open has succeeded.
     pub(super) served: u8,
     pub(super) limit_lowered: bool,
+    /// Whether the server has been lost.
+    pub(super) outage: bool,
 }

@@ -61,6 +61,7 @@ impl World {
             if !open.is_slow() && !open.is_lost() && self.mishaps_left > 0 {
                 steps.push(Step::OpenIsSlow(i));
             }
+            steps.extend(open.is_outlived().then_some(Step::OpenIsOvertaken(i)));
             if open.is_slow() {
                 steps.push(Step::OpenIsGivenUp(i));
             }
@@ -88,6 +89,11 @@ impl World {
             }
         }
         steps.extend(self.vanished.map(|_| Step::VanishedIsTold));
+        if self.is_dark {
+            steps.push(Step::ServerAnswers);
+        } else if self.scenario.outages && self.mishaps_left > 0 {
+            steps.push(Step::ServerIsLost);
+        }
     }
 
     fn steps_of_closers(&self, steps: &mut Vec<Step>) {
@@ -127,6 +133,8 @@ impl World {
             | Step::DueComes
             | Step::IsFound(_)
             | Step::VanishedIsTold
+            | Step::OpenIsOvertaken(_)
+            | Step::ServerAnswers
             | Step::CutIsConfirmed(_)
             | Step::CloserLooks(_) => true,
             // The server lets go of a lost open in the end.
@@ -146,6 +154,7 @@ impl World {
             | Step::IdleTimeout
             | Step::IsMissing(_)
             | Step::SessionVanishes(_)
+            | Step::ServerIsLost
             | Step::DatabaseIsMade(_)
             | Step::BeginClose(_)
             | Step::CloseAll => true,

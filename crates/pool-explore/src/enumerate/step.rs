@@ -30,6 +30,12 @@ pub enum Step {
     OpenIsSlow(usize),
     /// An open that takes long is given up by those who wait for it; it is still under way.
     OpenIsGivenUp(usize),
+    /// The server answered again since the open began, so it is given up without having failed.
+    OpenIsOvertaken(usize),
+    /// The server is found not to answer.
+    ServerIsLost,
+    /// The server answers again.
+    ServerAnswers,
     /// A close under way is confirmed by the server.
     CloseIsConfirmed(usize),
     /// A close under way takes long.
@@ -84,6 +90,9 @@ impl fmt::Display for Step {
             Self::OpenFails(i) => write!(f, "open number {i} fails"),
             Self::OpenIsSlow(i) => write!(f, "open number {i} takes long"),
             Self::OpenIsGivenUp(i) => write!(f, "open number {i} is given up, and goes on"),
+            Self::OpenIsOvertaken(i) => write!(f, "open number {i} began before the server answered again"),
+            Self::ServerIsLost => f.write_str("the server does not answer"),
+            Self::ServerAnswers => f.write_str("the server answers again"),
             Self::CloseIsConfirmed(i) => write!(f, "close number {i} is confirmed"),
             Self::CloseIsSlow(i) => write!(f, "close number {i} takes long"),
             Self::RetryIsDue(i) => write!(f, "the pause of retry number {i} is over"),

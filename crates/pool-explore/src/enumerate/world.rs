@@ -5,8 +5,8 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use pool_core::{
-    Acquire, Broken, Claim, ConnectionId, DriverError, DriverErrorKind, Effects, LeaseDebt, Leased, Lru,
-    Phase, Registry, RegistryConfig, Target, Ticket, WorkspaceId,
+    Acquire, Broken, Claim, ConnectionId, DriverError, DriverErrorKind, Effects, LeaseDebt, Leased, LostOpen,
+    Lru, OpenWork, Phase, Registry, RegistryConfig, Target, Ticket, WorkspaceId,
 };
 
 use super::closers::Closer;
@@ -50,6 +50,8 @@ pub(super) struct World {
     pub(super) dead: Vec<Conn>,
     /// A session that had ended when the driver was asked, and has not been told of yet.
     pub(super) vanished: Option<ConnectionId>,
+    /// Whether the server has been found not to answer.
+    pub(super) is_dark: bool,
     pub(super) history: History,
     pub(super) mishaps_left: u32,
     pub(super) quanta_left: u32,
@@ -88,6 +90,7 @@ impl World {
             cut: Vec::new(),
             dead: Vec::new(),
             vanished: None,
+            is_dark: false,
             history: History::default(),
             mishaps_left: scenario.mishaps,
             quanta_left: scenario.quanta,
@@ -115,6 +118,7 @@ impl World {
             Step::OpenFails(i) => self.open_fails(i),
             Step::OpenIsSlow(i) => self.open_is_slow(i),
             Step::OpenIsGivenUp(i) => self.open_is_given_up(i),
+            Step::OpenIsOvertaken(i) => self.open_is_overtaken(i),
             Step::CloseIsConfirmed(i) => {
                 let Close { conn, debt, .. } = self.closes.remove(i);
                 self.live.retain(|live| live.conn != conn);
@@ -135,6 +139,8 @@ impl World {
             | Step::IdleTimeout
             | Step::SessionVanishes(_)
             | Step::VanishedIsTold
+            | Step::ServerIsLost
+            | Step::ServerAnswers
             | Step::DatabaseIsMade(_) => self.step_of_the_world(step),
             Step::BeginClose(w) => {
                 let target = self.target(w);
@@ -195,6 +201,8 @@ impl World {
                 let effects = self.registry.vanished(gone.as_slice(), self.now);
                 self.perform(effects)
             }
+            Step::ServerIsLost => self.server_is_lost(),
+            Step::ServerAnswers => self.server_answers(),
             Step::DatabaseIsMade(w) => {
                 let effects = self.registry.clear_failure(&self.target(w), self.now);
                 self.perform(effects)
@@ -372,37 +380,79 @@ impl World {
         self.perform(effects)
     }
 
+    fn server_is_lost(&mut self) -> Result<(), Broken> {
+        (self.is_dark, self.history.outage) = (true, true);
+        let effects =
+            self.registry.server_is_lost(unreachable_server(), Duration::from_millis(500), self.now);
+        self.perform(effects)
+    }
+
+    fn server_answers(&mut self) -> Result<(), Broken> {
+        self.is_dark = false;
+        for open in &mut self.opens {
+            if let Open::UnderWay { outlived, .. } = open {
+                *outlived = true;
+            }
+        }
+        let effects = self.registry.server_answers(self.now);
+        self.perform(effects)
+    }
+
     fn open_is_slow(&mut self, i: usize) -> Result<(), Broken> {
-        let Open::UnderWay { work, slow } = &mut self.opens[i] else { return Ok(()) };
+        let Open::UnderWay { work, slow, .. } = &mut self.opens[i] else { return Ok(()) };
         *slow = true;
         let effects = self.registry.open_is_slow(work, self.now);
         self.perform(effects)
     }
 
     fn open_is_given_up(&mut self, i: usize) -> Result<(), Broken> {
-        let work = match self.opens.remove(i) {
-            Open::UnderWay { work, .. } => work,
+        self.history.failed |= self.bit_of(self.opens[i].target());
+        let now = self.now;
+        self.lose_open(i, |registry, work| registry.open_given_up(work, unreachable_server(), now))
+    }
+
+    fn open_is_overtaken(&mut self, i: usize) -> Result<(), Broken> {
+        let now = self.now;
+        self.lose_open(i, |registry, work| registry.open_overtaken(work, now))
+    }
+
+    fn lose_open(
+        &mut self,
+        i: usize,
+        how: impl FnOnce(&mut Registry<Conn>, OpenWork) -> (LostOpen, Effects<Conn>),
+    ) -> Result<(), Broken> {
+        match self.opens.remove(i) {
+            Open::UnderWay { work, .. } => {
+                let (lost, effects) = how(&mut self.registry, work);
+                self.opens.push(Open::Lost(lost));
+                self.perform(effects)
+            }
             lost @ Open::Lost(_) => {
                 self.opens.push(lost);
-                return Ok(());
+                Ok(())
             }
-        };
-        self.history.failed |= self.bit_of(work.target());
-        let (lost, effects) = self.registry.open_given_up(work, unreachable_server(), self.now);
-        self.opens.push(Open::Lost(lost));
-        self.perform(effects)
+        }
     }
 
     pub(super) fn perform(&mut self, effects: Effects<Conn>) -> Result<(), Broken> {
         let Effects { opens, closes, dead, wakes, drained, retry_at, due_at, look_ups } = effects;
         self.started.extend(opens.iter().map(|work| work.target().clone()));
-        self.opens.extend(opens.into_iter().map(|work| Open::UnderWay { work, slow: false }));
+        let opened_in_the_dark = self.is_dark && !opens.is_empty();
+        self.opens.extend(opens.into_iter().map(|work| Open::UnderWay {
+            work,
+            slow: false,
+            outlived: false,
+        }));
         wakes.wake();
         self.retries.extend(retry_at);
         self.due_at = self.due_at.into_iter().chain(due_at).min();
         self.look_ups.extend(look_ups);
         for closer in &mut self.closers {
             closer.told |= drained;
+        }
+        if opened_in_the_dark {
+            let what = "something is opened while the server does not answer".to_owned();
+            return Err(Broken { law: "O7", what });
         }
         let mut closing = Vec::new();
         for work in closes {

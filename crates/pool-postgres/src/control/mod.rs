@@ -35,6 +35,8 @@ enum Request {
     Who(Tag, oneshot::Sender<Option<Session>>),
     /// Tell which of the sessions are not there any more, by their places; nothing if the server does not answer.
     Departed(Vec<Session>, oneshot::Sender<Option<Vec<usize>>>),
+    /// Tell whether the server answers, and why not.
+    Answers(oneshot::Sender<Result<(), DriverError>>),
     /// End the task.
     Shutdown,
 }
@@ -89,6 +91,16 @@ impl Control {
         answer.await.ok()?
     }
 
+    /// Whether the server, which is at `address`, answers.
+    pub(crate) async fn answers(&self, address: String) -> Result<(), DriverError> {
+        let (told, answer) = oneshot::channel();
+        let ended = || DriverError::new(Phase::Check, DriverErrorKind::ConnectionLost, address);
+        if self.requests.send(Request::Answers(told)).is_err() {
+            return Err(ended());
+        }
+        answer.await.unwrap_or_else(|_| Err(ended()))
+    }
+
     /// Ends the task and its connection; returns when the server no longer counts that either.
     pub(crate) async fn shutdown(&self) {
         let mut task = self.task.lock().await;
@@ -112,7 +124,7 @@ async fn connect(
 ) -> Result<PgConnection, DriverError> {
     let address = || connector.config().address(database);
     match timeout(limit, connector.connect(database, SessionKind::Own)).await {
-        Ok(Ok((conn, _))) => Ok(conn),
+        Ok(Ok(new)) => Ok(new.open()),
         Ok(Err(error)) => Err(driver_error(error, Phase::Connect, address())),
         Err(_) => Err(DriverError::new(Phase::Connect, DriverErrorKind::TimedOut, address())
             .caused_by(format!("gave up after {limit:?}"))),

@@ -5,20 +5,25 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use pool_core::{DriverError, DriverErrorKind, Phase};
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Connection, Error, Row};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{sleep_until, timeout};
+use tokio::time::{interval, sleep, sleep_until, timeout};
 
 use super::exits::Exits;
 use super::{ANSWER_LIMIT, Request, connect};
 use crate::catch_panics::catch_panics;
-use crate::classify::is_fatal;
+use crate::classify::{driver_error, is_fatal};
 use crate::connect::Connector;
 use crate::connection::Session;
+use crate::knock::knock;
 use crate::tag::Tag;
 
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
+const ATTEMPT_EVERY: Duration = Duration::from_millis(500);
 const FAREWELL_LIMIT: Duration = Duration::from_secs(2);
 /// An address translator forgets a connection on which nothing was said for some minutes.
 const KEEPALIVE: Duration = Duration::from_secs(30);
@@ -79,8 +84,8 @@ type Query<'q> = sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArgume
 enum Unanswered {
     /// The server has refused the question.
     Refused,
-    /// The connection is gone, or silent.
-    Lost,
+    /// The connection is gone, or silent, and no other could be made.
+    Lost(DriverError),
 }
 
 pub(super) struct Worker {
@@ -100,6 +105,7 @@ struct Asked {
     cancels: Vec<(Session, oneshot::Sender<bool>)>,
     who: Vec<(Tag, oneshot::Sender<Option<Session>>)>,
     departed: Vec<(Vec<Session>, oneshot::Sender<Option<Places>>)>,
+    answers: Vec<oneshot::Sender<Result<(), DriverError>>>,
 }
 
 /// Where in a list some are.
@@ -151,6 +157,7 @@ impl Worker {
             Request::Who(tag, told) => self.asked.who.push((tag, told)),
             Request::Departed(sessions, told) => self.asked.departed.push((sessions, told)),
             Request::Gone { session, end_it, told } => self.exits.expect(session, end_it, told, now()),
+            Request::Answers(told) => self.asked.answers.push(told),
             Request::Shutdown => return false,
         }
         true
@@ -201,13 +208,13 @@ impl Worker {
         let began = now();
         let seen = self.seen(&pids, &tags).await;
         let gone = match &seen {
-            Some(seen) => self.exits.looked(&seen.sessions, now().saturating_duration_since(began), now()),
-            None => self.believe_gone(),
+            Ok(seen) => self.exits.looked(&seen.sessions, now().saturating_duration_since(began), now()),
+            Err(_) => self.believe_gone(),
         };
         for told in gone {
             let _ = told.send(());
         }
-        self.asked.tell(seen.as_ref());
+        self.asked.tell(seen);
     }
 
     fn believe_gone(&mut self) -> Vec<oneshot::Sender<()>> {
@@ -219,10 +226,10 @@ impl Worker {
         gone
     }
 
-    async fn seen(&mut self, pids: &[i32], tags: &[String]) -> Option<Seen> {
+    async fn seen(&mut self, pids: &[i32], tags: &[String]) -> Result<Seen, Unanswered> {
         let length = i32::try_from(Tag::BYTES).unwrap_or(i32::MAX);
-        let rows = self.ask(Question::Look, |query| query.bind(pids).bind(tags).bind(length)).await.ok()?;
-        Seen::read(&rows).ok()
+        let rows = self.ask(Question::Look, |query| query.bind(pids).bind(tags).bind(length)).await?;
+        Seen::read(&rows).map_err(|error| self.was_refused(Question::Look, &error))
     }
 
     async fn ask_about(
@@ -242,21 +249,33 @@ impl Worker {
         question: Question,
         arguments: impl Fn(Query<'q>) -> Query<'q>,
     ) -> Result<Vec<PgRow>, Unanswered> {
+        let mut why = self.error(DriverErrorKind::ConnectionLost);
         for _ in 0..question.tries() {
-            let conn = self.conn().await.ok_or(Unanswered::Lost)?;
+            let conn = match self.conn().await {
+                Ok(conn) => conn,
+                Err(error) => return Err(Unanswered::Lost(error)),
+            };
             let answer = arguments(sqlx::query(question.sql())).fetch_all(conn);
             let answer = timeout(ANSWER_LIMIT, catch_panics(answer)).await;
             self.used_at = now();
-            let why = match answer {
+            why = match answer {
                 Ok(Ok(rows)) => return Ok(rows),
                 Ok(Err(error)) if !is_fatal(&error) => return Err(self.was_refused(question, &error)),
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => format!("no answer within {ANSWER_LIMIT:?}"),
+                Ok(Err(error)) => driver_error(error, Phase::Check, self.address()),
+                Err(_) => self.error(DriverErrorKind::TimedOut),
             };
-            tracing::debug!(why, "the control connection failed");
+            tracing::debug!(%why, "the control connection failed");
             self.conn = None;
         }
-        Err(Unanswered::Lost)
+        Err(Unanswered::Lost(why))
+    }
+
+    fn error(&self, kind: DriverErrorKind) -> DriverError {
+        DriverError::new(Phase::Check, kind, self.address())
+    }
+
+    fn address(&self) -> String {
+        self.connector.config().address(&self.database)
     }
 
     fn was_refused(&mut self, question: Question, error: &Error) -> Unanswered {
@@ -267,18 +286,49 @@ impl Worker {
     }
 
     /// The connection, made again if it was lost.
-    async fn conn(&mut self) -> Option<&mut PgConnection> {
-        if self.conn.is_none() {
-            match connect(&self.connector, &self.database, ANSWER_LIMIT).await {
-                Ok(conn) => self.conn = Some(conn),
+    async fn conn(&mut self) -> Result<&mut PgConnection, DriverError> {
+        let conn = match self.conn.take() {
+            Some(conn) => conn,
+            None => match self.connect().await {
+                Ok(conn) => conn,
                 Err(error) => {
                     tracing::debug!(%error, "no control connection");
                     self.used_at = now();
-                    tokio::time::sleep(RECONNECT_PAUSE).await;
+                    sleep(RECONNECT_PAUSE).await;
+                    return Err(error);
+                }
+            },
+        };
+        Ok(self.conn.insert(conn))
+    }
+
+    /// Connects, when the server has answered a knock, which begins no session: one that hangs is not left with a session
+    /// for each attempt.
+    async fn connect(&self) -> Result<PgConnection, DriverError> {
+        let options = self.connector.config().connect_options(&self.database);
+        // What a refused knock has to say, the connect says better.
+        self.first_of(|| async { Ok(knock(&options).await.ok()) }).await?;
+        self.first_of(|| connect(&self.connector, &self.database, ANSWER_LIMIT)).await
+    }
+
+    /// The outcome of the first attempt to end. Another one is begun now and then beside those that have begun: what a
+    /// server has been asked while it could not be reached may be lost for good.
+    async fn first_of<T, F: Future<Output = Result<T, DriverError>>>(
+        &self,
+        attempt: impl Fn() -> F,
+    ) -> Result<T, DriverError> {
+        let mut attempts = FuturesUnordered::new();
+        let mut next = interval(ATTEMPT_EVERY);
+        let first = async {
+            loop {
+                tokio::select! {
+                    biased;
+                    Some(outcome) = attempts.next() => return outcome,
+                    _ = next.tick() => attempts.push(attempt()),
                 }
             }
-        }
-        self.conn.as_mut()
+        };
+        timeout(ANSWER_LIMIT, first).await.unwrap_or_else(|_| Err(self.error(DriverErrorKind::TimedOut)))
     }
 }
 
@@ -287,14 +337,29 @@ impl Asked {
         self.cancels.retain(|(_, told)| !told.is_closed());
         self.who.retain(|(_, told)| !told.is_closed());
         self.departed.retain(|(_, told)| !told.is_closed());
+        self.answers.retain(|told| !told.is_closed());
     }
 
     fn wants_look(&self) -> bool {
-        !self.who.is_empty() || !self.departed.is_empty()
+        !(self.who.is_empty() && self.departed.is_empty() && self.answers.is_empty())
     }
 
     /// Tells all who wanted a look what was seen, if anything was.
-    fn tell(&mut self, seen: Option<&Seen>) {
+    fn tell(&mut self, seen: Result<Seen, Unanswered>) {
+        let (seen, mut lost) = match seen {
+            Ok(seen) => (Some(seen), None),
+            Err(Unanswered::Refused) => (None, None),
+            Err(Unanswered::Lost(error)) => (None, Some(error)),
+        };
+        for told in self.answers.drain(..) {
+            // The cause goes to the first.
+            let why = lost.as_mut().map(|error| {
+                let known = DriverError::new(error.phase, error.kind, error.address.as_str());
+                std::mem::replace(error, known)
+            });
+            let _ = told.send(why.map_or(Ok(()), Err));
+        }
+        let seen = seen.as_ref();
         for (tag, told) in self.who.drain(..) {
             let _ = told.send(seen.and_then(|seen| seen.by_tag.get(tag.as_str()).copied()));
         }

@@ -79,6 +79,7 @@ impl Driver for FakeDriver {
     type Handle = u64;
 
     async fn connect(&self, endpoint: &Endpoint) -> Result<FakeConn, DriverError> {
+        self.server.is_heard().await;
         let database = endpoint.database.as_str();
         let (gate, takes) = {
             let mut state = self.server.state();
@@ -108,6 +109,7 @@ impl Driver for FakeDriver {
         };
         // Dropped in here, a check leaves no trace on the connection: the engine must remember it.
         tokio::task::yield_now().await;
+        self.server.is_heard_by(conn.session).await;
         sleep(takes).await;
         if conn.lives() { Ok(()) } else { Err(conn.lost(Phase::Check)) }
     }
@@ -122,6 +124,7 @@ impl Driver for FakeDriver {
 
     async fn recycle(&self, conn: &mut FakeConn) -> Result<(), DriverError> {
         tokio::task::yield_now().await;
+        self.server.is_heard_by(conn.session).await;
         if !conn.lives() {
             return Err(conn.lost(Phase::Recycle));
         }
@@ -133,6 +136,7 @@ impl Driver for FakeDriver {
     async fn close(&self, conn: FakeConn) {
         let takes = self.server.state().close_takes;
         sleep(takes).await;
+        self.server.light().await;
         drop(conn);
     }
 
@@ -145,6 +149,7 @@ impl Driver for FakeDriver {
     }
 
     async fn terminate(&self, handles: Vec<u64>) -> Result<(), DriverError> {
+        self.server.is_heard().await;
         let mut state = self.server.state();
         if state.refuses_to_terminate {
             return Err(DriverError::new(Phase::Close, DriverErrorKind::ConnectionLost, "fake"));
@@ -156,6 +161,7 @@ impl Driver for FakeDriver {
     }
 
     async fn departed(&self, handles: Vec<u64>) -> Result<Vec<usize>, DriverError> {
+        self.server.is_heard().await;
         let takes = {
             let mut state = self.server.state();
             state.questions += 1;
@@ -165,6 +171,11 @@ impl Driver for FakeDriver {
         let state = self.server.state();
         let gone = |handle: &u64| !state.sessions.contains_key(handle);
         Ok(handles.iter().enumerate().filter(|(_, handle)| gone(handle)).map(|(place, _)| place).collect())
+    }
+
+    async fn answers(&self) -> Result<(), DriverError> {
+        self.server.is_heard().await;
+        Ok(())
     }
 
     fn control_connections(&self) -> u32 {

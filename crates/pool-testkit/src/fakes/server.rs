@@ -32,6 +32,7 @@ pub struct FakeServer {
 struct Shared {
     state: Mutex<State>,
     let_go: Notify,
+    light: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -52,6 +53,9 @@ pub(super) struct State {
     pub(super) look_ups_take: Duration,
     pub(super) checks: u64,
     pub(super) refuses_to_terminate: bool,
+    is_dark: bool,
+    /// Sessions that will never hear anything again.
+    lost: BTreeSet<u64>,
 }
 
 impl FakeServer {
@@ -89,6 +93,21 @@ impl FakeServer {
     /// Lets every held connect go on.
     pub fn let_go(&self) {
         self.shared.let_go.notify_waiters();
+    }
+
+    /// The server says nothing any more. Its sessions, and whatever is begun before [`FakeServer::goes_light`], never hear
+    /// of it again, as after a failover; it goes on counting them.
+    pub fn goes_dark(&self) {
+        let mut state = self.state();
+        state.is_dark = true;
+        let all: Vec<u64> = state.sessions.keys().copied().collect();
+        state.lost.extend(all);
+    }
+
+    /// The server answers again, and lets sessions go that it is told to end.
+    pub fn goes_light(&self) {
+        self.state().is_dark = false;
+        self.shared.light.notify_waiters();
     }
 
     /// How long a connect takes from now on.
@@ -168,6 +187,31 @@ impl FakeServer {
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns at once while there is light, and never for what is begun in the dark.
+    pub(super) async fn is_heard(&self) {
+        if self.state().is_dark {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// The same for a session, which may have been lost before.
+    pub(super) async fn is_heard_by(&self, session: u64) {
+        if self.state().lost.contains(&session) {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Returns while there is light.
+    pub(super) async fn light(&self) {
+        loop {
+            let light = self.shared.light.notified();
+            if !self.state().is_dark {
+                return;
+            }
+            light.await;
+        }
     }
 
     pub(super) async fn held(&self) {

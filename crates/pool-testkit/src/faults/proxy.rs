@@ -34,6 +34,9 @@ pub enum Link {
     ConnectsHang,
     /// The same, but those that came meanwhile never hear anything, as when their packets were lost for good.
     ConnectsLost,
+    /// Sessions that exist, and those that come meanwhile, never hear anything again, as after a failover, or when an address
+    /// translator has forgotten them. The server does not learn of it, and goes on counting them.
+    Lost,
     /// Everything that arrives has waited this long.
     Slow(Duration),
 }
@@ -47,7 +50,19 @@ struct Orders {
     halves: u32,
 }
 
-type Rules = BTreeMap<String, Orders>;
+#[derive(Clone, Debug, Default)]
+struct Rules {
+    by_database: BTreeMap<String, Orders>,
+    /// What holds for the links of all databases.
+    everywhere: Option<Link>,
+}
+
+impl Rules {
+    fn about(&self, database: &str) -> Orders {
+        let its = self.by_database.get(database).copied().unwrap_or_default();
+        Orders { link: self.everywhere.unwrap_or(its.link), ..its }
+    }
+}
 
 /// Whether to listen, and where to say that it is done.
 type Switch = (bool, oneshot::Sender<io::Result<()>>);
@@ -72,7 +87,7 @@ impl Proxy {
     pub async fn start(upstream: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
-        let (rules, orders) = watch::channel(Rules::new());
+        let (rules, orders) = watch::channel(Rules::default());
         let (switches, inbox) = mpsc::unbounded_channel();
         let acceptor = Acceptor { address, upstream, orders, listener: Some(listener) };
         let task = tokio::spawn(acceptor.run(inbox));
@@ -87,6 +102,11 @@ impl Proxy {
     /// Says how the sessions of `database` fare from now on, those that exist and new ones.
     pub fn set(&self, database: &str, link: Link) {
         self.order(database, |orders| orders.link = link);
+    }
+
+    /// Says how the sessions of all databases fare from now on; none leaves them to what is said of each.
+    pub fn set_everywhere(&self, link: Option<Link>) {
+        self.rules.send_modify(|rules| rules.everywhere = link);
     }
 
     /// Resets the sessions of `database` at both ends, once. New ones pass.
@@ -130,7 +150,7 @@ impl Proxy {
     }
 
     fn order(&self, database: &str, change: impl FnOnce(&mut Orders)) {
-        self.rules.send_modify(|rules| change(rules.entry(database.to_owned()).or_default()));
+        self.rules.send_modify(|rules| change(rules.by_database.entry(database.to_owned()).or_default()));
     }
 }
 
@@ -190,19 +210,23 @@ async fn serve(
     let startup = startup(&mut client).await?;
     let mut orders = OrdersOf { database: database(&startup), rules: orders };
     let born = orders.now();
-    if born.link == Link::ConnectsLost {
+    if matches!(born.link, Link::ConnectsLost | Link::Lost) {
         return swallow(&mut client).await;
     }
     orders.until(|now| !matches!(now.link, Link::Dark | Link::ConnectsHang)).await;
     let mut server = TcpStream::connect(upstream).await?;
     server.set_nodelay(true)?;
     server.write_all(&startup).await?;
-    let (mut reset, mut halved) = (orders.clone(), orders.clone());
+    let (mut reset, mut halved, mut lost) = (orders.clone(), orders.clone(), orders.clone());
     tokio::select! {
         relayed = relay(&mut client, &mut server, &orders) => relayed,
         () = reset.until(|now| now.resets != born.resets) => {
             client.set_zero_linger()?;
             server.set_zero_linger()
+        }
+        () = lost.until(|now| now.link == Link::Lost) => {
+            swallow(&mut client).await?;
+            swallow(&mut server).await
         }
         () = halved.until(|now| now.halves != born.halves) => {
             drop(server);
@@ -241,8 +265,8 @@ fn database(startup: &[u8]) -> String {
 }
 
 /// Accepts whatever is said, and never answers.
-async fn swallow(client: &mut TcpStream) -> io::Result<()> {
-    tokio::io::copy(client, &mut tokio::io::sink()).await.map(drop)
+async fn swallow(peer: &mut TcpStream) -> io::Result<()> {
+    tokio::io::copy(peer, &mut tokio::io::sink()).await.map(drop)
 }
 
 async fn relay(client: &mut TcpStream, server: &mut TcpStream, orders: &OrdersOf) -> io::Result<()> {
@@ -284,13 +308,13 @@ struct OrdersOf {
 
 impl OrdersOf {
     fn now(&self) -> Orders {
-        self.rules.borrow().get(&self.database).copied().unwrap_or_default()
+        self.rules.borrow().about(&self.database)
     }
 
     /// Returns when the orders are such; never if the proxy ends before.
     async fn until(&mut self, such: impl Fn(Orders) -> bool) {
         let Self { database, rules } = self;
-        let met = |rules: &Rules| such(rules.get(database).copied().unwrap_or_default());
+        let met = |rules: &Rules| such(rules.about(database));
         let is_met = rules.wait_for(met).await.is_ok();
         if !is_met {
             std::future::pending::<()>().await;

@@ -5,6 +5,7 @@
 mod closing;
 mod idle;
 mod limits;
+mod outages;
 mod random;
 mod scheduling;
 mod serving;

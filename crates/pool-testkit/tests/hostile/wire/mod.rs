@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 const SOON: Duration = Duration::from_secs(20);
 /// What servers without an end may cost all together. They send some 60 MB until they are given up.
-const MEMORY_MB_MAX: u64 = 300;
+const MEMORY_MB_MAX: u64 = 64;
 
 fn id(name: &str) -> WorkspaceId {
     WorkspaceId::new(name).unwrap()

@@ -1,0 +1,79 @@
+//! The server as a whole. Whether it answers is one fact, not one for each target: while it does not, nothing is opened,
+//! and callers that no live connection can serve are told at once. When it answers again, nothing that was seen meanwhile
+//! is held against anybody.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::fair::Fair;
+use super::open::{Open, open_error};
+use super::{Registry, u32_of};
+use crate::error::{AcquireError, DriverError};
+use crate::ids::Target;
+use crate::token::{Effects, LostOpen, OpenWork};
+
+/// That the server does not answer.
+#[derive(Debug)]
+pub(super) struct Outage {
+    error: Arc<DriverError>,
+    asked_again_in: Duration,
+}
+
+impl<C> Registry<C> {
+    /// The server does not answer, or refuses everybody, as `error` says. Nothing is opened until
+    /// [`Registry::server_answers`], and callers that no live connection can serve are told so, and that the server is asked
+    /// again after `asked_again_in`. Opens under way go on. Idle connections are checked before their next use. Costs a
+    /// pass over the targets.
+    pub fn server_is_lost(
+        &mut self,
+        error: Arc<DriverError>,
+        asked_again_in: Duration,
+        now: Instant,
+    ) -> Effects<C> {
+        self.outage = Some(Outage { error, asked_again_in });
+        self.note_breakage(now);
+        self.all_change(now)
+    }
+
+    /// The server answers again: every pause is over, and what has been lost meanwhile holds nobody back. Opens that
+    /// began before are to be given up with [`Registry::open_overtaken`], for their server may be gone. Costs a pass over the
+    /// targets.
+    pub fn server_answers(&mut self, now: Instant) -> Effects<C> {
+        if self.outage.take().is_none() {
+            return Effects::default();
+        }
+        self.failures.clear();
+        self.lost.forgive(self.next_open);
+        self.note_breakage(now);
+        self.all_change(now)
+    }
+
+    /// An open that began before the server was lost and answered again: nobody waits for it any more, and its target may
+    /// open another at once. It has not failed.
+    pub fn open_overtaken(&mut self, work: OpenWork, now: Instant) -> (LostOpen, Effects<C>) {
+        let Open { ws, target, slot, number, turn, .. } = self.end_open(work, now);
+        Fair::refund(&mut self.workspace_mut(ws).account, turn);
+        let lost = self.lost.add(target, slot, number);
+        let mut effects = Effects::default();
+        self.settle(ws, now, &mut effects);
+        (lost, effects)
+    }
+
+    /// What a caller of `target` is told while the server is lost, if it is.
+    pub(super) fn outage_error(&self, target: &Target) -> Option<AcquireError> {
+        self.outage.as_ref().map(|outage| open_error(target, &outage.error, outage.asked_again_in))
+    }
+
+    fn all_change(&mut self, now: Instant) -> Effects<C> {
+        let mut effects = Effects::default();
+        self.hold_back_the_hung(now, &mut effects);
+        let all: Vec<u32> = self.workspaces.iter().map(|(ws, _)| u32_of(ws)).collect();
+        for ws in all {
+            self.fail_the_hopeless(ws, now, &mut effects);
+            self.review(ws, now);
+            self.forget_if_spent(ws);
+        }
+        self.start_opens(now, &mut effects);
+        effects
+    }
+}

@@ -1,0 +1,100 @@
+//! Whether the server answers, as one fact about it and not one for each database. What may be its fault (an open that is
+//! slow, a connection that says nothing) has it asked; while it does not answer, nothing is opened, it is asked again and
+//! again whether or not the last question has ended, and the first answer ends all that.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use pool_core::{Driver, DriverError, DriverErrorKind, Phase, Registry, Target};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use crate::engine::Engine;
+
+/// The pause between two questions while there is no answer, doubled from the first to the most.
+const PAUSE_FIRST: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+/// How often it is seen that the engine is gone.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long an answer may take.
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
+
+/// What is known of the server, and who wants to know more.
+#[derive(Default)]
+pub(crate) struct ServerHealth {
+    suspicion: Notify,
+    /// How often the server has answered again after it had been lost.
+    returns: watch::Sender<u64>,
+}
+
+impl ServerHealth {
+    /// Something has been seen that may be the fault of the server.
+    pub(crate) fn suspect(&self) {
+        self.suspicion.notify_one();
+    }
+
+    /// Changes each time that the server answers again.
+    pub(crate) fn returns(&self) -> watch::Receiver<u64> {
+        self.returns.subscribe()
+    }
+}
+
+/// Whether such an error may be the fault of the server rather than of one database.
+pub(crate) fn may_concern_all(kind: DriverErrorKind) -> bool {
+    use DriverErrorKind::{ConnectionLost, ServerNotReady, TimedOut, Unreachable};
+    matches!(kind, ConnectionLost | ServerNotReady | TimedOut | Unreachable)
+}
+
+/// Asks the server when it is suspected, until the engine is gone.
+pub(crate) async fn watch_over<D: Driver>(engine: Weak<Engine<D>>, health: Arc<ServerHealth>) {
+    loop {
+        let is_suspected = timeout(LOOK_EVERY, health.suspicion.notified()).await.is_ok();
+        if !is_suspected && engine.strong_count() > 0 {
+            continue;
+        }
+        let Some(asked) = engine.upgrade() else { return };
+        let answer = ask(&asked).await;
+        drop(asked);
+        if let Err(error) = answer
+            && outlast(&engine, Arc::new(error)).await.is_none()
+        {
+            return;
+        }
+        sleep(PAUSE_MAX).await;
+    }
+}
+
+/// Returns when a server that does not answer has answered again; none if the engine is gone.
+async fn outlast<D: Driver>(engine: &Weak<Engine<D>>, error: Arc<DriverError>) -> Option<()> {
+    tracing::warn!(%error, "the server does not answer; until it does, nothing is opened");
+    engine.upgrade()?.step_both("server is lost", |registry, now| {
+        registry.server_is_lost(Arc::clone(&error), PAUSE_MAX, now)
+    });
+    let mut questions = JoinSet::new();
+    let mut pause = PAUSE_FIRST;
+    loop {
+        tokio::select! {
+            biased;
+            Some(answer) = questions.join_next() => if let Ok(Ok(())) = answer { break },
+            () = sleep(pause) => {
+                let engine = engine.upgrade()?;
+                questions.spawn(async move { ask(&engine).await });
+                pause = (pause * 2).min(PAUSE_MAX);
+            }
+        }
+    }
+    let engine = engine.upgrade()?;
+    tracing::info!("the server answers again");
+    engine.step_both("server answers", Registry::server_answers);
+    engine.health.returns.send_modify(|returns| *returns += 1);
+    Some(())
+}
+
+async fn ask<D: Driver>(engine: &Engine<D>) -> Result<(), DriverError> {
+    timeout(ANSWER_LIMIT, engine.driver.answers()).await.unwrap_or_else(|_| {
+        let address = engine.driver.address(&engine.endpoint(&Target::System));
+        let error = DriverError::new(Phase::Check, DriverErrorKind::TimedOut, address);
+        Err(error.caused_by(format!("the server has not answered within {ANSWER_LIMIT:?}")))
+    })
+}
