@@ -18,7 +18,7 @@ const PAUSE_MAX: Duration = Duration::from_millis(500);
 /// How often it is seen that the engine is gone.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long an answer may take.
-const ANSWER_LIMIT: Duration = Duration::from_secs(1);
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
 /// What is known of the server, and who wants to know more.
 #[derive(Default)]
@@ -86,8 +86,9 @@ async fn outlast<D: Driver>(engine: &Weak<Engine<D>>, error: Arc<DriverError>) -
     }
     let engine = engine.upgrade()?;
     tracing::info!("the server answers again");
-    engine.step_both("server answers", Registry::server_answers);
+    // In this order: what the next step starts has begun after the return.
     engine.health.returns.send_modify(|returns| *returns += 1);
+    engine.step_both("server answers", Registry::server_answers);
     Some(())
 }
 

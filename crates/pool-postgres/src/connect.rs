@@ -27,7 +27,6 @@ const POLLS: u32 = 20;
 /// A session of which it is not known yet who serves it.
 pub(crate) struct NewSession {
     pub(crate) conn: PgConnection,
-    pub(crate) tag: Tag,
     /// Until then, a server that is not trusted may not say much.
     opening: Option<Opening>,
 }
@@ -71,22 +70,26 @@ impl Connector {
         &self.config
     }
 
-    /// Connects to `database`; asks a full server again a few times.
-    pub(crate) async fn connect(&self, database: &str, kind: SessionKind) -> Result<NewSession, Error> {
+    /// Connects to `database`; asks a full server again a few times. The session is known by `tag`.
+    pub(crate) async fn connect(
+        &self,
+        database: &str,
+        kind: SessionKind,
+        tag: &Tag,
+    ) -> Result<NewSession, Error> {
         for pause in PAUSES_MILLIS {
-            match self.try_once(database, kind).await {
+            match self.try_once(database, kind, tag).await {
                 Err(error) if kind_of(&error, Phase::Connect) == DriverErrorKind::ServerFull => {
                     sleep(Duration::from_millis(pause).mul_f64(1.0 + fastrand::f64())).await;
                 }
                 outcome => return outcome,
             }
         }
-        self.try_once(database, kind).await
+        self.try_once(database, kind, tag).await
     }
 
-    async fn try_once(&self, database: &str, kind: SessionKind) -> Result<NewSession, Error> {
-        let tag = Tag::fresh();
-        let options = self.config.session_options(database, kind, &tag);
+    async fn try_once(&self, database: &str, kind: SessionKind, tag: &Tag) -> Result<NewSession, Error> {
+        let options = self.config.session_options(database, kind, tag);
         let server = (self.config.host(), self.config.get_port());
         let outcome = match &self.guard {
             None => {
@@ -98,7 +101,7 @@ impl Connector {
                 outcome.map(|(conn, opening)| (conn, Some(opening)))
             }
         };
-        outcome.map(|(conn, opening)| NewSession { conn, tag, opening }).map_err(without_a_character)
+        outcome.map(|(conn, opening)| NewSession { conn, opening }).map_err(without_a_character)
     }
 }
 

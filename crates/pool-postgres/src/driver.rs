@@ -1,5 +1,6 @@
 //! The driver: connect, check, recycle, close, on sqlx's `PgConnection`.
 
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -7,7 +8,7 @@ use pool_core::{Condition, Driver, DriverError, DriverErrorKind, Endpoint, Phase
 use sqlx::postgres::{PgConnection, PgTransactionManager};
 use sqlx::{Connection, Error};
 use sqlx_core::transaction::TransactionManager;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::catch_panics::catch_panics;
 use crate::classify::{driver_error, is_fatal};
@@ -17,6 +18,7 @@ use crate::connection::{PgConn, Session, session_of};
 use crate::control::Control;
 use crate::plans::AllPlans;
 use crate::session::SessionKind;
+use crate::tag::Tag;
 use crate::verify::{self, Prepared, With};
 
 /// How long what is left on the wire may take to arrive before the query behind it is cancelled.
@@ -27,6 +29,8 @@ const CANCEL_LIMIT: Duration = Duration::from_secs(1);
 const TERMINATE_LIMIT: Duration = Duration::from_secs(3);
 /// How long the control connection may take to say who a new session is; then that is asked itself.
 const WHO_LIMIT: Duration = Duration::from_millis(250);
+/// The pause between two questions whether a session that was asked for is counted.
+const FORGOTTEN_MARGIN: Duration = Duration::from_secs(1);
 /// How long saying goodbye may take before the session is ended from outside.
 const GOODBYE_LIMIT: Duration = Duration::from_millis(500);
 
@@ -86,12 +90,21 @@ impl PgDriver {
     }
 
     /// Finds out who is behind a new connection.
-    async fn identify(&self, mut new: NewSession) -> Result<(PgConnection, Session), Error> {
-        let session = match timeout(WHO_LIMIT, self.control.who(new.tag.clone())).await {
+    async fn identify(&self, mut new: NewSession, tag: Tag) -> Result<(PgConnection, Session), Error> {
+        let session = match timeout(WHO_LIMIT, self.control.who(tag)).await {
             Ok(Some(session)) => session,
             Ok(None) | Err(_) => new.ask(session_of).await?,
         };
         Ok((new.open(), session))
+    }
+
+    /// Returns when the server counts no session with `tag`, and will not: after the time in which it lets one authenticate,
+    /// unseen, it shows none, and none that waits for the lock on its database.
+    async fn is_forgotten(&self, tag: &Tag, database: &str) {
+        sleep(self.control.authentication_limit() + FORGOTTEN_MARGIN).await;
+        while self.control.is_uncounted(tag.clone(), database.to_owned()).await != Some(true) {
+            sleep(FORGOTTEN_MARGIN).await;
+        }
     }
 
     async fn clean(&self, conn: &mut PgConn) -> Result<(), Error> {
@@ -127,6 +140,10 @@ impl PgDriver {
         conn.is_clean_now();
         Ok(())
     }
+}
+
+fn not_counted() -> Error {
+    Error::Io(io::Error::new(io::ErrorKind::TimedOut, "the server has no such session"))
 }
 
 /// Has sqlx throw its prepared statements away unless they are known to be good.
@@ -183,9 +200,14 @@ impl Driver for PgDriver {
     async fn connect(&self, endpoint: &Endpoint) -> Result<PgConn, DriverError> {
         let database = endpoint.database.as_str();
         let kind = SessionKind::from(&endpoint.target);
+        let tag = Tag::fresh();
         let opened = async {
-            let new = self.connector.connect(database, kind).await?;
-            self.identify(new).await
+            let connected = tokio::select! {
+                biased;
+                connected = self.connector.connect(database, kind, &tag) => connected,
+                () = self.is_forgotten(&tag, database) => Err(not_counted()),
+            };
+            self.identify(connected?, tag.clone()).await
         };
         let opened =
             opened.await.map_err(|error| driver_error(error, Phase::Connect, self.address(endpoint)))?;

@@ -9,6 +9,7 @@ mod closing;
 mod limits;
 mod look_ups;
 mod opening;
+mod outages;
 mod random;
 mod schedule;
 mod shares;

@@ -14,9 +14,10 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::catch_panics::catch_panics;
 use crate::classify::driver_error;
 use crate::connect::Connector;
-use crate::connection::Session;
+use crate::connection::{Session, session_of};
 use crate::session::SessionKind;
 use crate::tag::Tag;
 use worker::Worker;
@@ -25,6 +26,9 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_secs(4);
 
 /// How long the server may take to answer before the control connection counts as lost.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+
+/// In seconds.
+const AUTHENTICATION_DEFAULT: u64 = 60;
 
 enum Request {
     /// Cancel what the session is doing; tell whether the server has confirmed it.
@@ -35,6 +39,8 @@ enum Request {
     Who(Tag, oneshot::Sender<Option<Session>>),
     /// Tell which of the sessions are not there any more, by their places; nothing if the server does not answer.
     Departed(Vec<Session>, oneshot::Sender<Option<Vec<usize>>>),
+    /// Tell whether the server counts no session with this tag in this database, and has none there that it does not show.
+    IsUncounted(Tag, String, oneshot::Sender<bool>),
     /// Tell whether the server answers, and why not.
     Answers(oneshot::Sender<Result<(), DriverError>>),
     /// End the task.
@@ -45,6 +51,7 @@ enum Request {
 pub(crate) struct Control {
     requests: mpsc::UnboundedSender<Request>,
     task: Mutex<Option<JoinHandle<()>>>,
+    authentication: Duration,
 }
 
 impl Control {
@@ -54,11 +61,17 @@ impl Control {
         database: String,
         limit: Duration,
     ) -> Result<Self, DriverError> {
-        let conn = connect(&connector, &database, limit).await?;
+        let mut conn = connect(&connector, &database, limit).await?;
+        let (authentication, own) = introduced(&mut conn).await;
         let (requests, questions) = mpsc::unbounded_channel();
-        let worker = Worker::new(connector, database, conn);
+        let worker = Worker::new(connector, database, conn, own);
         let task = tokio::spawn(worker.run(questions));
-        Ok(Self { requests, task: Mutex::new(Some(task)) })
+        Ok(Self { requests, task: Mutex::new(Some(task)), authentication })
+    }
+
+    /// How long the server lets a session authenticate, as it said when the control connection was first opened.
+    pub(crate) fn authentication_limit(&self) -> Duration {
+        self.authentication
     }
 
     /// Cancels what `session` is doing. True when the server has confirmed it: the signal has been sent. When
@@ -91,6 +104,14 @@ impl Control {
         answer.await.ok()?
     }
 
+    /// Whether the server counts no session with `tag` in `database`, as far as it shows its sessions: one that
+    /// authenticates is not shown before `PostgreSQL` 18. None if it could not be asked.
+    pub(crate) async fn is_uncounted(&self, tag: Tag, database: String) -> Option<bool> {
+        let (told, answer) = oneshot::channel();
+        self.requests.send(Request::IsUncounted(tag, database, told)).ok()?;
+        answer.await.ok()
+    }
+
     /// Whether the server, which is at `address`, answers.
     pub(crate) async fn answers(&self, address: String) -> Result<(), DriverError> {
         let (told, answer) = oneshot::channel();
@@ -117,13 +138,30 @@ impl Control {
     }
 }
 
+/// How long the server lets a session authenticate, and who serves this one; a server that does not say has the default,
+/// and nobody.
+async fn introduced(conn: &mut PgConnection) -> (Duration, Option<Session>) {
+    let asked = async { (authentication_limit(conn).await, catch_panics(session_of(conn)).await.ok()) };
+    let default = (Duration::from_secs(AUTHENTICATION_DEFAULT), None);
+    timeout(ANSWER_LIMIT, asked).await.unwrap_or(default)
+}
+
+/// `authentication_timeout`, or what it is by default where the server does not say.
+async fn authentication_limit(conn: &mut PgConnection) -> Duration {
+    let setting = "select setting::pg_catalog.int8 from pg_catalog.pg_settings \
+                   where name operator(pg_catalog.=) 'authentication_timeout'";
+    let seconds = catch_panics(sqlx::query_scalar::<_, i64>(setting).fetch_one(conn)).await;
+    let seconds = seconds.ok().and_then(|seconds| u64::try_from(seconds).ok());
+    Duration::from_secs(seconds.unwrap_or(AUTHENTICATION_DEFAULT))
+}
+
 async fn connect(
     connector: &Connector,
     database: &str,
     limit: Duration,
 ) -> Result<PgConnection, DriverError> {
     let address = || connector.config().address(database);
-    match timeout(limit, connector.connect(database, SessionKind::Own)).await {
+    match timeout(limit, connector.connect(database, SessionKind::Own, &Tag::fresh())).await {
         Ok(Ok(new)) => Ok(new.open()),
         Ok(Err(error)) => Err(driver_error(error, Phase::Connect, address())),
         Err(_) => Err(DriverError::new(Phase::Connect, DriverErrorKind::TimedOut, address())

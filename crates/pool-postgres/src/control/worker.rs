@@ -10,6 +10,7 @@ use futures_util::stream::FuturesUnordered;
 use pool_core::{DriverError, DriverErrorKind, Phase};
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Connection, Error, Row};
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{interval, sleep, sleep_until, timeout};
 
@@ -18,7 +19,7 @@ use super::{ANSWER_LIMIT, Request, connect};
 use crate::catch_panics::catch_panics;
 use crate::classify::{driver_error, is_fatal};
 use crate::connect::Connector;
-use crate::connection::Session;
+use crate::connection::{Session, session_of};
 use crate::knock::knock;
 use crate::tag::Tag;
 
@@ -51,6 +52,8 @@ enum Question {
     End,
     /// Who has one of some pids or one of some tags.
     Look,
+    /// In which of some databases somebody waits who is not shown: for the lock on the database, in the midst of its opening.
+    Hidden,
 }
 
 impl Question {
@@ -58,6 +61,12 @@ impl Question {
         match self {
             Self::Cancel => about_sessions!("pg_catalog.pg_cancel_backend(s.pid)"),
             Self::End => about_sessions!("pg_catalog.pg_terminate_backend(s.pid)"),
+            Self::Hidden => {
+                "select d.datname::pg_catalog.text from pg_catalog.pg_locks as l \
+                 join pg_catalog.pg_database as d on d.oid operator(pg_catalog.=) l.objid \
+                 where not l.granted and l.classid operator(pg_catalog.=) 'pg_catalog.pg_database'::pg_catalog.regclass \
+                 and d.datname::pg_catalog.text operator(pg_catalog.=) any ($1::pg_catalog.text[])"
+            }
             Self::Look => {
                 "select pid, \
                  (pg_catalog.date_part('epoch', backend_start) operator(pg_catalog.*) 1000000)::pg_catalog.int8, \
@@ -73,7 +82,7 @@ impl Question {
     fn tries(self) -> u32 {
         match self {
             Self::Cancel => 1,
-            Self::End | Self::Look => 2,
+            Self::End | Self::Look | Self::Hidden => 2,
         }
     }
 }
@@ -92,6 +101,12 @@ pub(super) struct Worker {
     connector: Arc<Connector>,
     database: String,
     conn: Option<PgConnection>,
+    /// Who serves the connection, or has served it last.
+    own: Option<Session>,
+    /// Those who served it before, and are still to be ended.
+    predecessors: Vec<Session>,
+    /// Told when they are gone.
+    farewells: Vec<oneshot::Receiver<()>>,
     exits: Exits<oneshot::Sender<()>>,
     asked: Asked,
     used_at: Instant,
@@ -105,6 +120,7 @@ struct Asked {
     cancels: Vec<(Session, oneshot::Sender<bool>)>,
     who: Vec<(Tag, oneshot::Sender<Option<Session>>)>,
     departed: Vec<(Vec<Session>, oneshot::Sender<Option<Places>>)>,
+    uncounted: Vec<(Tag, String, oneshot::Sender<bool>)>,
     answers: Vec<oneshot::Sender<Result<(), DriverError>>>,
 }
 
@@ -119,12 +135,20 @@ struct Seen {
 }
 
 impl Worker {
-    pub(super) fn new(connector: Arc<Connector>, database: String, conn: PgConnection) -> Self {
+    pub(super) fn new(
+        connector: Arc<Connector>,
+        database: String,
+        conn: PgConnection,
+        own: Option<Session>,
+    ) -> Self {
         let now = now();
         Self {
             connector,
             database,
             conn: Some(conn),
+            own,
+            predecessors: Vec::new(),
+            farewells: Vec::new(),
             exits: Exits::new(now),
             asked: Asked::default(),
             used_at: now,
@@ -157,6 +181,7 @@ impl Worker {
             Request::Who(tag, told) => self.asked.who.push((tag, told)),
             Request::Departed(sessions, told) => self.asked.departed.push((sessions, told)),
             Request::Gone { session, end_it, told } => self.exits.expect(session, end_it, told, now()),
+            Request::IsUncounted(tag, database, told) => self.asked.uncounted.push((tag, database, told)),
             Request::Answers(told) => self.asked.answers.push(told),
             Request::Shutdown => return false,
         }
@@ -166,13 +191,20 @@ impl Worker {
     /// When the next round is due if nobody asks anything.
     fn due(&self) -> Instant {
         let asked = self.asked.wants_look().then(|| self.exits.rest_until());
-        let dues = [asked, self.exits.look_at(), Some(self.used_at + KEEPALIVE)];
+        let predecessors = (!self.predecessors.is_empty()).then_some(self.used_at);
+        let dues = [asked, self.exits.look_at(), predecessors, Some(self.used_at + KEEPALIVE)];
         dues.into_iter().flatten().min().unwrap_or(self.used_at)
     }
 
     async fn round(&mut self) {
         // An asker who has gone would only keep the others waiting.
         self.asked.forget_the_gone();
+        self.farewells.retain_mut(|gone| matches!(gone.try_recv(), Err(TryRecvError::Empty)));
+        for predecessor in self.predecessors.drain(..) {
+            let (told, gone) = oneshot::channel();
+            self.exits.expect(predecessor, true, told, now());
+            self.farewells.push(gone);
+        }
         self.exits.forget(oneshot::Sender::is_closed);
         self.cancel().await;
         let leaving = self.exits.end_due(now());
@@ -201,10 +233,11 @@ impl Worker {
 
     /// Asks who is there, and tells all who want to know.
     async fn look(&mut self) {
-        let Asked { who, departed, .. } = &self.asked;
+        let Asked { who, departed, uncounted, .. } = &self.asked;
         let wanted = departed.iter().flat_map(|(sessions, _)| sessions.iter().copied());
         let pids: Vec<i32> = self.exits.sessions().chain(wanted).map(|session| session.pid).collect();
-        let tags: Vec<String> = who.iter().map(|(tag, _)| tag.as_str().to_owned()).collect();
+        let asked_for = who.iter().map(|(tag, _)| tag).chain(uncounted.iter().map(|(tag, ..)| tag));
+        let tags: Vec<String> = asked_for.map(|tag| tag.as_str().to_owned()).collect();
         let began = now();
         let seen = self.seen(&pids, &tags).await;
         let gone = match &seen {
@@ -214,7 +247,25 @@ impl Worker {
         for told in gone {
             let _ = told.send(());
         }
+        if let Ok(seen) = &seen {
+            self.tell_uncounted(seen).await;
+        }
         self.asked.tell(seen);
+    }
+
+    /// Tells of which sessions nothing is to be seen. Who is told nothing asks again.
+    async fn tell_uncounted(&mut self, seen: &Seen) {
+        let uncounted = std::mem::take(&mut self.asked.uncounted);
+        if uncounted.is_empty() {
+            return;
+        }
+        let databases: Vec<String> = uncounted.iter().map(|(_, database, _)| database.clone()).collect();
+        let hidden = self.ask(Question::Hidden, |query| query.bind(&databases)).await;
+        let Ok(hidden) = hidden.map(|rows| names(&rows)) else { return };
+        for (tag, database, told) in uncounted {
+            let is_seen = seen.by_tag.contains_key(tag.as_str()) || hidden.contains(&database);
+            let _ = told.send(!is_seen);
+        }
     }
 
     fn believe_gone(&mut self) -> Vec<oneshot::Sender<()>> {
@@ -290,7 +341,10 @@ impl Worker {
         let conn = match self.conn.take() {
             Some(conn) => conn,
             None => match self.connect().await {
-                Ok(conn) => conn,
+                Ok(mut conn) => {
+                    self.succeed(&mut conn).await;
+                    conn
+                }
                 Err(error) => {
                     tracing::debug!(%error, "no control connection");
                     self.used_at = now();
@@ -300,6 +354,14 @@ impl Worker {
             },
         };
         Ok(self.conn.insert(conn))
+    }
+
+    /// Whoever served the connection before may not have noticed its end, and would be counted on. It is ended like any other,
+    /// in the next round: a question that is under way is not about it.
+    async fn succeed(&mut self, conn: &mut PgConnection) {
+        let session = timeout(ANSWER_LIMIT, catch_panics(session_of(conn))).await;
+        let own = session.ok().and_then(Result::ok);
+        self.predecessors.extend(std::mem::replace(&mut self.own, own));
     }
 
     /// Connects, when the server has answered a knock, which begins no session: one that hangs is not left with a session
@@ -337,11 +399,13 @@ impl Asked {
         self.cancels.retain(|(_, told)| !told.is_closed());
         self.who.retain(|(_, told)| !told.is_closed());
         self.departed.retain(|(_, told)| !told.is_closed());
+        self.uncounted.retain(|(_, _, told)| !told.is_closed());
         self.answers.retain(|told| !told.is_closed());
     }
 
     fn wants_look(&self) -> bool {
-        !(self.who.is_empty() && self.departed.is_empty() && self.answers.is_empty())
+        let Self { who, departed, uncounted, answers, .. } = self;
+        !(who.is_empty() && departed.is_empty() && uncounted.is_empty() && answers.is_empty())
     }
 
     /// Tells all who wanted a look what was seen, if anything was.
@@ -351,6 +415,7 @@ impl Asked {
             Err(Unanswered::Refused) => (None, None),
             Err(Unanswered::Lost(error)) => (None, Some(error)),
         };
+        self.uncounted.clear();
         for told in self.answers.drain(..) {
             // The cause goes to the first.
             let why = lost.as_mut().map(|error| {
@@ -387,6 +452,10 @@ impl Seen {
         let places = sessions.iter().enumerate();
         places.filter_map(|(place, session)| (!self.sessions.contains(session)).then_some(place)).collect()
     }
+}
+
+fn names(rows: &[PgRow]) -> HashSet<String> {
+    rows.iter().filter_map(|row| row.try_get(0).ok()).collect()
 }
 
 /// Tests pause this clock.

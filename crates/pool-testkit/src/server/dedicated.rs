@@ -357,6 +357,7 @@ fn settings(port: u16) -> String {
          shared_buffers = 16MB\n\
          max_connections = 30\n\
          superuser_reserved_connections = 3\n\
+         authentication_timeout = 10s\n\
          max_wal_senders = 0\n\
          autovacuum = off\n\
          hot_standby = off\n\

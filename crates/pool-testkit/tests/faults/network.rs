@@ -1,10 +1,11 @@
-//! The network between the pool and its server fails for the sessions of one database.
+//! The network between the pool and its server fails, for the sessions of one database or for all.
 
 use std::time::{Duration, Instant};
 
 use pool_postgres::DriverErrorKind;
 use pool_testkit::faults::Link;
 use sqlx::Executor;
+use tokio::time::sleep;
 
 use crate::support::{
     HASTY, Observed, Others, Outcome, PATIENT, World, is_loss, open_failure, told, told_by_statement,
@@ -13,6 +14,7 @@ use crate::support::{
 /// How long a caller waits for a statement that nobody will answer.
 const PATIENCE: Duration = Duration::from_millis(100);
 const SLOW: Duration = Duration::from_millis(20);
+const DARK: Duration = Duration::from_secs(12);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l3_a_reset_is_told_to_the_holder_and_idle_connections_are_replaced_unseen() -> Outcome {
@@ -128,4 +130,34 @@ async fn o1_a_connect_that_is_lost_delays_no_other_and_is_abandoned_in_the_end()
     let seen = told(&refusal);
     let observed = Observed { fault: "connect hangs, and is lost", law: "O1", seen, recovery };
     world.finish(bystander, Others::Spared, observed).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn o7_a_server_that_was_dark_serves_a_warm_workspace_soon_after_its_return() -> Outcome {
+    let world = World::proxied_by_default().await?;
+    world.back_at_once(Instant::now()).await?;
+    goes_dark(world, "server dark for 12 s, warm").await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn o7_a_server_that_was_dark_serves_a_cold_workspace_soon_after_its_return() -> Outcome {
+    let world = World::proxied_by_default().await?;
+    world.pools.close_workspace(&world.hit).await?;
+    goes_dark(world, "server dark for 12 s, cold").await
+}
+
+/// Every session that exists, and every one that is begun in the dark, is lost for good; callers ask again and again.
+async fn goes_dark(world: World, fault: &'static str) -> Outcome {
+    let bystander = world.watch();
+    world.proxy().set_everywhere(Some(Link::Lost));
+    let dark = Instant::now();
+    let mut seen = String::new();
+    while dark.elapsed() < DARK {
+        seen = told(&world.refusal().await);
+        sleep(Duration::from_millis(100)).await;
+    }
+    world.proxy().set_everywhere(None);
+    let recovery = world.back_after(Instant::now()).await?;
+    assert!(recovery < DARK / 2, "{recovery:?}");
+    world.finish(bystander, Others::Hit, Observed { fault, law: "O7", seen, recovery }).await
 }

@@ -14,6 +14,7 @@ use pool_testkit::faults::{DedicatedServer, Proxy, Row};
 use pool_testkit::{eventually, execute_outside, wait_for_condition};
 use sqlx::{Connection, PgConnection};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 /// Far longer than anything here takes on a busy machine.
 pub const SOON: Duration = Duration::from_secs(30);
@@ -60,20 +61,27 @@ pub struct World {
 impl World {
     /// A pool that is connected to its server, and gives an open or a check up after `connect_timeout`.
     pub async fn direct(connect_timeout: Duration) -> Result<Self, Failure> {
-        Self::new(DedicatedServer::start().await?, None, connect_timeout).await
+        Self::new(DedicatedServer::start().await?, None, Some(connect_timeout)).await
     }
 
     /// The same through a proxy.
     pub async fn proxied(connect_timeout: Duration) -> Result<Self, Failure> {
         let server = DedicatedServer::start().await?;
         let proxy = Proxy::start(([127, 0, 0, 1], server.port()).into()).await?;
-        Self::new(server, Some(proxy), connect_timeout).await
+        Self::new(server, Some(proxy), Some(connect_timeout)).await
+    }
+
+    /// The same with default time limits.
+    pub async fn proxied_by_default() -> Result<Self, Failure> {
+        let server = DedicatedServer::start().await?;
+        let proxy = Proxy::start(([127, 0, 0, 1], server.port()).into()).await?;
+        Self::new(server, Some(proxy), None).await
     }
 
     async fn new(
         server: DedicatedServer,
         proxy: Option<Proxy>,
-        connect_timeout: Duration,
+        connect_timeout: Option<Duration>,
     ) -> Result<Self, Failure> {
         let superuser = server.config();
         let role = format!("create role {ROLE} login createdb password '{}'", PASSWORD.replace('\'', "''"));
@@ -83,9 +91,10 @@ impl World {
             PgPools::builder(superuser.port(port).user(ROLE).password(PASSWORD).application_name(TAG))
                 .limits(Limits::new(12).system(4).per_workspace(4))
                 .acquire_timeout(ACQUIRE_TIMEOUT)
-                .connect_timeout(connect_timeout)
                 .adjust(move |settings| {
-                    settings.check_timeout = connect_timeout;
+                    if let Some(limit) = connect_timeout {
+                        (settings.connect_timeout, settings.check_timeout) = (limit, limit);
+                    }
                     settings.check_after = Duration::ZERO; // as if every connection had been idle for long
                 })
                 .build()
@@ -171,9 +180,11 @@ impl World {
         let task = tokio::spawn(async move {
             let mut watched = Watched::default();
             while !stopped.load(Ordering::Relaxed) {
-                match served(&pools, &other).await {
-                    Ok(()) => watched.queries += 1,
-                    Err(error) => watched.errors.push(error.to_string()),
+                // As services do, it does not wait for ever for what may be lost for good.
+                match timeout(PATIENT, served(&pools, &other)).await {
+                    Ok(Ok(())) => watched.queries += 1,
+                    Ok(Err(error)) => watched.errors.push(error.to_string()),
+                    Err(_) => watched.errors.push("no answer".to_owned()),
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
@@ -230,9 +241,17 @@ impl World {
         let agrees = || async { self.difference().await.is_ok_and(|difference| difference == 0) };
         if let Err(disagreement) = eventually("the server counting what the pool counts", SOON, agrees).await
         {
-            println!("{disagreement}");
+            println!("{disagreement}: {:#?}\n{:#?}", self.pools.stats(), self.shown().await?);
         }
         self.difference().await
+    }
+
+    /// The sessions of the pool as the server shows them.
+    async fn shown(&self) -> Result<Vec<String>, Failure> {
+        let mut conn = PgConnection::connect_with(&self.server.config().connect_options("postgres")).await?;
+        let sessions = "select concat_ws(' ', pid, backend_start, application_name, datname, state, query) \
+                        from pg_stat_activity where starts_with(application_name, $1)";
+        Ok(sqlx::query_scalar(sessions).bind(TAG).fetch_all(&mut conn).await?)
     }
 
     /// The server's count less the pool's.
