@@ -62,7 +62,7 @@ impl Limits {
         self
     }
 
-    /// At most this many connections being opened at a time in each share (default: 8).
+    /// At most this many connections being opened at a time in each share (default: 12).
     pub const fn simultaneous_opens(mut self, opens: u32) -> Self {
         self.opens = opens;
         self

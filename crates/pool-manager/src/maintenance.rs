@@ -2,7 +2,7 @@
 //! owned tasks that end with the engine.
 
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use pool_core::{ConnectionId, Driver, Registry};
 use tokio::sync::Notify;
@@ -10,7 +10,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::engine::Engine;
 use crate::settings::Settings;
-use crate::share::Share;
+use crate::share::{self, Share};
 
 /// How often the server is asked which idle connections it still has, while there are any.
 const ASK_EVERY: Duration = Duration::from_secs(1);
@@ -19,13 +19,46 @@ const ASK_PAUSE: Duration = Duration::from_millis(10);
 /// How long an answer may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
+/// How much later a tick may come than it should, and how much further the wall clock may have gone, before it is believed
+/// that the machine slept. A busy runtime, and a clock that is set, may do as much in vain: it costs some checks.
+const SLEPT: Duration = Duration::from_secs(5);
+
+/// Two clocks at one moment. The monotonic one stands still while the machine sleeps, on most systems.
+#[derive(Clone, Copy)]
+struct Clocks {
+    monotonic: Instant,
+    wall: SystemTime,
+}
+
+impl Clocks {
+    fn now() -> Self {
+        Self { monotonic: share::now(), wall: SystemTime::now() }
+    }
+
+    /// Whether the machine seems to have slept on the way to `now`, which was to take `every`.
+    fn slept_until(self, now: Self, every: Duration) -> bool {
+        let monotonic = now.monotonic.saturating_duration_since(self.monotonic);
+        let wall = now.wall.duration_since(self.wall).unwrap_or_default();
+        monotonic > every + SLEPT || wall > monotonic + SLEPT
+    }
+}
+
 pub(crate) async fn maintain<D: Driver>(engine: Weak<Engine<D>>, every: Duration) {
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut miscounts_told = 0;
+    let mut clocks = Clocks::now();
     loop {
         ticks.tick().await;
         let Some(engine) = engine.upgrade() else { return };
+        let now = Clocks::now();
+        if std::mem::replace(&mut clocks, now).slept_until(now, every) {
+            tracing::info!(
+                "the machine seems to have slept; idle connections are checked before they are used"
+            );
+            engine.step_both("doubt idle", Registry::doubt_idle);
+            engine.health.suspect();
+        }
         engine.approach_ceilings();
         let mut miscounts = 0;
         for share in engine.shares() {
@@ -92,5 +125,26 @@ async fn ask<D: Driver>(engine: &Engine<D>) {
         if !its.is_empty() {
             engine.perform(share, share.with("vanished", |registry, now| registry.vanished(&its, now)));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case::in_time(1, 1, false)]
+    #[case::a_little_late(3, 3, false)]
+    #[case::late(60, 60, true)]
+    #[case::the_wall_clock_ran_ahead(1, 3_600, true)]
+    #[case::the_wall_clock_was_set_back(1, -3_600, false)]
+    fn a_machine_that_slept_is_found_out(#[case] monotonic: u64, #[case] wall: i64, #[case] slept: bool) {
+        let before = Clocks::now();
+        let by = Duration::from_secs(wall.unsigned_abs());
+        let wall = if wall < 0 { before.wall - by } else { before.wall + by };
+        let now = Clocks { monotonic: before.monotonic + Duration::from_secs(monotonic), wall };
+        assert_eq!(before.slept_until(now, Duration::from_secs(1)), slept);
     }
 }

@@ -8,7 +8,7 @@ use super::open::open_error;
 use super::planted::Bug;
 use super::{Conn, ConnState, Registry, Waiter, WaiterState, Workspace, u32_of};
 use crate::budget::SlotState;
-use crate::error::{AcquireError, DriverError, Pressure, Stage};
+use crate::error::{AcquireError, DriverError, DriverErrorKind, Pressure, Stage};
 use crate::ids::Target;
 use crate::stats::CloseReason;
 use crate::token::{Effects, LeaseDebt, Leased, Ticket};
@@ -101,7 +101,8 @@ impl<C> Registry<C> {
 
     /// Discards a leased connection that proved broken before its caller saw it, and asks again for
     /// another one at the front of the queue (law L3). A new connection that follows another broken one counts as a
-    /// failed open, of which `error` tells why (law O3).
+    /// failed open, of which `error` tells why (law O3). Where the server said nothing, the target's other connections that
+    /// have been idle for as long are closed, too: each would cost its caller the same wait.
     pub fn replace(
         &mut self,
         debt: LeaseDebt,
@@ -118,6 +119,9 @@ impl<C> Registry<C> {
         // queue before this caller is back in it.
         let mut effects = Effects::default();
         self.note_breakage(now);
+        if error.kind == DriverErrorKind::TimedOut {
+            self.retire_the_silent(&debt, now, &mut effects);
+        }
         self.retire_leased(debt, conn, CloseReason::Broken, now, &mut effects);
         if is_new {
             self.new_one_is_broken(&target, pause_before, error, now, &mut effects);
@@ -125,6 +129,23 @@ impl<C> Registry<C> {
         let again = self.acquire_at(&target, QueueEnd::Front, now);
         self.settle(ws, now, &mut effects);
         (again, effects)
+    }
+
+    /// Closes what was idle already when the connection behind `debt` was leased.
+    fn retire_the_silent(&mut self, debt: &LeaseDebt, now: Instant, effects: &mut Effects<C>) {
+        let Conn { workspace: ws, state: ConnState::InUse { since: leased }, .. } =
+            self.conns[debt.id.index() as usize]
+        else {
+            return;
+        };
+        // The one at the front has been idle longest.
+        while let Some(id) = self.workspace(ws).idle.front() {
+            let entry = &self.conns[id as usize];
+            if matches!(entry.state, ConnState::Idle { since, .. } if since > leased) {
+                return;
+            }
+            effects.closes.push(self.retire_idle(entry.id, CloseReason::Broken, now));
+        }
     }
 
     /// Fetches the answer to a ticket, or leaves `waker` to be told of it. A waker left before comes back

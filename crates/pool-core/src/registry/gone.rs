@@ -17,6 +17,12 @@ impl<C> Registry<C> {
         idle.map(|(_, entry)| entry.id).collect()
     }
 
+    /// What is idle at this moment may be dead, such as after the machine slept: it is checked before its next use.
+    pub fn doubt_idle(&mut self, now: Instant) -> Effects<C> {
+        self.note_breakage(now);
+        Effects::default()
+    }
+
     /// The server has ended the sessions of `gone`, which were idle when it was asked. Those that are still idle are
     /// closed, and the others that are idle at this moment are checked before their next use. A connection that was
     /// leased meanwhile is left to its holder (law E1), who will find it broken.

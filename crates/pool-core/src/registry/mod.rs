@@ -9,7 +9,7 @@
 //! - `lost`: `open_given_up`, `lost_opened`, `lost_ended`;
 //! - `outage`: `server_is_lost`, `server_answers`, `open_overtaken`;
 //! - `release`: `release`, `discard`, `discard_broken`, `closed`, `close_is_slow`, `expire`, `retire_on_return`;
-//! - `gone`: `vanished` and `cut`, for sessions that ended behind the registry's back;
+//! - `gone`: `vanished`, `cut` and `doubt_idle`, for sessions that ended behind the registry's back;
 //! - `closing`: `begin_close`, `end_close`, `close_all`;
 //! - `adjust`: `set_limits`, `set_terms`;
 //! - `schedule`: who gets the next slot, and for how long, at the end of every transition; `due`;

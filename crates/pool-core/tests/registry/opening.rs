@@ -1,8 +1,12 @@
 //! Opening and replacing: failures, storms, and connections that break.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use pool_core::{Acquire, AcquireError, Claim, CloseReason, Phase, RegistryConfig, Stage, Ticket};
+use pool_core::{
+    Acquire, AcquireError, Claim, CloseReason, DriverError, DriverErrorKind, Phase, RegistryConfig, Stage,
+    Ticket,
+};
 use rstest::rstest;
 
 use crate::world::{Asked, World, broke, closes, nothing, opens, refused, target};
@@ -240,6 +244,27 @@ fn l3_a_connection_idle_for_long_is_checked() {
     world.idle("a");
     world.pass(Duration::from_millis(501));
     assert!(world.hit("a").check_first);
+}
+
+#[test]
+fn l3_where_the_server_says_nothing_one_check_speaks_for_all_that_were_idle() {
+    let mut world = World::new(8, 8);
+    let leases: Vec<_> = (0..3).map(|_| world.lease("a")).collect();
+    for leased in leases {
+        world.release(leased);
+    }
+    let late = world.lease("b");
+    world.pass(Duration::from_mins(1));
+    let checked = world.hit("a");
+    world.pass(Duration::from_secs(1));
+    world.release(late);
+    let silent = Arc::new(DriverError::new(Phase::Check, DriverErrorKind::TimedOut, "db:5432/x"));
+    let (again, effects) = world.registry.replace(checked.debt, checked.conn, silent, world.now);
+    let Acquire::Queued(_ticket, more) = again else { panic!("no other of its connections is believed in") };
+    world.take(more);
+    assert_eq!(world.asked, opens(&["a"]));
+    world.take(effects);
+    assert_eq!(world.asked.closes.len(), 3, "its own three, and not the other workspace's");
 }
 
 #[test]
