@@ -142,7 +142,7 @@ impl World {
     /// W2, the simple case: a connection that has served for a quantum comes back to a workspace whose callers wait, no
     /// other workspace has ever been served, the budget is spent, no slot is on its way, and another workspace stands ready,
     /// while its own does not. (Where its own stands ready, too, the turns that it was given for the connections that it has
-    /// put a newcomer up to as many turns behind it.)
+    /// put a newcomer up to as many turns behind it. So does an open that was lost, with whose slot its own stood ready.)
     fn must_yield(&self, step: Step, before: &View) -> bool {
         let Step::Release(c) = step else { return false };
         let Caller::Holding { conn, .. } = &self.callers[c] else { return false };
@@ -155,6 +155,7 @@ impl World {
         its_callers_wait
             && opened.is_some_and(|opened| self.now.saturating_duration_since(opened) >= QUANTUM)
             && self.history.served == self.bit_of(&target)
+            && !self.history.open_lost
             && self.closes.is_empty()
             && self.counted(None) == self.budget as usize
             && before.opens.0 < self.scenario.opens

@@ -421,6 +421,7 @@ impl World {
         i: usize,
         how: impl FnOnce(&mut Registry<Conn>, OpenWork) -> (LostOpen, Effects<Conn>),
     ) -> Result<(), Broken> {
+        self.history.open_lost = true;
         match self.opens.remove(i) {
             Open::UnderWay { work, .. } => {
                 let (lost, effects) = how(&mut self.registry, work);
