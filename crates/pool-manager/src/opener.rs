@@ -249,6 +249,7 @@ impl<'a, D: Driver> OpenJob<'a, D> {
     fn opened(&mut self, conn: D::Connection, took: Duration) -> Option<D::Connection> {
         let engine = self.engine;
         let handle = engine.driver.handle(&conn);
+        engine.health.succeeded();
         let debt = self.pay();
         let share = engine.share(&self.target);
         let admitted = share.with("opened", |registry, now| {

@@ -2,8 +2,8 @@
 //! slow, a connection that says nothing) has it asked; while it does not answer, nothing is opened, it is asked again and
 //! again whether or not the last question has ended, and the first answer ends all that.
 
-use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use pool_core::{Driver, DriverError, DriverErrorKind, Phase, Registry, Target};
 use tokio::sync::{Notify, watch};
@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::engine::Engine;
+use crate::share;
 
 /// The pause between two questions while there is no answer, doubled from the first to the most.
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
@@ -20,10 +21,16 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long an answer may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
+/// A server of which something has succeeded so shortly before is not lost, whatever the pool's own connection says: that may
+/// be the one that is.
+const RECENT: Duration = Duration::from_secs(1);
+
 /// What is known of the server, and who wants to know more.
 #[derive(Default)]
 pub(crate) struct ServerHealth {
     suspicion: Notify,
+    success: Notify,
+    succeeded_at: Mutex<Option<Instant>>,
     /// How often the server has answered again after it had been lost.
     returns: watch::Sender<u64>,
 }
@@ -32,6 +39,17 @@ impl ServerHealth {
     /// Something has been seen that may be the fault of the server.
     pub(crate) fn suspect(&self) {
         self.suspicion.notify_one();
+    }
+
+    /// The server has opened a session, or answered on one.
+    pub(crate) fn succeeded(&self) {
+        *self.succeeded_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(share::now());
+        self.success.notify_waiters();
+    }
+
+    fn has_just_succeeded(&self) -> bool {
+        let at = *self.succeeded_at.lock().unwrap_or_else(PoisonError::into_inner);
+        at.is_some_and(|at| share::now().saturating_duration_since(at) < RECENT)
     }
 
     /// Changes each time that the server answers again.
@@ -57,7 +75,8 @@ pub(crate) async fn watch_over<D: Driver>(engine: Weak<Engine<D>>, health: Arc<S
         let answer = ask(&asked).await;
         drop(asked);
         if let Err(error) = answer
-            && outlast(&engine, Arc::new(error)).await.is_none()
+            && !health.has_just_succeeded()
+            && outlast(&engine, &health, Arc::new(error)).await.is_none()
         {
             return;
         }
@@ -66,7 +85,11 @@ pub(crate) async fn watch_over<D: Driver>(engine: Weak<Engine<D>>, health: Arc<S
 }
 
 /// Returns when a server that does not answer has answered again; none if the engine is gone.
-async fn outlast<D: Driver>(engine: &Weak<Engine<D>>, error: Arc<DriverError>) -> Option<()> {
+async fn outlast<D: Driver>(
+    engine: &Weak<Engine<D>>,
+    health: &ServerHealth,
+    error: Arc<DriverError>,
+) -> Option<()> {
     tracing::warn!(%error, "the server does not answer; until it does, nothing is opened");
     engine.upgrade()?.step_both("server is lost", |registry, now| {
         registry.server_is_lost(Arc::clone(&error), PAUSE_MAX, now)
@@ -77,6 +100,7 @@ async fn outlast<D: Driver>(engine: &Weak<Engine<D>>, error: Arc<DriverError>) -
         tokio::select! {
             biased;
             Some(answer) = questions.join_next() => if let Ok(Ok(())) = answer { break },
+            () = health.success.notified() => break,
             () = sleep(pause) => {
                 let engine = engine.upgrade()?;
                 questions.spawn(async move { ask(&engine).await });
@@ -87,7 +111,7 @@ async fn outlast<D: Driver>(engine: &Weak<Engine<D>>, error: Arc<DriverError>) -
     let engine = engine.upgrade()?;
     tracing::info!("the server answers again");
     // In this order: what the next step starts has begun after the return.
-    engine.health.returns.send_modify(|returns| *returns += 1);
+    health.returns.send_modify(|returns| *returns += 1);
     engine.step_both("server answers", Registry::server_answers);
     Some(())
 }

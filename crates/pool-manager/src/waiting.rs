@@ -92,6 +92,7 @@ async fn check<D: Driver>(
     let outcome = timeout_at(limit.into(), engine.driver.check(&mut lease)).await;
     if matches!(outcome, Ok(Ok(()))) {
         lease.unchecked = false;
+        engine.health.succeeded();
         return Ok(Checked::Alive(lease));
     }
     if outcome.is_err() && Engine::<D>::now() >= deadline {

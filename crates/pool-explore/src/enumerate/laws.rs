@@ -155,7 +155,7 @@ impl World {
         its_callers_wait
             && opened.is_some_and(|opened| self.now.saturating_duration_since(opened) >= QUANTUM)
             && self.history.served == self.bit_of(&target)
-            && !self.history.open_lost
+            && self.history.lost == 0
             && self.closes.is_empty()
             && self.counted(None) == self.budget as usize
             && before.opens.0 < self.scenario.opens

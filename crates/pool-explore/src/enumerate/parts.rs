@@ -109,6 +109,6 @@ pub(super) struct History {
     pub(super) limit_lowered: bool,
     /// Whether the server has been lost.
     pub(super) outage: bool,
-    /// Whether an open has been given up.
-    pub(super) open_lost: bool,
+    /// Workspaces of which an open has been given up.
+    pub(super) lost: u8,
 }

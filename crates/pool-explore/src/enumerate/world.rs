@@ -421,7 +421,7 @@ impl World {
         i: usize,
         how: impl FnOnce(&mut Registry<Conn>, OpenWork) -> (LostOpen, Effects<Conn>),
     ) -> Result<(), Broken> {
-        self.history.open_lost = true;
+        self.history.lost |= self.bit_of(self.opens[i].target());
         match self.opens.remove(i) {
             Open::UnderWay { work, .. } => {
                 let (lost, effects) = how(&mut self.registry, work);

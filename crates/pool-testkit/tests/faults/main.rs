@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod backends;
+mod control;
+mod holders;
 mod network;
 mod refusals;
 mod server;

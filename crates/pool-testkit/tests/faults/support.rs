@@ -302,7 +302,7 @@ async fn served(pools: &PgPools, id: &WorkspaceId) -> Result<(), sqlx::Error> {
 }
 
 /// libtest names the thread of a test after it; nextest says so in the environment.
-fn test_name() -> Result<String, Failure> {
+pub fn test_name() -> Result<String, Failure> {
     let thread = std::thread::current();
     let path = std::env::var("NEXTEST_TEST_NAME").ok().or(thread.name().map(ToOwned::to_owned));
     let path = path.ok_or("this thread has no name")?;

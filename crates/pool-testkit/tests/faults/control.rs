@@ -1,0 +1,96 @@
+//! The pool's own connection to the server is slow, or dead.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::try_join_all;
+use pool_postgres::{Limits, PgPools, WorkspaceId};
+use pool_testkit::faults::{DedicatedServer, Link, Proxy, Row};
+use pool_testkit::{eventually, execute_outside, wait_for_condition};
+use sqlx::{Connection, PgConnection};
+use tokio::task::JoinSet;
+
+use crate::support::{Observed, Others, Outcome, PATIENT, SOON, World, test_name};
+
+const QUERIES: usize = 100;
+/// What a message over the link takes, so that a question and its answer take twice as long.
+const DELAY: Duration = Duration::from_millis(25);
+/// The system's own database, in which the pool's own connection is.
+const SYSTEM: &str = "postgres";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l1_a_hundred_queries_dropped_at_once_are_cancelled_together_over_a_slow_link() -> Outcome {
+    let server = DedicatedServer::start_with(&[("max_connections", "150")]).await?;
+    let proxy = Proxy::start(([127, 0, 0, 1], server.port()).into()).await?;
+    let pools = PgPools::builder(server.config().port(proxy.address().port()).application_name("cancels"))
+        .limits(Limits::new(120).system(5).per_workspace(110))
+        .build()
+        .await?;
+    let busy = WorkspaceId::new("busy")?;
+    pools.ensure_workspace(&busy).await?;
+    let leases = try_join_all((0..QUERIES).map(|_| pools.acquire(&busy))).await?;
+    let mut queries = JoinSet::new();
+    for mut lease in leases {
+        queries.spawn(async move { sqlx::query("select pg_sleep(600)").execute(&mut lease).await.map(drop) });
+    }
+    let mut outside = PgConnection::connect_with(&server.config().connect_options(SYSTEM)).await?;
+    let running =
+        "select count(*) from pg_stat_activity where query like 'select pg_sleep%' and state = 'active'";
+    let mut are_running = 0_i64;
+    while are_running < i64::try_from(QUERIES)? {
+        are_running = sqlx::query_scalar(running).fetch_one(&mut outside).await?;
+    }
+
+    proxy.set(SYSTEM, Link::Slow(DELAY));
+    let dropped = Instant::now();
+    queries.shutdown().await;
+    let is_idle = || pools.workspace(&busy).counts().idle == u32::try_from(QUERIES).unwrap_or(0);
+    wait_for_condition("every connection being idle again", SOON, is_idle).await?;
+    let recovery = dropped.elapsed();
+    proxy.set(SYSTEM, Link::Up);
+    assert_eq!(pools.stats().workspaces.closed, 0, "no connection is lost to it");
+    assert!(
+        recovery < 40 * DELAY,
+        "a hundred questions one after the other take a hundred times {DELAY:?}: {recovery:?}"
+    );
+
+    let count = "select count(*) from pg_stat_activity where starts_with(application_name, 'cancels')";
+    let sessions: i64 = sqlx::query_scalar(count).fetch_one(&mut outside).await?;
+    let stats = pools.stats();
+    let leaked = sessions - i64::from(stats.connections().total() + stats.control);
+    let (fault, law) =
+        ("control link slow (25 ms a message), 100 queries dropped".to_owned(), "L1".to_owned());
+    let (seen, others) = ("nothing".to_owned(), "nothing".to_owned());
+    let row = Row { test: test_name()?, fault, law, seen, others, recovery, leaked };
+    println!("{row}");
+    assert_eq!(row.leaked, 0);
+    pools.close().await?;
+    Ok(row.leave()?)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn o7_a_control_connection_that_is_lost_is_not_taken_for_the_server() -> Outcome {
+    let world = World::proxied(PATIENT).await?;
+    world.pools.close_workspace(&world.hit).await?;
+    let bystander = world.watch();
+
+    world.proxy().set(SYSTEM, Link::Lost);
+    // A workspace that is opened, a connection that breaks and is replaced: nothing of it needs the control connection.
+    world.back_at_once(Instant::now()).await?;
+    let lease = world.lease().await?;
+    execute_outside(
+        &world.outsider(),
+        SYSTEM,
+        &format!("select pg_terminate_backend({})", lease.backend_pid()),
+    )
+    .await?;
+    drop(lease);
+    let since = Instant::now();
+    let recovery = world.back_at_once(since).await?;
+    world.proxy().set(SYSTEM, Link::Up);
+    let is_served = || async { world.pools.list_workspaces().await.is_ok() };
+    eventually("the system being served again", SOON, is_served).await?;
+    let seen = "nothing; what the system pool is asked waits".into();
+    world
+        .finish(bystander, Others::Spared, Observed { fault: "control link dead", law: "O7", seen, recovery })
+        .await
+}
