@@ -1,8 +1,9 @@
 //! Databases that come and go: `ensure` once however many callers, `drop` after a close, and the facts
 //! that make the second `ensure` free. Facts may be forgotten at any time; they are never the truth.
 
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use pool_core::{CatalogError, Driver, Target, WorkspaceId};
@@ -16,11 +17,15 @@ use crate::manager::PoolManager;
 /// Statements that create or drop databases, at a time: more of them are slower together (measured with
 /// `PostgreSQL`: 66 to 122 a second at 4, 12 a second at 16).
 const SIMULTANEOUS_CHANGES: usize = 4;
+/// A change that takes longer hangs rather than works, on a lock or on a template that is in use, and gives its turn up.
+const SLOW_CHANGE: Duration = Duration::from_secs(2);
 
 /// Serialises what is done to one workspace's database, and only to that one.
 pub(crate) struct WorkspaceLocks {
     by_workspace: DashMap<WorkspaceId, Arc<Mutex<LastFailure>>>,
     at_a_time: Semaphore,
+    /// What changes leave of the system share: one connection for all else, where there is more than one.
+    room: Semaphore,
 }
 
 /// The last change that failed, for those who were waiting behind it.
@@ -34,8 +39,14 @@ struct WorkspaceLock<'a> {
 }
 
 impl WorkspaceLocks {
-    pub(crate) fn new() -> Self {
-        Self { by_workspace: DashMap::new(), at_a_time: Semaphore::new(SIMULTANEOUS_CHANGES) }
+    /// For a system share that lends so many connections.
+    pub(crate) fn new(system_leases: u32) -> Self {
+        let room = system_leases.saturating_sub(1).max(1) as usize;
+        Self {
+            by_workspace: DashMap::new(),
+            at_a_time: Semaphore::new(SIMULTANEOUS_CHANGES),
+            room: Semaphore::new(room),
+        }
     }
 
     async fn lock<'a>(&'a self, workspace: &'a WorkspaceId) -> WorkspaceLock<'a> {
@@ -160,10 +171,21 @@ impl<D: Driver> PoolManager<D> {
     }
 
     async fn ask_without_limit(&self, op: CatalogOp, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
-        let _turn = match op {
-            CatalogOp::Exists => None,
-            CatalogOp::Ensure | CatalogOp::Drop => self.inner.locks.at_a_time.acquire().await.ok(),
-        };
+        if op == CatalogOp::Exists {
+            return self.ask_now(op, workspace).await;
+        }
+        let locks = &self.inner.locks;
+        let _room = locks.room.acquire().await.ok();
+        let turn = locks.at_a_time.acquire().await.ok();
+        let mut change = pin!(self.ask_now(op, workspace));
+        if let Ok(answer) = timeout(SLOW_CHANGE, &mut change).await {
+            return answer;
+        }
+        drop(turn);
+        change.await
+    }
+
+    async fn ask_now(&self, op: CatalogOp, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
         let mut system = self.acquire_target(&Target::Catalog).await?;
         let catalog = self.inner.catalog.as_ref();
         let answer = match op {
@@ -176,7 +198,7 @@ impl<D: Driver> PoolManager<D> {
 }
 
 /// What the catalog is asked about one workspace.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum CatalogOp {
     Ensure,
     Drop,

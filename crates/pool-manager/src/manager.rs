@@ -95,7 +95,8 @@ impl<D: Driver> PoolManager<D> {
         let inner = Arc::new_cyclic(|manager| {
             others.push(runtime.spawn(look_ups::answer(Weak::clone(manager), asked)));
             let tasks = Mutex::new(Tasks::new(stop, dispatcher, others));
-            Inner { engine, catalog, locks: WorkspaceLocks::new(), tasks }
+            let locks = WorkspaceLocks::new(ceilings.system_leases());
+            Inner { engine, catalog, locks, tasks }
         });
         Ok(Self { inner })
     }

@@ -24,7 +24,11 @@ impl Catalog<FakeConn> for FakeCatalog {
     async fn ensure(&self, _: &mut FakeConn, workspace: &WorkspaceId) -> Result<bool, DriverError> {
         // A statement is a point at which others may go on.
         tokio::task::yield_now().await;
-        Ok(self.server.state().create(self.naming.database(workspace).as_str()))
+        let database = self.naming.database(workspace);
+        if self.server.state().creation_hangs(database.as_str()) {
+            self.server.held().await;
+        }
+        Ok(self.server.state().create(database.as_str()))
     }
 
     async fn drop(&self, _: &mut FakeConn, workspace: &WorkspaceId) -> Result<bool, DriverError> {

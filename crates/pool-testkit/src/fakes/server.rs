@@ -54,6 +54,7 @@ pub(super) struct State {
     pub(super) checks: u64,
     pub(super) refuses_to_terminate: bool,
     is_dark: bool,
+    hung_creations: BTreeSet<String>,
     /// Sessions that will never hear anything again.
     lost: BTreeSet<u64>,
 }
@@ -90,7 +91,12 @@ impl FakeServer {
         self.state().gates.entry(database.to_owned()).or_default().extend(gates);
     }
 
-    /// Lets every held connect go on.
+    /// From now on the creation of `database` hangs until [`FakeServer::let_go`].
+    pub fn hang_creation(&self, database: &str) {
+        self.state().hung_creations.insert(database.to_owned());
+    }
+
+    /// Lets every held connect, and every creation that hangs, go on.
     pub fn let_go(&self) {
         self.shared.let_go.notify_waiters();
     }
@@ -235,6 +241,10 @@ impl State {
         self.sessions.insert(self.next_session, database.to_owned());
         self.peak = self.peak.max(self.sessions.len());
         self.next_session
+    }
+
+    pub(super) fn creation_hangs(&self, database: &str) -> bool {
+        self.hung_creations.contains(database)
     }
 
     pub(super) fn look_up(&mut self, database: &str) -> bool {

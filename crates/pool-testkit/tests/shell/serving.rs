@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pool_core::{AcquireError, CatalogError, Condition, Driver, DriverErrorKind, Phase, Stage, Target};
-use pool_testkit::fakes::Gate;
+use pool_core::{
+    AcquireError, CatalogError, Condition, Driver, DriverErrorKind, Limits, Phase, Stage, Target,
+};
+use pool_testkit::fakes::{FakeServer, Gate};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::support::{id, settle, start};
+use crate::support::{Manager, id, settle, start};
 
 #[tokio::test(start_paused = true)]
 async fn o2_an_open_outlives_the_caller_that_asked_for_it() {
@@ -292,4 +294,46 @@ async fn l3_a_connection_discarded_on_purpose_casts_no_doubt_on_others() {
     drop(broken);
     drop(manager.acquire(&id("b")).await.unwrap());
     assert_eq!(server.checks(), 1);
+}
+
+/// Begins to create `hung` workspaces whose creation hangs, on a system share of `system`.
+async fn creations_that_hang(system: u32, hung: u32) -> (FakeServer, Manager, JoinSet<()>) {
+    let server = FakeServer::new();
+    let manager = server.manager(Limits::new(10 + system).system(system), |_| ()).unwrap();
+    let mut creating = JoinSet::new();
+    for number in 0..hung {
+        let name = format!("hung{number}");
+        server.hang_creation(&format!("fake_ws_{name}"));
+        let manager = manager.clone();
+        creating.spawn(async move { drop(manager.ensure_workspace(&id(&name)).await) });
+    }
+    settle().await;
+    (server, manager, creating)
+}
+
+#[tokio::test(start_paused = true)]
+async fn o1_creations_that_hang_do_not_stop_the_system_share() {
+    let (server, manager, creating) = creations_that_hang(8, 4).await;
+    let began = Instant::now();
+    manager.workspace_exists(&id("a")).await.unwrap();
+    manager.list_workspaces().await.unwrap();
+    drop(manager.system().acquire().await.unwrap());
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    manager.ensure_workspace(&id("a")).await.unwrap();
+    assert!(began.elapsed() <= Duration::from_secs(2), "{:?}", began.elapsed());
+    server.let_go();
+    creating.join_all().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn o1_a_small_system_share_keeps_a_connection_from_creations_that_hang() {
+    let (server, manager, creating) = creations_that_hang(2, 2).await;
+    let began = Instant::now();
+    manager.workspace_exists(&id("a")).await.unwrap();
+    manager.list_workspaces().await.unwrap();
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    server.let_go();
+    sleep(Duration::from_millis(1)).await;
+    server.let_go();
+    creating.join_all().await;
 }
