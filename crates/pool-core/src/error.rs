@@ -63,6 +63,14 @@ pub enum LimitsError {
     /// A budget of zero.
     #[error("the budget must be at least one connection")]
     NoBudget,
+    /// The budget was to be what the server has.
+    #[error(
+        "the server has nothing to spare: of its connections that are not reserved, others have all but the headroom of {headroom} or less, or it was not asked"
+    )]
+    NothingToSpare {
+        /// What is left to others.
+        headroom: u32,
+    },
     /// The system share takes it all.
     #[error(
         "a budget of {total} with {system} reserved for the system leaves nothing for workspaces: raise the budget above {system}, or set `system` lower"

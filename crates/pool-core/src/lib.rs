@@ -56,7 +56,9 @@ pub use error::{
     Pressure, Stage, WorkspaceIdError,
 };
 pub use ids::{ConnectionId, Target, WORKSPACE_ID_BYTES_MAX, WorkspaceId};
-pub use limits::{Ceilings, Limits, OPENS_DEFAULT, PER_WORKSPACE_DEFAULT, WAITING_PER_WORKSPACE_DEFAULT};
+pub use limits::{
+    Capacity, Ceilings, Limits, OPENS_DEFAULT, PER_WORKSPACE_DEFAULT, WAITING_PER_WORKSPACE_DEFAULT,
+};
 pub use lru::Lru;
 pub use naming::{DATABASE_NAME_BYTES_MAX, DatabaseName, DatabaseNaming, PREFIX_BYTES_MAX, PrefixNaming};
 pub use policy::EvictionPolicy;

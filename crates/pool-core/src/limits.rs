@@ -29,6 +29,17 @@ pub struct Limits {
     system: Option<u32>,
     opens: u32,
     waiting: u32,
+    /// How many connections are left to others, where the budget is what the server has.
+    headroom: Option<u32>,
+}
+
+/// What a server can hold, and holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// The most connections that anybody without special rights can have, all together.
+    pub connections: u32,
+    /// The connections that it has now, whoever has them.
+    pub in_use: u32,
 }
 
 impl Limits {
@@ -41,7 +52,31 @@ impl Limits {
             system: None,
             opens: OPENS_DEFAULT,
             waiting: WAITING_PER_WORKSPACE_DEFAULT,
+            headroom: None,
         }
+    }
+
+    /// A budget of what the server has when it is asked, at build and after it was started again: its connections that are not
+    /// reserved, less those that others have then, less `headroom` for those who come later. Two pools that ask at once
+    /// both count on what neither has yet; give each a budget of its own, or headroom for the other.
+    pub const fn of_server(headroom: u32) -> Self {
+        let mut limits = Self::new(0);
+        limits.headroom = Some(headroom);
+        limits
+    }
+
+    /// Whether the server is to be asked for the budget.
+    pub const fn is_of_server(&self) -> bool {
+        self.headroom.is_some()
+    }
+
+    /// The same with the budget that a server has, which counts `own` connections of this pool. A fixed budget stays.
+    pub const fn on(mut self, capacity: Capacity, own: u32) -> Self {
+        if let Some(headroom) = self.headroom {
+            let others = capacity.in_use.saturating_sub(own);
+            self.total = capacity.connections.saturating_sub(others).saturating_sub(headroom);
+        }
+        self
     }
 
     /// The budget.
@@ -82,6 +117,9 @@ impl Limits {
     /// [`LimitsError`] says which ceiling cannot hold, with the numbers.
     pub fn ceilings(self, control: u32) -> Result<Ceilings, LimitsError> {
         let Self { total, opens, waiting, .. } = self;
+        if let (0, Some(headroom)) = (total, self.headroom) {
+            return Err(LimitsError::NothingToSpare { headroom });
+        }
         if total == 0 {
             return Err(LimitsError::NoBudget);
         }
@@ -177,7 +215,24 @@ mod tests {
     }
 
     #[rstest]
+    #[case::alone(97, 1, 1, 5, 92)]
+    #[case::others(97, 41, 1, 5, 52)]
+    #[case::nothing_left(97, 98, 1, 5, 0)]
+    fn a_budget_of_the_server_is_what_others_and_the_headroom_leave(
+        #[case] connections: u32,
+        #[case] in_use: u32,
+        #[case] own: u32,
+        #[case] headroom: u32,
+        #[case] budget: u32,
+    ) {
+        let capacity = Capacity { connections, in_use };
+        assert_eq!(Limits::of_server(headroom).on(capacity, own).total(), budget);
+        assert_eq!(Limits::new(7).on(capacity, own).total(), 7, "a fixed one stays");
+    }
+
+    #[rstest]
     #[case::no_budget(Limits::new(0), "budget")]
+    #[case::nothing_to_spare(Limits::of_server(3), "headroom of 3")]
     #[case::nothing_left(Limits::new(5), "leaves nothing")]
     #[case::system_too_large(Limits::new(20).system(20), "leaves nothing")]
     #[case::system_eaten_by_the_driver(Limits::new(20).system(1), "driver")]

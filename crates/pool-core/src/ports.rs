@@ -7,6 +7,7 @@ use async_trait::async_trait;
 
 use crate::error::{AcquireError, CloseError, DriverError};
 use crate::ids::{Target, WorkspaceId};
+use crate::limits::Capacity;
 use crate::naming::DatabaseName;
 use crate::stats::{Event, PoolStats};
 
@@ -90,10 +91,16 @@ pub trait Driver: Send + Sync + 'static {
     }
 
     /// Whether the server as a whole answers: asked when something is seen that may be its fault, and again and again until
-    /// it does, perhaps before the last answer has come. Must not depend on any one database. A driver that cannot tell says
-    /// that it does, as the default does.
-    fn answers(&self) -> impl Future<Output = Result<(), DriverError>> + Send {
-        std::future::ready(Ok(()))
+    /// it does, perhaps before the last answer has come. Must not depend on any one database. The number is another one when
+    /// the server may have been started again meanwhile. A driver that cannot tell says that it answers, and always the
+    /// same, as the default does.
+    fn answers(&self) -> impl Future<Output = Result<u64, DriverError>> + Send {
+        std::future::ready(Ok(0))
+    }
+
+    /// How many connections the server can hold, and holds. A driver that cannot tell says nothing, as the default does.
+    fn capacity(&self) -> impl Future<Output = Result<Option<Capacity>, DriverError>> + Send {
+        std::future::ready(Ok(None))
     }
 
     /// How many connections the driver may keep for its own use; they come out of the system share.

@@ -123,6 +123,7 @@ async fn ask<D: Driver>(engine: &Engine<D>) {
         let departed = places.iter().filter_map(|place| asked.get(*place));
         let its: Vec<_> = departed.filter(|(of, _)| std::ptr::eq(*of, share)).map(|(_, id)| *id).collect();
         if !its.is_empty() {
+            engine.health.suspect();
             engine.perform(share, share.with("vanished", |registry, now| registry.vanished(&its, now)));
         }
     }

@@ -21,10 +21,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long an answer may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
-/// A server of which something has succeeded so shortly before is not lost, whatever the pool's own connection says: that may
-/// be the one that is.
-const RECENT: Duration = Duration::from_secs(1);
-
 /// What is known of the server, and who wants to know more.
 #[derive(Default)]
 pub(crate) struct ServerHealth {
@@ -47,9 +43,11 @@ impl ServerHealth {
         self.success.notify_waiters();
     }
 
-    fn has_just_succeeded(&self) -> bool {
+    /// A server that did something meanwhile is not lost, whatever the pool's own connection says: that may be the one that
+    /// is.
+    fn has_succeeded_since(&self, moment: Instant) -> bool {
         let at = *self.succeeded_at.lock().unwrap_or_else(PoisonError::into_inner);
-        at.is_some_and(|at| share::now().saturating_duration_since(at) < RECENT)
+        at.is_some_and(|at| at >= moment)
     }
 
     /// Changes each time that the server answers again.
@@ -66,19 +64,27 @@ pub(crate) fn may_concern_all(kind: DriverErrorKind) -> bool {
 
 /// Asks the server when it is suspected, until the engine is gone.
 pub(crate) async fn watch_over<D: Driver>(engine: Weak<Engine<D>>, health: Arc<ServerHealth>) {
+    let mut known_start = 0;
     loop {
         let is_suspected = timeout(LOOK_EVERY, health.suspicion.notified()).await.is_ok();
         if !is_suspected && engine.strong_count() > 0 {
             continue;
         }
         let Some(asked) = engine.upgrade() else { return };
-        let answer = ask(&asked).await;
-        drop(asked);
-        if let Err(error) = answer
-            && !health.has_just_succeeded()
-            && outlast(&engine, &health, Arc::new(error)).await.is_none()
-        {
-            return;
+        let asked_at = share::now();
+        match ask(&asked).await {
+            Ok(start) if start == known_start => {}
+            Ok(start) => {
+                known_start = start;
+                measure_budget(&asked).await;
+            }
+            Err(error) if !health.has_succeeded_since(asked_at) => {
+                drop(asked);
+                let Some(()) = outlast(&engine, &health, Arc::new(error)).await else { return };
+                // It may be another one now.
+                health.suspect();
+            }
+            Err(_) => {}
         }
         sleep(PAUSE_MAX).await;
     }
@@ -99,7 +105,7 @@ async fn outlast<D: Driver>(
     loop {
         tokio::select! {
             biased;
-            Some(answer) = questions.join_next() => if let Ok(Ok(())) = answer { break },
+            Some(answer) = questions.join_next() => if let Ok(Ok(_)) = answer { break },
             () = health.success.notified() => break,
             () = sleep(pause) => {
                 let engine = engine.upgrade()?;
@@ -116,7 +122,25 @@ async fn outlast<D: Driver>(
     Some(())
 }
 
-async fn ask<D: Driver>(engine: &Engine<D>) -> Result<(), DriverError> {
+/// A server that was started again may have another number of connections.
+async fn measure_budget<D: Driver>(engine: &Engine<D>) {
+    let limits = engine.settings.limits;
+    if !limits.is_of_server() {
+        return;
+    }
+    let stats = engine.stats();
+    let own = stats.connections().total() + stats.control;
+    let Ok(Ok(Some(capacity))) = timeout(ANSWER_LIMIT, engine.driver.capacity()).await else { return };
+    match limits.on(capacity, own).ceilings(engine.driver.control_connections()) {
+        Ok(ceilings) => {
+            tracing::info!(?capacity, own, budget = ceilings.total(), "the budget is what the server has");
+            engine.set_ceilings(ceilings);
+        }
+        Err(error) => tracing::warn!(%error, ?capacity, own, "the budget stays as it was"),
+    }
+}
+
+async fn ask<D: Driver>(engine: &Engine<D>) -> Result<u64, DriverError> {
     timeout(ANSWER_LIMIT, engine.driver.answers()).await.unwrap_or_else(|_| {
         let address = engine.driver.address(&engine.endpoint(&Target::System));
         let error = DriverError::new(Phase::Check, DriverErrorKind::TimedOut, address);

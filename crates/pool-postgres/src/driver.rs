@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pool_core::{Condition, Driver, DriverError, DriverErrorKind, Endpoint, Phase};
+use pool_core::{Capacity, Condition, Driver, DriverError, DriverErrorKind, Endpoint, Phase};
 use sqlx::postgres::{PgConnection, PgTransactionManager};
 use sqlx::{Connection, Error};
 use sqlx_core::transaction::TransactionManager;
@@ -287,8 +287,12 @@ impl Driver for PgDriver {
         gone.ok_or_else(|| DriverError::new(Phase::Check, DriverErrorKind::ConnectionLost, self.server()))
     }
 
-    async fn answers(&self) -> Result<(), DriverError> {
+    async fn answers(&self) -> Result<u64, DriverError> {
         self.control.answers(self.server()).await
+    }
+
+    async fn capacity(&self) -> Result<Option<Capacity>, DriverError> {
+        Ok(self.control.capacity().await)
     }
 
     fn control_connections(&self) -> u32 {

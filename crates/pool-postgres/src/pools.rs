@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pool_core::{
-    AcquireError, CatalogError, CloseError, DatabaseName, DatabaseNaming, Limits, LimitsError, Observer,
-    PoolStats, Terms, WorkspaceId, WorkspacePools,
+    AcquireError, Capacity, CatalogError, CloseError, DatabaseName, DatabaseNaming, Driver as _, Limits,
+    LimitsError, Observer, PoolStats, Terms, WorkspaceId, WorkspacePools,
 };
 use pool_manager::{PolicyFactory, PoolManager, Settings};
+use tokio::time::timeout;
 
 use crate::catalog::{DatabaseSource, PgCatalog, Template};
 use crate::config::PostgresConfig;
@@ -313,12 +314,39 @@ impl PgPoolsBuilder {
         for change in adjust {
             change(&mut settings);
         }
-        settings.limits.ceilings(1).map_err(pool_manager::StartError::from)?;
+        if !settings.limits.is_of_server() {
+            settings.limits.ceilings(1).map_err(pool_manager::StartError::from)?;
+        }
         let limit = settings.connect_timeout;
         let driver =
             PgDriver::start(config.clone(), system_database.as_str(), limit).await.map_err(Arc::new)?;
+        settings.limits = budget_on(&driver, settings.limits, limit).await;
         let source = source.unwrap_or_else(|| Arc::new(Template::default()));
         let catalog = Arc::new(PgCatalog::new(config, naming, source));
         Ok(PgPools { manager: PoolManager::start(driver, catalog, settings)? })
     }
+}
+
+/// The limits with the budget that the server has, if that is what is wished; one that it cannot hold is warned of.
+async fn budget_on(driver: &PgDriver, limits: Limits, limit: Duration) -> Limits {
+    // The control connection is the only one yet.
+    let own = driver.control_connections();
+    let Ok(Ok(Some(capacity))) = timeout(limit, driver.capacity()).await else {
+        tracing::warn!("the server did not say how many connections it has");
+        return limits;
+    };
+    let Capacity { connections, in_use } = capacity;
+    let (limits, others) = (limits.on(capacity, own), in_use.saturating_sub(own));
+    let budget = limits.total();
+    if limits.is_of_server() {
+        tracing::info!(connections, others, budget, "the budget is what the server has");
+    } else if budget > connections.saturating_sub(others) {
+        tracing::warn!(
+            connections,
+            others,
+            budget,
+            "the server cannot hold the budget: raise its max_connections, or lower the budget"
+        );
+    }
+    limits
 }

@@ -8,7 +8,7 @@ mod worker;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pool_core::{DriverError, DriverErrorKind, Phase};
+use pool_core::{Capacity, DriverError, DriverErrorKind, Phase};
 use sqlx::postgres::PgConnection;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -41,8 +41,10 @@ enum Request {
     Departed(Vec<Session>, oneshot::Sender<Option<Vec<usize>>>),
     /// Tell whether the server counts no session with this tag in this database, and has none there that it does not show.
     IsUncounted(Tag, String, oneshot::Sender<bool>),
+    /// Tell how many connections the server can hold, and holds.
+    Capacity(oneshot::Sender<Capacity>),
     /// Tell whether the server answers, and why not.
-    Answers(oneshot::Sender<Result<(), DriverError>>),
+    Answers(oneshot::Sender<Result<u64, DriverError>>),
     /// End the task.
     Shutdown,
 }
@@ -112,8 +114,15 @@ impl Control {
         answer.await.ok()
     }
 
-    /// Whether the server, which is at `address`, answers.
-    pub(crate) async fn answers(&self, address: String) -> Result<(), DriverError> {
+    /// How many connections the server can hold, and holds; none if it did not say.
+    pub(crate) async fn capacity(&self) -> Option<Capacity> {
+        let (told, answer) = oneshot::channel();
+        self.requests.send(Request::Capacity(told)).ok()?;
+        answer.await.ok()
+    }
+
+    /// Whether the server, which is at `address`, answers, and how often the control connection has been made anew.
+    pub(crate) async fn answers(&self, address: String) -> Result<u64, DriverError> {
         let (told, answer) = oneshot::channel();
         let ended = || DriverError::new(Phase::Check, DriverErrorKind::ConnectionLost, address);
         if self.requests.send(Request::Answers(told)).is_err() {

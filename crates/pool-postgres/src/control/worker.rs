@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use pool_core::{DriverError, DriverErrorKind, Phase};
+use pool_core::{Capacity, DriverError, DriverErrorKind, Phase};
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Connection, Error, Row};
 use tokio::sync::oneshot::error::TryRecvError;
@@ -54,6 +54,8 @@ enum Question {
     Look,
     /// In which of some databases somebody waits who is not shown: for the lock on the database, in the midst of its opening.
     Hidden,
+    /// How many connections the server can hold, and holds.
+    Capacity,
 }
 
 impl Question {
@@ -66,6 +68,14 @@ impl Question {
                  join pg_catalog.pg_database as d on d.oid operator(pg_catalog.=) l.objid \
                  where not l.granted and l.classid operator(pg_catalog.=) 'pg_catalog.pg_database'::pg_catalog.regclass \
                  and d.datname::pg_catalog.text operator(pg_catalog.=) any ($1::pg_catalog.text[])"
+            }
+            // Reserved ones are none of ours; `reserved_connections` came with version 16.
+            Self::Capacity => {
+                "select greatest(pg_catalog.current_setting('max_connections')::pg_catalog.int4 \
+                 operator(pg_catalog.-) pg_catalog.current_setting('superuser_reserved_connections')::pg_catalog.int4 \
+                 operator(pg_catalog.-) coalesce(pg_catalog.current_setting('reserved_connections', true), '0')::pg_catalog.int4, 0), \
+                 (select pg_catalog.count(*)::pg_catalog.int4 from pg_catalog.pg_stat_activity \
+                 where backend_type operator(pg_catalog.=) 'client backend')"
             }
             Self::Look => {
                 "select pid, \
@@ -82,7 +92,7 @@ impl Question {
     fn tries(self) -> u32 {
         match self {
             Self::Cancel => 1,
-            Self::End | Self::Look | Self::Hidden => 2,
+            Self::End | Self::Look | Self::Hidden | Self::Capacity => 2,
         }
     }
 }
@@ -101,6 +111,8 @@ pub(super) struct Worker {
     connector: Arc<Connector>,
     database: String,
     conn: Option<PgConnection>,
+    /// How often the connection has been made anew.
+    made: u64,
     /// Who serves the connection, or has served it last.
     own: Option<Session>,
     /// Those who served it before, and are still to be ended.
@@ -121,7 +133,8 @@ struct Asked {
     who: Vec<(Tag, oneshot::Sender<Option<Session>>)>,
     departed: Vec<(Vec<Session>, oneshot::Sender<Option<Places>>)>,
     uncounted: Vec<(Tag, String, oneshot::Sender<bool>)>,
-    answers: Vec<oneshot::Sender<Result<(), DriverError>>>,
+    capacity: Vec<oneshot::Sender<Capacity>>,
+    answers: Vec<oneshot::Sender<Result<u64, DriverError>>>,
 }
 
 /// Where in a list some are.
@@ -146,6 +159,7 @@ impl Worker {
             connector,
             database,
             conn: Some(conn),
+            made: 0,
             own,
             predecessors: Vec::new(),
             farewells: Vec::new(),
@@ -182,6 +196,7 @@ impl Worker {
             Request::Departed(sessions, told) => self.asked.departed.push((sessions, told)),
             Request::Gone { session, end_it, told } => self.exits.expect(session, end_it, told, now()),
             Request::IsUncounted(tag, database, told) => self.asked.uncounted.push((tag, database, told)),
+            Request::Capacity(told) => self.asked.capacity.push(told),
             Request::Answers(told) => self.asked.answers.push(told),
             Request::Shutdown => return false,
         }
@@ -212,6 +227,7 @@ impl Worker {
             // Who is still there will be told again.
             let _ = self.ask_about(Question::End, leaving).await;
         }
+        self.tell_capacity().await;
         if self.due() <= now() {
             self.look().await;
         }
@@ -228,6 +244,21 @@ impl Worker {
         let is_sent = self.ask_about(Question::Cancel, sessions).await.is_ok();
         for told in told {
             let _ = told.send(is_sent);
+        }
+    }
+
+    async fn tell_capacity(&mut self) {
+        let told = std::mem::take(&mut self.asked.capacity);
+        if told.is_empty() {
+            return;
+        }
+        let Ok(rows) = self.ask(Question::Capacity, |query| query).await else { return };
+        let number =
+            |at: usize| rows.first().and_then(|row| u32::try_from(row.try_get::<i32, _>(at).ok()?).ok());
+        if let (Some(connections), Some(in_use)) = (number(0), number(1)) {
+            for told in told {
+                let _ = told.send(Capacity { connections, in_use });
+            }
         }
     }
 
@@ -250,7 +281,7 @@ impl Worker {
         if let Ok(seen) = &seen {
             self.tell_uncounted(seen).await;
         }
-        self.asked.tell(seen);
+        self.asked.tell(seen, self.made);
     }
 
     /// Tells of which sessions nothing is to be seen. Who is told nothing asks again.
@@ -361,6 +392,7 @@ impl Worker {
     async fn succeed(&mut self, conn: &mut PgConnection) {
         let session = timeout(ANSWER_LIMIT, catch_panics(session_of(conn))).await;
         let own = session.ok().and_then(Result::ok);
+        self.made += 1;
         self.predecessors.extend(std::mem::replace(&mut self.own, own));
     }
 
@@ -400,6 +432,7 @@ impl Asked {
         self.who.retain(|(_, told)| !told.is_closed());
         self.departed.retain(|(_, told)| !told.is_closed());
         self.uncounted.retain(|(_, _, told)| !told.is_closed());
+        self.capacity.retain(|told| !told.is_closed());
         self.answers.retain(|told| !told.is_closed());
     }
 
@@ -409,7 +442,7 @@ impl Asked {
     }
 
     /// Tells all who wanted a look what was seen, if anything was.
-    fn tell(&mut self, seen: Result<Seen, Unanswered>) {
+    fn tell(&mut self, seen: Result<Seen, Unanswered>, made: u64) {
         let (seen, mut lost) = match seen {
             Ok(seen) => (Some(seen), None),
             Err(Unanswered::Refused) => (None, None),
@@ -422,7 +455,7 @@ impl Asked {
                 let known = DriverError::new(error.phase, error.kind, error.address.as_str());
                 std::mem::replace(error, known)
             });
-            let _ = told.send(why.map_or(Ok(()), Err));
+            let _ = told.send(why.map_or(Ok(made), Err));
         }
         let seen = seen.as_ref();
         for (tag, told) in self.who.drain(..) {

@@ -173,9 +173,9 @@ impl Driver for FakeDriver {
         Ok(handles.iter().enumerate().filter(|(_, handle)| gone(handle)).map(|(place, _)| place).collect())
     }
 
-    async fn answers(&self) -> Result<(), DriverError> {
+    async fn answers(&self) -> Result<u64, DriverError> {
         self.server.is_heard().await;
-        Ok(())
+        Ok(0)
     }
 
     fn control_connections(&self) -> u32 {
