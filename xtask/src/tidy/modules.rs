@@ -30,8 +30,8 @@ const MODULES: &[(&str, &[&str])] = &[
     ("budget", &["limits", "stats"]),
     ("token", &["budget", "error", "ids", "stats"]),
     ("registry", &["policy", "lru", "links", "budget", "token", "stats", "error", "limits", "ids"]),
-    ("ports", &["ids", "error", "stats", "naming", "policy"]),
-    ("mock", &["ids", "error", "stats", "naming", "policy", "ports"]),
+    ("ports", &["ids", "error", "stats", "naming", "policy", "limits"]),
+    ("mock", &["ids", "error", "stats", "naming", "policy", "limits", "ports"]),
 ];
 
 /// A path into another module.

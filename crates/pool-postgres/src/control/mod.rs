@@ -3,6 +3,7 @@
 //! holds it; questions that come close together share a round trip.
 
 mod exits;
+mod questions;
 mod worker;
 
 use std::sync::Arc;

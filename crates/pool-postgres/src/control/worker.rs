@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{interval, sleep, sleep_until, timeout};
 
 use super::exits::Exits;
+use super::questions::{Query, Question};
 use super::{ANSWER_LIMIT, Request, connect};
 use crate::catch_panics::catch_panics;
 use crate::classify::{driver_error, is_fatal};
@@ -30,74 +31,6 @@ const FAREWELL_LIMIT: Duration = Duration::from_secs(2);
 const KEEPALIVE: Duration = Duration::from_secs(30);
 /// How many questions are taken at a time.
 const TAKEN_MAX: usize = 1_024;
-
-/// A question about sessions, given as two arrays; a start is written as `session_of` has it.
-macro_rules! about_sessions {
-    ($what:literal) => {
-        concat!(
-            "select ",
-            $what,
-            " from rows from (pg_catalog.unnest($1::pg_catalog.int4[]), pg_catalog.unnest($2::pg_catalog.int8[])) \
-             as s(pid, started) cross join lateral pg_catalog.pg_stat_get_activity(s.pid) as a \
-             where (pg_catalog.date_part('epoch', a.backend_start) operator(pg_catalog.*) 1000000)::pg_catalog.int8 \
-             operator(pg_catalog.=) s.started"
-        )
-    };
-}
-
-/// What is asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Question {
-    Cancel,
-    End,
-    /// Who has one of some pids or one of some tags.
-    Look,
-    /// In which of some databases somebody waits who is not shown: for the lock on the database, in the midst of its opening.
-    Hidden,
-    /// How many connections the server can hold, and holds.
-    Capacity,
-}
-
-impl Question {
-    fn sql(self) -> &'static str {
-        match self {
-            Self::Cancel => about_sessions!("pg_catalog.pg_cancel_backend(s.pid)"),
-            Self::End => about_sessions!("pg_catalog.pg_terminate_backend(s.pid)"),
-            Self::Hidden => {
-                "select d.datname::pg_catalog.text from pg_catalog.pg_locks as l \
-                 join pg_catalog.pg_database as d on d.oid operator(pg_catalog.=) l.objid \
-                 where not l.granted and l.classid operator(pg_catalog.=) 'pg_catalog.pg_database'::pg_catalog.regclass \
-                 and d.datname::pg_catalog.text operator(pg_catalog.=) any ($1::pg_catalog.text[])"
-            }
-            // Reserved ones are none of ours; `reserved_connections` came with version 16.
-            Self::Capacity => {
-                "select greatest(pg_catalog.current_setting('max_connections')::pg_catalog.int4 \
-                 operator(pg_catalog.-) pg_catalog.current_setting('superuser_reserved_connections')::pg_catalog.int4 \
-                 operator(pg_catalog.-) coalesce(pg_catalog.current_setting('reserved_connections', true), '0')::pg_catalog.int4, 0), \
-                 (select pg_catalog.count(*)::pg_catalog.int4 from pg_catalog.pg_stat_activity \
-                 where backend_type operator(pg_catalog.=) 'client backend')"
-            }
-            Self::Look => {
-                "select pid, \
-                 (pg_catalog.date_part('epoch', backend_start) operator(pg_catalog.*) 1000000)::pg_catalog.int8, \
-                 pg_catalog.right(application_name, $3) from pg_catalog.pg_stat_get_activity(null) \
-                 where pid operator(pg_catalog.=) any ($1::pg_catalog.int4[]) \
-                 or pg_catalog.right(application_name, $3) operator(pg_catalog.=) any ($2::pg_catalog.text[])"
-            }
-        }
-    }
-
-    /// How often it is asked. A cancel that was not answered may still be on its way, so that a second one would prove
-    /// nothing; the others may be repeated.
-    fn tries(self) -> u32 {
-        match self {
-            Self::Cancel => 1,
-            Self::End | Self::Look | Self::Hidden | Self::Capacity => 2,
-        }
-    }
-}
-
-type Query<'q> = sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>;
 
 /// Why there is no answer.
 enum Unanswered {

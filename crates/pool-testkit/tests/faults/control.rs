@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
 use pool_postgres::{Limits, PgPools, WorkspaceId};
-use pool_testkit::faults::{DedicatedServer, Link, Proxy, Row, Stop};
+use pool_testkit::faults::{DedicatedServer, Link, Proxy, Row};
 use pool_testkit::{eventually, execute_outside, wait_for_condition};
 use sqlx::{Connection, PgConnection};
 use tokio::task::JoinSet;
@@ -93,42 +93,4 @@ async fn o7_a_control_connection_that_is_lost_is_not_taken_for_the_server() -> O
     world
         .finish(bystander, Others::Spared, Observed { fault: "control link dead", law: "O7", seen, recovery })
         .await
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn b1_a_budget_of_the_server_is_asked_for_at_build_and_after_a_restart() -> Outcome {
-    let mut server = DedicatedServer::start().await?;
-    let config = server.config();
-    // Of 30 connections 3 are reserved; somebody else has one of the others.
-    let other = PgConnection::connect_with(&config.connect_options(SYSTEM)).await?;
-    let pools = PgPools::builder(config.clone()).limits(Limits::of_server(5)).build().await?;
-    let budget = || {
-        let stats = pools.stats();
-        stats.workspaces.limit + stats.system.limit + stats.control
-    };
-    assert_eq!(budget(), 30 - 3 - 1 - 5);
-    let id = WorkspaceId::new("a")?;
-    pools.ensure_workspace(&id).await?;
-    let mut lease = pools.acquire(&id).await?;
-
-    // The other one does not come back after the restart.
-    drop(other);
-    server.stop(Stop::Fast).await?;
-    sqlx::query("select 1").execute(&mut lease).await.unwrap_err();
-    drop(lease);
-    pools.acquire(&id).await.unwrap_err();
-    server.start_again().await?;
-    let is_asked = || async { budget() == 30 - 3 - 5 };
-    eventually("the budget being asked for again", SOON, is_asked).await?;
-    drop(pools.acquire(&id).await?);
-    Ok(pools.close().await?)
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn b1_a_server_with_nothing_to_spare_is_told_at_build() -> Outcome {
-    let server = DedicatedServer::start().await?;
-    let refused = PgPools::builder(server.config()).limits(Limits::of_server(27)).build().await;
-    let error = refused.err().ok_or("it was built")?.to_string();
-    assert!(error.contains("nothing to spare") && error.contains("27"), "{error}");
-    Ok(())
 }

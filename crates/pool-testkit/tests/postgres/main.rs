@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod answers;
+mod budget;
 mod cancelled;
 mod clean;
 mod cut;
