@@ -19,6 +19,9 @@ const STATES: &[(&str, DriverErrorKind)] = &[
     ("08", DriverErrorKind::ConnectionLost),
 ];
 
+/// The kind of the I/O error that stands for a server that takes no writes.
+pub(crate) const STANDBY: io::ErrorKind = io::ErrorKind::ReadOnlyFilesystem;
+
 /// What an SQLSTATE means for a pool.
 pub(crate) fn kind_of_state(code: &str) -> DriverErrorKind {
     STATES.iter().find(|(state, _)| code.starts_with(state)).map_or(DriverErrorKind::Other, |(_, kind)| *kind)
@@ -39,6 +42,7 @@ pub(crate) fn kind_of(error: &Error, phase: Phase) -> DriverErrorKind {
 fn kind_of_io(kind: io::ErrorKind, phase: Phase) -> DriverErrorKind {
     match (kind, phase) {
         (io::ErrorKind::TimedOut, _) => DriverErrorKind::TimedOut,
+        (STANDBY, _) => DriverErrorKind::ServerNotReady,
         (_, Phase::Connect) => DriverErrorKind::Unreachable,
         _ => DriverErrorKind::ConnectionLost,
     }
@@ -115,6 +119,7 @@ mod tests {
 
     #[rstest]
     #[case::refused(io::ErrorKind::ConnectionRefused, Phase::Connect, DriverErrorKind::Unreachable)]
+    #[case::standby(STANDBY, Phase::Check, DriverErrorKind::ServerNotReady)]
     #[case::timed_out(io::ErrorKind::TimedOut, Phase::Connect, DriverErrorKind::TimedOut)]
     #[case::reset(io::ErrorKind::ConnectionReset, Phase::Check, DriverErrorKind::ConnectionLost)]
     fn every_io_error_has_its_kind(

@@ -10,7 +10,7 @@ use pool_core::{DatabaseName, NamingError, PrefixNaming};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 use thiserror::Error;
 
-use crate::session::{Reset, SessionKind, SessionSettings};
+use crate::session::{Reset, SessionKind, SessionSettings, TargetRole};
 use crate::tag::Tag;
 
 /// The prefix of workspaces' databases unless another is given.
@@ -275,6 +275,13 @@ impl PostgresConfig {
     /// When a connection that comes back is reset, default [`Reset::WhenDirty`].
     pub fn reset(mut self, reset: Reset) -> Self {
         self.sessions.reset = reset;
+        self
+    }
+
+    /// Which servers will do, default [`TargetRole::Any`]. Where a name stands for several servers, or a server may become
+    /// a standby, [`TargetRole::ReadWrite`] keeps callers from one that refuses their writes.
+    pub fn target_role(mut self, role: TargetRole) -> Self {
+        self.sessions.target_role = role;
         self
     }
 

@@ -17,7 +17,7 @@ use crate::connect::{Connector, NewSession};
 use crate::connection::{PgConn, Session, session_of};
 use crate::control::Control;
 use crate::plans::AllPlans;
-use crate::session::SessionKind;
+use crate::session::{SessionKind, TargetRole};
 use crate::tag::Tag;
 use crate::verify::{self, Prepared, With};
 
@@ -127,7 +127,16 @@ impl PgDriver {
         let reset = conn.wants_reset(self.config().sessions().reset);
         // What raw access did to prepared statements, and the errors behind it, were not seen.
         let statements = conn.was_dirtied();
-        With { reset, close_statements: statements && !conn.keeps_statements(), statements }
+        let role = self.config().sessions().target_role;
+        With { reset, close_statements: statements && !conn.keeps_statements(), statements, role }
+    }
+
+    /// Asks a new session whether its server has the role that is wished, if any is.
+    async fn proves_its_role(&self, conn: &mut PgConn) -> Result<(), Error> {
+        match self.config().sessions().target_role {
+            TargetRole::Any => Ok(()),
+            role @ TargetRole::ReadWrite => verify::check(conn, role).await,
+        }
     }
 
     /// Does with a session that is new, or as good as new, what the configuration says.
@@ -136,7 +145,7 @@ impl PgDriver {
             return Ok(());
         };
         catch_panics(hook(conn.own())).await?;
-        verify::check(conn).await?;
+        verify::check(conn, TargetRole::Any).await?;
         conn.is_clean_now();
         Ok(())
     }
@@ -213,6 +222,10 @@ impl Driver for PgDriver {
             opened.await.map_err(|error| driver_error(error, Phase::Connect, self.address(endpoint)))?;
         let keeps_statements = kind == SessionKind::Own || self.config().keeps_statements();
         let mut conn = PgConn::new(opened, kind, self.plans.of(database), keeps_statements);
+        if let Err(error) = self.proves_its_role(&mut conn).await {
+            self.close(conn).await;
+            return Err(driver_error(error, Phase::Connect, self.address(endpoint)));
+        }
         if let Err(error) = self.prepare(&mut conn).await {
             self.close(conn).await;
             return Err(driver_error(error, Phase::Prepare, self.address(endpoint)));
@@ -225,7 +238,7 @@ impl Driver for PgDriver {
             if conn.has_spoiled_plans() {
                 conn.forget_statements().await?;
             }
-            verify::check(conn).await
+            verify::check(conn, self.config().sessions().target_role).await
         };
         checked.await.map_err(|error| self.error(error, Phase::Check))
     }

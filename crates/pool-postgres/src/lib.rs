@@ -75,7 +75,7 @@ pub use pool_core::{
 };
 pub use pool_manager::{PolicyFactory, Settings, StartError};
 pub use pools::{PgPools, PgPoolsBuilder};
-pub use session::Reset;
+pub use session::{Reset, TargetRole};
 pub use tag::{APPLICATION_NAME_MAX, without_tag};
 pub use transaction::PgTransaction;
 pub use workspace_pool::PgWorkspacePool;

@@ -27,6 +27,19 @@ pub enum Reset {
     Never,
 }
 
+/// Which servers will do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum TargetRole {
+    /// Any that lets us in.
+    #[default]
+    Any,
+    /// One that takes writes. A new session of a standby is a failed open, and a connection whose server has become one
+    /// is closed: it is asked in the round trip of each check, and when a statement has failed. It costs one round trip for each
+    /// new session.
+    ReadWrite,
+}
+
 /// What is done with each new session, and again after each reset.
 pub(crate) type AfterConnect =
     Arc<dyn for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Result<(), Error>> + Send + Sync>;
@@ -53,6 +66,7 @@ impl From<&Target> for SessionKind {
 #[derive(Clone, Default)]
 pub(crate) struct SessionSettings {
     pub(crate) reset: Reset,
+    pub(crate) target_role: TargetRole,
     pub(crate) defaults: Vec<(String, String)>,
     pub(crate) after_connect: Option<AfterConnect>,
 }
@@ -88,6 +102,7 @@ impl fmt::Debug for SessionSettings {
         let names: Vec<&str> = self.defaults.iter().map(|(name, _)| name.as_str()).collect();
         f.debug_struct("SessionSettings")
             .field("reset", &self.reset)
+            .field("target_role", &self.target_role)
             .field("defaults", &names)
             .field("after_connect", &self.after_connect.is_some())
             .finish()

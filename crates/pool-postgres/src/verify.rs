@@ -5,13 +5,16 @@
 //!
 //! Names, types and operators are qualified: a holder's `search_path` must not choose who answers.
 
+use std::io;
+
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Error, Row};
 
 use crate::catch_panics::catch_panics;
-use crate::classify::is_loss;
+use crate::classify::{STANDBY, is_loss};
 use crate::connection::PgConn;
 use crate::plans::Look;
+use crate::session::TargetRole;
 
 /// How often a connection is asked. A late cancel may hit one question; a failed transaction, one more; a
 /// rollback is followed by another.
@@ -22,6 +25,9 @@ const FAILED_TRANSACTION: &str = "25P02";
 /// question, that is, none was open.
 const STATE: &str = "pg_catalog.pg_backend_pid(), \
                      pg_catalog.now() operator(pg_catalog.=) pg_catalog.statement_timestamp()";
+
+/// Whether the server takes no writes.
+const IS_STANDBY: &str = ", pg_catalog.pg_is_in_recovery()";
 
 /// What a holder may leave behind. In an open transaction it would be rolled back with it, which is seen, and it is
 /// sent again.
@@ -58,6 +64,8 @@ pub(crate) struct With {
     pub(crate) close_statements: bool,
     /// Ask about prepared statements.
     pub(crate) statements: bool,
+    /// Refuse a server of another role.
+    pub(crate) role: TargetRole,
 }
 
 /// What was seen in that round trip.
@@ -85,7 +93,8 @@ impl Prepared {
 
 impl With {
     fn question(self, nonce: &str) -> String {
-        let ask = format!("select '{nonce}', {STATE}");
+        let role = if self.role == TargetRole::ReadWrite { IS_STANDBY } else { "" };
+        let ask = format!("select '{nonce}', {STATE}{role}");
         if self.is_plain() {
             return ask;
         }
@@ -131,9 +140,18 @@ pub(crate) async fn ask(conn: &mut PgConn, with: With) -> Result<Seen, Error> {
     if first.try_get::<i32, _>(1)? != pid {
         return Err(Error::Protocol("the connection was swapped for another one".into()));
     }
+    if with.role == TargetRole::ReadWrite && first.try_get(3)? {
+        return Err(is_standby());
+    }
     let state = if first.try_get(2)? { InStep::Idle } else { InStep::InTransaction };
     let prepared = if with.statements { Some(prepared(last)?) } else { None };
     Ok(Seen { state, prepared })
+}
+
+/// Of a kind of its own, which `classify` knows.
+fn is_standby() -> Error {
+    let why = "the server is a standby, and a read-write one is wanted";
+    Error::Io(io::Error::new(STANDBY, why))
 }
 
 fn nonce() -> String {
@@ -174,9 +192,9 @@ fn out_of_step() -> Error {
     Error::Protocol("the answer is that of another question".into())
 }
 
-/// Whether an idle connection lives, is in step, and is in no transaction.
-pub(crate) async fn check(conn: &mut PgConn) -> Result<(), Error> {
-    match ask(conn, With::default()).await?.state {
+/// Whether an idle connection lives, is in step, is in no transaction, and has the role that is wished.
+pub(crate) async fn check(conn: &mut PgConn, role: TargetRole) -> Result<(), Error> {
+    match ask(conn, With { role, ..With::default() }).await?.state {
         InStep::Idle => Ok(()),
         InStep::InTransaction => Err(Error::Protocol("a transaction is open on an idle connection".into())),
     }

@@ -197,6 +197,19 @@ impl DedicatedServer {
         self.launch(Until::Standby).await
     }
 
+    /// Starts it after a stop as a standby, which takes sessions and refuses writes, until
+    /// [`DedicatedServer::end_recovery`]. It must have been made with `hot_standby` on.
+    ///
+    /// # Errors
+    /// [`ServerError`] with the end of the log.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the start under way.
+    pub async fn start_as_standby(&mut self) -> Result<(), ServerError> {
+        self.place.owner().write(&self.place.data().join("standby.signal"), "")?;
+        self.launch(Until::Ready).await
+    }
+
     /// Has a server that recovers become an ordinary one; returns when it takes connections.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! The whole server stops, crashes, freezes or recovers.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pool_postgres::{DriverErrorKind, PgLease};
 use pool_testkit::faults::Stop;
@@ -95,5 +95,29 @@ async fn o3_a_server_in_recovery_is_told_and_served_when_it_is_ready() -> Outcom
     let recovery = world.back_after(Instant::now()).await?;
     let seen = told(&refusal);
     let observed = Observed { fault: "server in recovery", law: "O3", seen, recovery };
+    world.finish(bystander, Others::Hit, observed).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn o3_a_server_that_became_a_standby_serves_nobody_who_wants_to_write() -> Outcome {
+    let mut world = World::read_write().await?;
+    let bystander = world.watch();
+    let lease = world.lease().await?;
+    drop(lease);
+
+    world.server.stop(Stop::Fast).await?;
+    world.server.start_as_standby().await?;
+    let mut refusal = world.refusal().await;
+    // The first may be told of the stop.
+    while open_failure(&refusal).0 != DriverErrorKind::ServerNotReady
+        || !refusal.to_string().contains("standby")
+    {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        refusal = world.refusal().await;
+    }
+    world.server.end_recovery().await?;
+    let recovery = world.back_after(Instant::now()).await?;
+    let fault = "role changed to standby, and back (`TargetRole::ReadWrite`)";
+    let observed = Observed { fault, law: "O3", seen: told(&refusal), recovery };
     world.finish(bystander, Others::Hit, observed).await
 }

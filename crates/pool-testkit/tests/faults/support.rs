@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use pool_postgres::{
-    AcquireError, DatabaseNaming, DriverErrorKind, Limits, PgLease, PgPools, PostgresConfig, WorkspaceId,
-    acquire_error,
+    AcquireError, DatabaseNaming, DriverErrorKind, Limits, PgLease, PgPools, PostgresConfig, TargetRole,
+    WorkspaceId, acquire_error,
 };
 use pool_testkit::faults::{DedicatedServer, Proxy, Row};
 use pool_testkit::{eventually, execute_outside, wait_for_condition};
@@ -71,6 +71,12 @@ impl World {
         Self::new(server, Some(proxy), Some(connect_timeout)).await
     }
 
+    /// A pool that wants its server to take writes, on a server that may become a standby.
+    pub async fn read_write() -> Result<Self, Failure> {
+        let server = DedicatedServer::start_with(&[("hot_standby", "on")]).await?;
+        Self::with(server, None, Some(PATIENT), |config| config.target_role(TargetRole::ReadWrite)).await
+    }
+
     /// The same with default time limits.
     pub async fn proxied_by_default() -> Result<Self, Failure> {
         let server = DedicatedServer::start().await?;
@@ -83,22 +89,32 @@ impl World {
         proxy: Option<Proxy>,
         connect_timeout: Option<Duration>,
     ) -> Result<Self, Failure> {
+        Self::with(server, proxy, connect_timeout, |config| config).await
+    }
+
+    async fn with(
+        server: DedicatedServer,
+        proxy: Option<Proxy>,
+        connect_timeout: Option<Duration>,
+        adjust: impl FnOnce(PostgresConfig) -> PostgresConfig,
+    ) -> Result<Self, Failure> {
         let superuser = server.config();
         let role = format!("create role {ROLE} login createdb password '{}'", PASSWORD.replace('\'', "''"));
         execute_outside(&superuser, "postgres", &role).await?;
         let port = proxy.as_ref().map_or(server.port(), |proxy| proxy.address().port());
-        let pools =
-            PgPools::builder(superuser.port(port).user(ROLE).password(PASSWORD).application_name(TAG))
-                .limits(Limits::new(12).system(4).per_workspace(4))
-                .acquire_timeout(ACQUIRE_TIMEOUT)
-                .adjust(move |settings| {
-                    if let Some(limit) = connect_timeout {
-                        (settings.connect_timeout, settings.check_timeout) = (limit, limit);
-                    }
-                    settings.check_after = Duration::ZERO; // as if every connection had been idle for long
-                })
-                .build()
-                .await?;
+        let pools = PgPools::builder(adjust(
+            superuser.port(port).user(ROLE).password(PASSWORD).application_name(TAG),
+        ))
+        .limits(Limits::new(12).system(4).per_workspace(4))
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .adjust(move |settings| {
+            if let Some(limit) = connect_timeout {
+                (settings.connect_timeout, settings.check_timeout) = (limit, limit);
+            }
+            settings.check_after = Duration::ZERO; // as if every connection had been idle for long
+        })
+        .build()
+        .await?;
         let (hit, other) = (WorkspaceId::new("hit")?, WorkspaceId::new("other")?);
         // A hasty open may be given up on a busy machine, and is made again.
         let are_there = || async {
