@@ -19,6 +19,7 @@ use tokio::time::sleep;
 use super::binaries::{Binaries, Search};
 use super::error::{Doing, ServerError};
 use super::guarded::GuardedDirectory;
+use super::settings::{setting, settings};
 use super::start::{self, HOST, Postmaster};
 
 const USER: &str = "pool_test";
@@ -359,32 +360,6 @@ impl Drop for DedicatedServer {
     }
 }
 
-/// Later entries override earlier ones, and `postgresql.auto.conf` is read last.
-fn settings(port: u16) -> String {
-    format!(
-        "listen_addresses = '{HOST}'\n\
-         port = {port}\n\
-         unix_socket_directories = ''\n\
-         password_encryption = 'scram-sha-256'\n\
-         dynamic_shared_memory_type = mmap\n\
-         shared_buffers = 16MB\n\
-         max_connections = 30\n\
-         superuser_reserved_connections = 3\n\
-         authentication_timeout = 10s\n\
-         max_wal_senders = 0\n\
-         autovacuum = off\n\
-         hot_standby = off\n\
-         fsync = off\n\
-         synchronous_commit = off\n\
-         full_page_writes = off\n"
-    )
-}
-
-/// A line of a configuration file; in a value, a quote is doubled.
-fn setting(name: &str, value: &str) -> String {
-    format!("{name} = '{}'\n", value.replace('\'', "''"))
-}
-
 fn children_of(parent: Pid) -> Result<Vec<Pid>, ServerError> {
     let proc = Path::new("/proc");
     if !proc.join("self/stat").exists() {
@@ -446,12 +421,6 @@ mod tests {
         assert!(found.iter().any(|pid| pid.as_raw().unsigned_abs() == sleeper.id()), "{found:?}");
         sleeper.kill().unwrap();
         sleeper.wait().unwrap();
-    }
-
-    #[test]
-    fn a_setting_is_quoted() {
-        assert_eq!(setting("max_connections", "200"), "max_connections = '200'\n");
-        assert_eq!(setting("search_path", "it's"), "search_path = 'it''s'\n");
     }
 
     #[tokio::test]

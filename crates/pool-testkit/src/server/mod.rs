@@ -30,6 +30,7 @@ mod kept;
 mod owner;
 mod reap;
 mod record;
+mod settings;
 mod start;
 mod test_server;
 
