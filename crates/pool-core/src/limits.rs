@@ -33,13 +33,13 @@ pub struct Limits {
     headroom: Option<u32>,
 }
 
-/// What a server can hold, and holds.
+/// What a server can hold, and holds for others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
     /// The most connections that anybody without special rights can have, all together.
     pub connections: u32,
-    /// The connections that it has now, whoever has them.
-    pub in_use: u32,
+    /// How many of them others have now: neither the asking pool nor its driver.
+    pub others: u32,
 }
 
 impl Limits {
@@ -70,11 +70,10 @@ impl Limits {
         self.headroom.is_some()
     }
 
-    /// The same with the budget that a server has, which counts `own` connections of this pool. A fixed budget stays.
-    pub const fn on(mut self, capacity: Capacity, own: u32) -> Self {
+    /// The same with the budget that a server has. A fixed budget stays.
+    pub const fn on(mut self, capacity: Capacity) -> Self {
         if let Some(headroom) = self.headroom {
-            let others = capacity.in_use.saturating_sub(own);
-            self.total = capacity.connections.saturating_sub(others).saturating_sub(headroom);
+            self.total = capacity.connections.saturating_sub(capacity.others).saturating_sub(headroom);
         }
         self
     }
@@ -215,19 +214,18 @@ mod tests {
     }
 
     #[rstest]
-    #[case::alone(97, 1, 1, 5, 92)]
-    #[case::others(97, 41, 1, 5, 52)]
-    #[case::nothing_left(97, 98, 1, 5, 0)]
+    #[case::alone(97, 0, 5, 92)]
+    #[case::others(97, 40, 5, 52)]
+    #[case::nothing_left(97, 97, 5, 0)]
     fn a_budget_of_the_server_is_what_others_and_the_headroom_leave(
         #[case] connections: u32,
-        #[case] in_use: u32,
-        #[case] own: u32,
+        #[case] others: u32,
         #[case] headroom: u32,
         #[case] budget: u32,
     ) {
-        let capacity = Capacity { connections, in_use };
-        assert_eq!(Limits::of_server(headroom).on(capacity, own).total(), budget);
-        assert_eq!(Limits::new(7).on(capacity, own).total(), 7, "a fixed one stays");
+        let capacity = Capacity { connections, others };
+        assert_eq!(Limits::of_server(headroom).on(capacity).total(), budget);
+        assert_eq!(Limits::new(7).on(capacity).total(), 7, "a fixed one stays");
     }
 
     #[rstest]

@@ -98,8 +98,13 @@ pub trait Driver: Send + Sync + 'static {
         std::future::ready(Ok(0))
     }
 
-    /// How many connections the server can hold, and holds. A driver that cannot tell says nothing, as the default does.
-    fn capacity(&self) -> impl Future<Output = Result<Option<Capacity>, DriverError>> + Send {
+    /// How many connections the server can hold, and how many others have: neither those in `own` nor the driver's. A driver
+    /// that cannot tell says nothing, as the default does.
+    fn capacity(
+        &self,
+        own: Vec<Self::Handle>,
+    ) -> impl Future<Output = Result<Option<Capacity>, DriverError>> + Send {
+        drop(own);
         std::future::ready(Ok(None))
     }
 

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::engine::Engine;
-use crate::share;
+use crate::share::{self, Share};
 
 /// The pause between two questions while there is no answer, doubled from the first to the most.
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
@@ -78,7 +78,7 @@ pub(crate) async fn watch_over<D: Driver>(engine: Weak<Engine<D>>, health: Arc<S
                 known_start = start;
                 measure_budget(&asked).await;
             }
-            Err(error) if !health.has_succeeded_since(asked_at) => {
+            Err(error) if may_concern_all(error.kind) && !health.has_succeeded_since(asked_at) => {
                 drop(asked);
                 let Some(()) = outlast(&engine, &health, Arc::new(error)).await else { return };
                 // It may be another one now.
@@ -100,17 +100,28 @@ async fn outlast<D: Driver>(
     engine.upgrade()?.step_both("server is lost", |registry, now| {
         registry.server_is_lost(Arc::clone(&error), PAUSE_MAX, now)
     });
-    let mut questions = JoinSet::new();
+    let mut questions: JoinSet<Result<u64, DriverError>> = JoinSet::new();
     let mut pause = PAUSE_FIRST;
+    let mut next = std::pin::pin!(sleep(pause));
     loop {
         tokio::select! {
             biased;
-            Some(answer) = questions.join_next() => if let Ok(Ok(_)) = answer { break },
+            // A refusal is an answer: the server is there.
+            Some(answer) = questions.join_next() => match answer {
+                Ok(Err(error)) if may_concern_all(error.kind) => {}
+                Ok(_) => break,
+                Err(_) => {}
+            },
             () = health.success.notified() => break,
-            () = sleep(pause) => {
+            () = &mut next => {
                 let engine = engine.upgrade()?;
+                // Nobody else has it any more.
+                if Arc::strong_count(&engine) <= questions.len() + 1 {
+                    return None;
+                }
                 questions.spawn(async move { ask(&engine).await });
                 pause = (pause * 2).min(PAUSE_MAX);
+                next.as_mut().reset(tokio::time::Instant::now() + pause);
             }
         }
     }
@@ -124,19 +135,19 @@ async fn outlast<D: Driver>(
 
 /// A server that was started again may have another number of connections.
 async fn measure_budget<D: Driver>(engine: &Engine<D>) {
-    let limits = engine.settings.limits;
+    let limits = engine.limits();
     if !limits.is_of_server() {
         return;
     }
-    let stats = engine.stats();
-    let own = stats.connections().total() + stats.control;
-    let Ok(Ok(Some(capacity))) = timeout(ANSWER_LIMIT, engine.driver.capacity()).await else { return };
-    match limits.on(capacity, own).ceilings(engine.driver.control_connections()) {
+    let own = engine.shares().into_iter().flat_map(Share::handles).collect();
+    let Ok(Ok(Some(capacity))) = timeout(ANSWER_LIMIT, engine.driver.capacity(own)).await else { return };
+    let limits = limits.on(capacity);
+    match limits.ceilings(engine.driver.control_connections()) {
         Ok(ceilings) => {
-            tracing::info!(?capacity, own, budget = ceilings.total(), "the budget is what the server has");
-            engine.set_ceilings(ceilings);
+            tracing::info!(?capacity, budget = ceilings.total(), "the budget is what the server has");
+            engine.set_limits(limits, ceilings);
         }
-        Err(error) => tracing::warn!(%error, ?capacity, own, "the budget stays as it was"),
+        Err(error) => tracing::warn!(%error, ?capacity, "the budget stays as it was"),
     }
 }
 

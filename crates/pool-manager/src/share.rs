@@ -70,6 +70,11 @@ impl<D: Driver> Share<D> {
         self.handles.remove(&id);
     }
 
+    /// Those of all connections.
+    pub(crate) fn handles(&self) -> Vec<D::Handle> {
+        self.handles.iter().map(|entry| entry.value().clone()).collect()
+    }
+
     pub(crate) fn handle(&self, id: ConnectionId) -> Option<D::Handle> {
         self.handles.get(&id).map(|handle| handle.clone())
     }

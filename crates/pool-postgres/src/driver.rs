@@ -102,7 +102,11 @@ impl PgDriver {
     /// unseen, it shows none, and none that waits for the lock on its database.
     async fn is_forgotten(&self, tag: &Tag, database: &str) {
         sleep(self.control.authentication_limit() + FORGOTTEN_MARGIN).await;
-        while self.control.is_uncounted(tag.clone(), database.to_owned()).await != Some(true) {
+        // Twice: between the lock on its database and its being shown, a session is nowhere to be seen.
+        let mut times = 0;
+        while times < 2 {
+            let is_uncounted = self.control.is_uncounted(tag.clone(), database.to_owned()).await;
+            times = if is_uncounted == Some(true) { times + 1 } else { 0 };
             sleep(FORGOTTEN_MARGIN).await;
         }
     }
@@ -304,8 +308,8 @@ impl Driver for PgDriver {
         self.control.answers(self.server()).await
     }
 
-    async fn capacity(&self) -> Result<Option<Capacity>, DriverError> {
-        Ok(self.control.capacity().await)
+    async fn capacity(&self, own: Vec<PgHandle>) -> Result<Option<Capacity>, DriverError> {
+        Ok(self.control.capacity(own.into_iter().map(|PgHandle(session)| session).collect()).await)
     }
 
     fn control_connections(&self) -> u32 {

@@ -329,14 +329,12 @@ impl PgPoolsBuilder {
 
 /// The limits with the budget that the server has, if that is what is wished; one that it cannot hold is warned of.
 async fn budget_on(driver: &PgDriver, limits: Limits, limit: Duration) -> Limits {
-    // The control connection is the only one yet.
-    let own = driver.control_connections();
-    let Ok(Ok(Some(capacity))) = timeout(limit, driver.capacity()).await else {
+    let Ok(Ok(Some(capacity))) = timeout(limit, driver.capacity(Vec::new())).await else {
         tracing::warn!("the server did not say how many connections it has");
         return limits;
     };
-    let Capacity { connections, in_use } = capacity;
-    let (limits, others) = (limits.on(capacity, own), in_use.saturating_sub(own));
+    let Capacity { connections, others } = capacity;
+    let limits = limits.on(capacity);
     let budget = limits.total();
     if limits.is_of_server() {
         tracing::info!(connections, others, budget, "the budget is what the server has");

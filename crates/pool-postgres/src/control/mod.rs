@@ -42,8 +42,8 @@ enum Request {
     Departed(Vec<Session>, oneshot::Sender<Option<Vec<usize>>>),
     /// Tell whether the server counts no session with this tag in this database, and has none there that it does not show.
     IsUncounted(Tag, String, oneshot::Sender<bool>),
-    /// Tell how many connections the server can hold, and holds.
-    Capacity(oneshot::Sender<Capacity>),
+    /// Tell how many connections the server can hold, and how many others have, beside these.
+    Capacity(Vec<Session>, oneshot::Sender<Capacity>),
     /// Tell whether the server answers, and why not.
     Answers(oneshot::Sender<Result<u64, DriverError>>),
     /// End the task.
@@ -115,10 +115,10 @@ impl Control {
         answer.await.ok()
     }
 
-    /// How many connections the server can hold, and holds; none if it did not say.
-    pub(crate) async fn capacity(&self) -> Option<Capacity> {
+    /// How many connections the server can hold, and how many others have, beside `own`; none if it did not say.
+    pub(crate) async fn capacity(&self, own: Vec<Session>) -> Option<Capacity> {
         let (told, answer) = oneshot::channel();
-        self.requests.send(Request::Capacity(told)).ok()?;
+        self.requests.send(Request::Capacity(own, told)).ok()?;
         answer.await.ok()
     }
 

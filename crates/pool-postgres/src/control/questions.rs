@@ -38,13 +38,17 @@ impl Question {
                  where not l.granted and l.classid operator(pg_catalog.=) 'pg_catalog.pg_database'::pg_catalog.regclass \
                  and d.datname::pg_catalog.text operator(pg_catalog.=) any ($1::pg_catalog.text[])"
             }
-            // Reserved ones are none of ours; `reserved_connections` came with version 16.
+            // Reserved ones are none of ours; `reserved_connections` came with version 16. What kind of session another role's is
+            // is not shown to everybody, but its role is.
             Self::Capacity => {
                 "select greatest(pg_catalog.current_setting('max_connections')::pg_catalog.int4 \
                  operator(pg_catalog.-) pg_catalog.current_setting('superuser_reserved_connections')::pg_catalog.int4 \
                  operator(pg_catalog.-) coalesce(pg_catalog.current_setting('reserved_connections', true), '0')::pg_catalog.int4, 0), \
                  (select pg_catalog.count(*)::pg_catalog.int4 from pg_catalog.pg_stat_activity \
-                 where backend_type operator(pg_catalog.=) 'client backend')"
+                 where usesysid is not null \
+                 and coalesce(backend_type, 'client backend') operator(pg_catalog.=) 'client backend' \
+                 and pid operator(pg_catalog.<>) pg_catalog.pg_backend_pid() \
+                 and pid operator(pg_catalog.<>) all ($1::pg_catalog.int4[]))"
             }
             Self::Look => {
                 "select pid, \

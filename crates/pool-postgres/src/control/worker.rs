@@ -25,7 +25,9 @@ use crate::knock::knock;
 use crate::tag::Tag;
 
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
-const ATTEMPT_EVERY: Duration = Duration::from_millis(500);
+const KNOCK_EVERY: Duration = Duration::from_millis(500);
+/// Each attempt that is left behind may be a session for the server until it lets one no longer authenticate.
+const CONNECT_EVERY: Duration = Duration::from_secs(1);
 const FAREWELL_LIMIT: Duration = Duration::from_secs(2);
 /// An address translator forgets a connection on which nothing was said for some minutes.
 const KEEPALIVE: Duration = Duration::from_secs(30);
@@ -66,7 +68,7 @@ struct Asked {
     who: Vec<(Tag, oneshot::Sender<Option<Session>>)>,
     departed: Vec<(Vec<Session>, oneshot::Sender<Option<Places>>)>,
     uncounted: Vec<(Tag, String, oneshot::Sender<bool>)>,
-    capacity: Vec<oneshot::Sender<Capacity>>,
+    capacity: Vec<(Vec<Session>, oneshot::Sender<Capacity>)>,
     answers: Vec<oneshot::Sender<Result<u64, DriverError>>>,
 }
 
@@ -129,7 +131,7 @@ impl Worker {
             Request::Departed(sessions, told) => self.asked.departed.push((sessions, told)),
             Request::Gone { session, end_it, told } => self.exits.expect(session, end_it, told, now()),
             Request::IsUncounted(tag, database, told) => self.asked.uncounted.push((tag, database, told)),
-            Request::Capacity(told) => self.asked.capacity.push(told),
+            Request::Capacity(own, told) => self.asked.capacity.push((own, told)),
             Request::Answers(told) => self.asked.answers.push(told),
             Request::Shutdown => return false,
         }
@@ -181,16 +183,13 @@ impl Worker {
     }
 
     async fn tell_capacity(&mut self) {
-        let told = std::mem::take(&mut self.asked.capacity);
-        if told.is_empty() {
-            return;
-        }
-        let Ok(rows) = self.ask(Question::Capacity, |query| query).await else { return };
-        let number =
-            |at: usize| rows.first().and_then(|row| u32::try_from(row.try_get::<i32, _>(at).ok()?).ok());
-        if let (Some(connections), Some(in_use)) = (number(0), number(1)) {
-            for told in told {
-                let _ = told.send(Capacity { connections, in_use });
+        for (own, told) in std::mem::take(&mut self.asked.capacity) {
+            let pids: Vec<i32> = own.into_iter().map(|session| session.pid).collect();
+            let Ok(rows) = self.ask(Question::Capacity, |query| query.bind(&pids)).await else { return };
+            let number =
+                |at: usize| rows.first().and_then(|row| u32::try_from(row.try_get::<i32, _>(at).ok()?).ok());
+            if let (Some(connections), Some(others)) = (number(0), number(1)) {
+                let _ = told.send(Capacity { connections, others });
             }
         }
     }
@@ -202,6 +201,8 @@ impl Worker {
         let pids: Vec<i32> = self.exits.sessions().chain(wanted).map(|session| session.pid).collect();
         let asked_for = who.iter().map(|(tag, _)| tag).chain(uncounted.iter().map(|(tag, ..)| tag));
         let tags: Vec<String> = asked_for.map(|tag| tag.as_str().to_owned()).collect();
+        // In this order: who was hidden may have come to be shown.
+        let hidden = self.hidden().await;
         let began = now();
         let seen = self.seen(&pids, &tags).await;
         let gone = match &seen {
@@ -211,22 +212,26 @@ impl Worker {
         for told in gone {
             let _ = told.send(());
         }
-        if let Ok(seen) = &seen {
-            self.tell_uncounted(seen).await;
+        if let (Some(hidden), Ok(seen)) = (hidden, &seen) {
+            self.tell_uncounted(&hidden, seen);
         }
         self.asked.tell(seen, self.made);
     }
 
-    /// Tells of which sessions nothing is to be seen. Who is told nothing asks again.
-    async fn tell_uncounted(&mut self, seen: &Seen) {
-        let uncounted = std::mem::take(&mut self.asked.uncounted);
-        if uncounted.is_empty() {
-            return;
+    /// In which databases somebody waits unseen, of those that somebody asks about.
+    async fn hidden(&mut self) -> Option<HashSet<String>> {
+        if self.asked.uncounted.is_empty() {
+            return None;
         }
-        let databases: Vec<String> = uncounted.iter().map(|(_, database, _)| database.clone()).collect();
-        let hidden = self.ask(Question::Hidden, |query| query.bind(&databases)).await;
-        let Ok(hidden) = hidden.map(|rows| names(&rows)) else { return };
-        for (tag, database, told) in uncounted {
+        let asked = &self.asked.uncounted;
+        let databases: Vec<String> = asked.iter().map(|(_, database, _)| database.clone()).collect();
+        let rows = self.ask(Question::Hidden, |query| query.bind(&databases)).await.ok()?;
+        Some(names(&rows))
+    }
+
+    /// Tells of which sessions nothing is to be seen. Who is told nothing asks again.
+    fn tell_uncounted(&mut self, hidden: &HashSet<String>, seen: &Seen) {
+        for (tag, database, told) in self.asked.uncounted.drain(..) {
             let is_seen = seen.by_tag.contains_key(tag.as_str()) || hidden.contains(&database);
             let _ = told.send(!is_seen);
         }
@@ -334,18 +339,19 @@ impl Worker {
     async fn connect(&self) -> Result<PgConnection, DriverError> {
         let options = self.connector.config().connect_options(&self.database);
         // What a refused knock has to say, the connect says better.
-        self.first_of(|| async { Ok(knock(&options).await.ok()) }).await?;
-        self.first_of(|| connect(&self.connector, &self.database, ANSWER_LIMIT)).await
+        self.first_of(KNOCK_EVERY, || async { Ok(knock(&options).await.ok()) }).await?;
+        self.first_of(CONNECT_EVERY, || connect(&self.connector, &self.database, ANSWER_LIMIT)).await
     }
 
     /// The outcome of the first attempt to end. Another one is begun now and then beside those that have begun: what a
     /// server has been asked while it could not be reached may be lost for good.
     async fn first_of<T, F: Future<Output = Result<T, DriverError>>>(
         &self,
+        every: Duration,
         attempt: impl Fn() -> F,
     ) -> Result<T, DriverError> {
         let mut attempts = FuturesUnordered::new();
-        let mut next = interval(ATTEMPT_EVERY);
+        let mut next = interval(every);
         let first = async {
             loop {
                 tokio::select! {
@@ -365,7 +371,7 @@ impl Asked {
         self.who.retain(|(_, told)| !told.is_closed());
         self.departed.retain(|(_, told)| !told.is_closed());
         self.uncounted.retain(|(_, _, told)| !told.is_closed());
-        self.capacity.retain(|told| !told.is_closed());
+        self.capacity.retain(|(_, told)| !told.is_closed());
         self.answers.retain(|told| !told.is_closed());
     }
 
@@ -404,7 +410,9 @@ impl Seen {
     fn read(rows: &[PgRow]) -> Result<Self, Error> {
         let mut seen = Self::default();
         for row in rows {
-            let session = Session { pid: row.try_get(0)?, started: row.try_get(1)? };
+            // That of another role's session is not shown to everybody; it is none of ours.
+            let Some(started) = row.try_get(1)? else { continue };
+            let session = Session { pid: row.try_get(0)?, started };
             seen.sessions.insert(session);
             if let Some(tag) = row.try_get(2)? {
                 seen.by_tag.insert(tag, session);

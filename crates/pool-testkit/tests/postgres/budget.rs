@@ -11,9 +11,15 @@ use crate::support::{SOON, id};
 async fn b1_a_budget_of_the_server_is_asked_for_at_build_and_after_a_restart() {
     let mut server = DedicatedServer::start().await.unwrap();
     let config = server.config();
-    // Of 30 connections 3 are reserved; somebody else has one of the others.
-    let other = PgConnection::connect_with(&config.connect_options("postgres")).await.unwrap();
-    let pools = PgPools::builder(config.clone()).limits(Limits::of_server(5)).build().await.unwrap();
+    // Of 30 connections 3 are reserved; somebody else has one of the others, whom the pool's role may not look at.
+    let mut other = PgConnection::connect_with(&config.connect_options("postgres")).await.unwrap();
+    let role = "create role app login createdb password 'app'";
+    sqlx::raw_sql(role).execute(&mut other).await.unwrap();
+    let pools = PgPools::builder(config.user("app").password("app"))
+        .limits(Limits::of_server(5))
+        .build()
+        .await
+        .unwrap();
     let budget = || {
         let stats = pools.stats();
         stats.workspaces.limit + stats.system.limit + stats.control
