@@ -39,13 +39,14 @@ impl Question {
                  and d.datname::pg_catalog.text operator(pg_catalog.=) any ($1::pg_catalog.text[])"
             }
             // Reserved ones are none of ours; `reserved_connections` came with version 16. What kind of session another role's is
-            // is not shown to everybody, but its role is.
+            // is not shown to everybody, but its role and
+            // its database are, and a client has both.
             Self::Capacity => {
                 "select greatest(pg_catalog.current_setting('max_connections')::pg_catalog.int4 \
                  operator(pg_catalog.-) pg_catalog.current_setting('superuser_reserved_connections')::pg_catalog.int4 \
                  operator(pg_catalog.-) coalesce(pg_catalog.current_setting('reserved_connections', true), '0')::pg_catalog.int4, 0), \
                  (select pg_catalog.count(*)::pg_catalog.int4 from pg_catalog.pg_stat_activity \
-                 where usesysid is not null \
+                 where usesysid is not null and datid is not null \
                  and coalesce(backend_type, 'client backend') operator(pg_catalog.=) 'client backend' \
                  and pid operator(pg_catalog.<>) pg_catalog.pg_backend_pid() \
                  and pid operator(pg_catalog.<>) all ($1::pg_catalog.int4[]))"
