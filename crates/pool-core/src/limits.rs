@@ -140,22 +140,26 @@ impl Limits {
         if waiting == 0 {
             return Err(LimitsError::NoWaiting);
         }
-        Ok(Ceilings { workspaces, per_workspace, system, control, opens, waiting })
+        Ok(Ceilings { wish: self, workspaces, per_workspace, system, control })
     }
 }
 
 /// Checked ceilings. The two shares add up to the budget, so neither can starve the other (law B3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ceilings {
+    wish: Limits,
     workspaces: u32,
     per_workspace: u32,
     system: u32,
     control: u32,
-    opens: u32,
-    waiting: u32,
 }
 
 impl Ceilings {
+    /// The wish that was divided.
+    pub fn limits(&self) -> Limits {
+        self.wish
+    }
+
     /// The whole budget.
     pub fn total(&self) -> u32 {
         self.workspaces + self.system
@@ -188,12 +192,12 @@ impl Ceilings {
 
     /// How many callers may wait for one workspace.
     pub fn waiting_per_workspace(&self) -> u32 {
-        self.waiting
+        self.wish.waiting
     }
 
     /// How many opens may be under way in each share.
     pub fn opens(&self) -> u32 {
-        self.opens
+        self.wish.opens
     }
 }
 

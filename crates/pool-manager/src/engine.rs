@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use moka::future::Cache;
 use pool_core::{
     Ceilings, CloseDebt, CloseWork, Driver, DriverError, DriverErrorKind, Effects, Endpoint, Event,
-    LeaseDebt, Limits, OpenWork, Phase, PoolStats, Registry, RegistryConfig, Target, WorkspaceId,
+    LeaseDebt, OpenWork, Phase, PoolStats, Registry, RegistryConfig, Target, WorkspaceId,
 };
 use tokio::sync::{Notify, mpsc};
 
@@ -46,8 +46,6 @@ pub(crate) struct Engine<D: Driver> {
     pub(crate) settings: Settings,
     /// What was wished last; the shares may still be on their way there.
     ceilings: Mutex<Ceilings>,
-    /// The wish behind them.
-    limits: Mutex<Limits>,
     /// Workspaces that are known to have a database.
     pub(crate) facts: Cache<WorkspaceId, Fact>,
     jobs: mpsc::UnboundedSender<Job<D>>,
@@ -69,7 +67,6 @@ impl<D: Driver> Engine<D> {
         jobs: mpsc::UnboundedSender<Job<D>>,
         look_ups: mpsc::UnboundedSender<Target>,
     ) -> Self {
-        let limits = settings.limits;
         let facts = Cache::builder()
             .max_capacity(100_000)
             .time_to_live(settings.facts_ttl.min(FACTS_TTL_MAX))
@@ -83,7 +80,6 @@ impl<D: Driver> Engine<D> {
             driver,
             settings,
             ceilings: Mutex::new(ceilings),
-            limits: Mutex::new(limits),
             facts,
             jobs,
             look_ups,
@@ -148,17 +144,7 @@ impl<D: Driver> Engine<D> {
         *self.ceilings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn limits(&self) -> Limits {
-        *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Sets what is wished.
-    pub(crate) fn set_limits(&self, limits: Limits, ceilings: Ceilings) {
-        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
-        self.set_ceilings(ceilings);
-    }
-
-    fn set_ceilings(&self, ceilings: Ceilings) {
+    pub(crate) fn set_ceilings(&self, ceilings: Ceilings) {
         self.approach(Some(ceilings));
     }
 

@@ -223,7 +223,7 @@ impl<D: Driver> PoolManager<D> {
     /// [`LimitsError`] when they cannot hold, with the numbers; nothing has changed then.
     pub fn set_limits(&self, limits: Limits) -> Result<(), LimitsError> {
         let ceilings = limits.ceilings(self.driver().control_connections())?;
-        self.inner.engine.set_limits(limits, ceilings);
+        self.inner.engine.set_ceilings(ceilings);
         Ok(())
     }
 

@@ -9,8 +9,8 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use pool_core::{
-    CloseDebt, CloseWork, Driver, DriverError, DriverErrorKind, Endpoint, Event, LostOpen, OpenWork, Phase,
-    Registry, Target,
+    CloseDebt, CloseWork, Driver, DriverError, DriverErrorKind, Effects, Endpoint, Event, LostOpen, OpenWork,
+    Phase, Registry, Target,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -176,7 +176,8 @@ impl<'a, D: Driver> OpenJob<'a, D> {
         if let Some(outcome) = waited_for {
             return outcome;
         }
-        self.overtaken();
+        // Unless it was given up: the server has been lost and has answered again since it began, and may be another one.
+        self.lose("open overtaken", Registry::open_overtaken);
         let abandoned = timeout(limit.saturating_mul(ABANDON_AFTER), while_quiet(connect));
         tokio::select! {
             biased;
@@ -221,26 +222,24 @@ impl<'a, D: Driver> OpenJob<'a, D> {
     }
 
     fn given_up(&mut self, limit: Duration) {
-        let OpenDebt::Work(work) = self.pay() else { return };
         let error = Arc::new(self.timed_out(limit));
-        let share = self.engine.share(&self.target);
         let told = Arc::clone(&error);
-        let (lost, effects) =
-            share.with("open given up", |registry, now| registry.open_given_up(work, told, now));
-        self.debt = OpenDebt::Lost(lost);
-        self.engine.perform(share, effects);
+        self.lose("open given up", |registry, work, now| registry.open_given_up(work, told, now));
         self.engine.emit(&Event::OpenFailed { target: &self.target, error: &error });
     }
 
-    /// The server has been lost and has answered again since the open began; it may be another one.
-    fn overtaken(&mut self) {
+    /// Nobody waits any more for an open that is still waited for: from now on its slot is all that is owed.
+    fn lose(
+        &mut self,
+        name: &'static str,
+        how: impl FnOnce(&mut Registry<D::Connection>, OpenWork, Instant) -> (LostOpen, Effects<D::Connection>),
+    ) {
         let work = match self.pay() {
             OpenDebt::Work(work) => work,
             other => return self.debt = other,
         };
         let share = self.engine.share(&self.target);
-        let (lost, effects) =
-            share.with("open overtaken", |registry, now| registry.open_overtaken(work, now));
+        let (lost, effects) = share.with(name, |registry, now| how(registry, work, now));
         self.debt = OpenDebt::Lost(lost);
         self.engine.perform(share, effects);
     }

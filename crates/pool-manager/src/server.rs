@@ -135,17 +135,16 @@ async fn outlast<D: Driver>(
 
 /// A server that was started again may have another number of connections.
 async fn measure_budget<D: Driver>(engine: &Engine<D>) {
-    let limits = engine.limits();
+    let limits = engine.ceilings().limits();
     if !limits.is_of_server() {
         return;
     }
     let own = engine.shares().into_iter().flat_map(Share::handles).collect();
     let Ok(Ok(Some(capacity))) = timeout(ANSWER_LIMIT, engine.driver.capacity(own)).await else { return };
-    let limits = limits.on(capacity);
-    match limits.ceilings(engine.driver.control_connections()) {
+    match limits.on(capacity).ceilings(engine.driver.control_connections()) {
         Ok(ceilings) => {
             tracing::info!(?capacity, budget = ceilings.total(), "the budget is what the server has");
-            engine.set_limits(limits, ceilings);
+            engine.set_ceilings(ceilings);
         }
         Err(error) => tracing::warn!(%error, ?capacity, "the budget stays as it was"),
     }

@@ -226,13 +226,13 @@ impl Driver for PgDriver {
             opened.await.map_err(|error| driver_error(error, Phase::Connect, self.address(endpoint)))?;
         let keeps_statements = kind == SessionKind::Own || self.config().keeps_statements();
         let mut conn = PgConn::new(opened, kind, self.plans.of(database), keeps_statements);
-        if let Err(error) = self.proves_its_role(&mut conn).await {
+        let ready = async {
+            self.proves_its_role(&mut conn).await.map_err(|error| (error, Phase::Connect))?;
+            self.prepare(&mut conn).await.map_err(|error| (error, Phase::Prepare))
+        };
+        if let Err((error, phase)) = ready.await {
             self.close(conn).await;
-            return Err(driver_error(error, Phase::Connect, self.address(endpoint)));
-        }
-        if let Err(error) = self.prepare(&mut conn).await {
-            self.close(conn).await;
-            return Err(driver_error(error, Phase::Prepare, self.address(endpoint)));
+            return Err(driver_error(error, phase, self.address(endpoint)));
         }
         Ok(conn)
     }

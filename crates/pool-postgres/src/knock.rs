@@ -7,6 +7,8 @@ use sqlx::postgres::PgConnectOptions;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::relay::socket_in;
+
 /// Its length, and the code of an `SSLRequest` (`PostgreSQL` documentation, "Message Formats").
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 
@@ -14,7 +16,7 @@ const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 pub(crate) async fn knock(options: &PgConnectOptions) -> io::Result<()> {
     let (host, port) = (options.get_host(), options.get_port());
     if let Some(directory) = options.get_socket() {
-        return ask(UnixStream::connect(directory.join(format!(".s.PGSQL.{port}"))).await?).await;
+        return ask(UnixStream::connect(socket_in(directory, port)).await?).await;
     }
     ask(TcpStream::connect((host, port)).await?).await
 }

@@ -126,7 +126,7 @@ impl Relay {
 }
 
 /// Where libpq and sqlx look for the socket of a server.
-fn socket_in(directory: &Path, port: u16) -> std::path::PathBuf {
+pub(crate) fn socket_in(directory: &Path, port: u16) -> std::path::PathBuf {
     directory.join(format!(".s.PGSQL.{port}"))
 }
 

@@ -42,7 +42,7 @@ impl Lost {
         self.hung
     }
 
-    pub(super) fn add(&mut self, target: Target, slot: Slot, number: u64) -> LostOpen {
+    fn add(&mut self, target: Target, slot: Slot, number: u64) -> LostOpen {
         self.all += 1;
         self.hung += u32::from(number > self.forgiven);
         *self.by_target.entry(target.clone()).or_default() += 1;
@@ -83,11 +83,9 @@ impl<C> Registry<C> {
         error: Arc<DriverError>,
         now: Instant,
     ) -> (LostOpen, Effects<C>) {
-        let Open { ws, target, slot, number, turn, .. } = self.end_open(work, now);
-        Fair::refund(&mut self.workspace_mut(ws).account, turn);
+        let (ws, lost) = self.lose_open(work, now);
         self.totals.open_failures += 1;
-        self.back_off(&target, Arc::clone(&error), true, now);
-        let lost = self.lost.add(target, slot, number);
+        self.back_off(&lost.target, Arc::clone(&error), true, now);
         let mut effects = Effects::default();
         self.fail_unserved(ws, &error, now, &mut effects);
         self.hold_back_the_hung(now, &mut effects);
@@ -133,6 +131,13 @@ impl<C> Registry<C> {
         }
         effects.drained |= self.closed && self.is_empty();
         effects
+    }
+
+    /// Nobody waits for an open any more; the turn that it was given comes back to its target.
+    pub(super) fn lose_open(&mut self, work: OpenWork, now: Instant) -> (u32, LostOpen) {
+        let Open { ws, target, slot, number, turn, .. } = self.end_open(work, now);
+        Fair::refund(&mut self.workspace_mut(ws).account, turn);
+        (ws, self.lost.add(target, slot, number))
     }
 
     /// Half of the share: the most that slow and lost opens may keep while others have none.

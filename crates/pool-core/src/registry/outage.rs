@@ -5,8 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::fair::Fair;
-use super::open::{Open, open_error};
+use super::open::open_error;
 use super::{Registry, u32_of};
 use crate::error::{AcquireError, DriverError};
 use crate::ids::Target;
@@ -51,9 +50,7 @@ impl<C> Registry<C> {
     /// An open that began before the server was lost and answered again: nobody waits for it any more, and its target may
     /// open another at once. It has not failed.
     pub fn open_overtaken(&mut self, work: OpenWork, now: Instant) -> (LostOpen, Effects<C>) {
-        let Open { ws, target, slot, number, turn, .. } = self.end_open(work, now);
-        Fair::refund(&mut self.workspace_mut(ws).account, turn);
-        let lost = self.lost.add(target, slot, number);
+        let (ws, lost) = self.lose_open(work, now);
         let mut effects = Effects::default();
         self.settle(ws, now, &mut effects);
         (lost, effects)
@@ -71,7 +68,6 @@ impl<C> Registry<C> {
         for ws in all {
             self.fail_the_hopeless(ws, now, &mut effects);
             self.review(ws, now);
-            self.forget_if_spent(ws);
         }
         self.start_opens(now, &mut effects);
         effects

@@ -77,59 +77,49 @@ impl Control {
         self.authentication
     }
 
+    /// The task's answer to a request; none if it gave none, or has ended.
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
+        let (told, answer) = oneshot::channel();
+        self.requests.send(request(told)).ok()?;
+        answer.await.ok()
+    }
+
     /// Cancels what `session` is doing. True when the server has confirmed it: the signal has been sent. When
     /// it has not, a cancel may still be on its way, and the session must not be used for anything else.
     pub(crate) async fn cancel(&self, session: Session) -> bool {
-        let (done, told) = oneshot::channel();
-        // An answer that never comes means that the task has ended.
-        self.requests.send(Request::Cancel(session, done)).is_ok() && told.await.unwrap_or(false)
+        self.ask(|told| Request::Cancel(session, told)).await.unwrap_or(false)
     }
 
     /// Returns when the server no longer counts `session`, which is ended first if so wished.
     pub(crate) async fn wait_for_exit(&self, session: Session, end_it: bool) {
-        let (told, answer) = oneshot::channel();
-        if self.requests.send(Request::Gone { session, end_it, told }).is_ok() {
-            let _ = answer.await;
-        }
+        self.ask(|told| Request::Gone { session, end_it, told }).await;
     }
 
     /// The session with this tag, if the server shows it.
     pub(crate) async fn who(&self, tag: Tag) -> Option<Session> {
-        let (told, answer) = oneshot::channel();
-        self.requests.send(Request::Who(tag, told)).ok()?;
-        answer.await.ok()?
+        self.ask(|told| Request::Who(tag, told)).await?
     }
 
     /// Which of `sessions` the server no longer has, by their places; none if it could not be asked.
     pub(crate) async fn departed(&self, sessions: Vec<Session>) -> Option<Vec<usize>> {
-        let (told, answer) = oneshot::channel();
-        self.requests.send(Request::Departed(sessions, told)).ok()?;
-        answer.await.ok()?
+        self.ask(|told| Request::Departed(sessions, told)).await?
     }
 
     /// Whether the server counts no session with `tag` in `database`, as far as it shows its sessions: one that
     /// authenticates is not shown before `PostgreSQL` 18. None if it could not be asked.
     pub(crate) async fn is_uncounted(&self, tag: Tag, database: String) -> Option<bool> {
-        let (told, answer) = oneshot::channel();
-        self.requests.send(Request::IsUncounted(tag, database, told)).ok()?;
-        answer.await.ok()
+        self.ask(|told| Request::IsUncounted(tag, database, told)).await
     }
 
     /// How many connections the server can hold, and how many others have, beside `own`; none if it did not say.
     pub(crate) async fn capacity(&self, own: Vec<Session>) -> Option<Capacity> {
-        let (told, answer) = oneshot::channel();
-        self.requests.send(Request::Capacity(own, told)).ok()?;
-        answer.await.ok()
+        self.ask(|told| Request::Capacity(own, told)).await
     }
 
     /// Whether the server, which is at `address`, answers, and how often the control connection has been made anew.
     pub(crate) async fn answers(&self, address: String) -> Result<u64, DriverError> {
-        let (told, answer) = oneshot::channel();
         let ended = || DriverError::new(Phase::Check, DriverErrorKind::ConnectionLost, address);
-        if self.requests.send(Request::Answers(told)).is_err() {
-            return Err(ended());
-        }
-        answer.await.unwrap_or_else(|_| Err(ended()))
+        self.ask(Request::Answers).await.unwrap_or_else(|| Err(ended()))
     }
 
     /// Ends the task and its connection; returns when the server no longer counts that either.
@@ -158,8 +148,8 @@ async fn introduced(conn: &mut PgConnection) -> (Duration, Option<Session>) {
 
 /// `authentication_timeout`, or what it is by default where the server does not say.
 async fn authentication_limit(conn: &mut PgConnection) -> Duration {
-    let setting = "select setting::pg_catalog.int8 from pg_catalog.pg_settings \
-                   where name operator(pg_catalog.=) 'authentication_timeout'";
+    let setting = "select pg_catalog.date_part('epoch', \
+                   pg_catalog.current_setting('authentication_timeout')::pg_catalog.interval)::pg_catalog.int8";
     let seconds = catch_panics(sqlx::query_scalar::<_, i64>(setting).fetch_one(conn)).await;
     let seconds = seconds.ok().and_then(|seconds| u64::try_from(seconds).ok());
     Duration::from_secs(seconds.unwrap_or(AUTHENTICATION_DEFAULT))

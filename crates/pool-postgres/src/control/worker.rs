@@ -1,5 +1,5 @@
 //! The task that holds the control connection: it takes questions, puts those of a kind together, and tells the answers. A
-//! round asks at most three statements: whom to cancel, whom to end, and who is there.
+//! round asks a few statements at most: whom to cancel, whom to end, what the server can hold, who waits unseen, who is there.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -10,7 +10,6 @@ use futures_util::stream::FuturesUnordered;
 use pool_core::{Capacity, DriverError, DriverErrorKind, Phase};
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Connection, Error, Row};
-use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{interval, sleep, sleep_until, timeout};
 
@@ -52,9 +51,8 @@ pub(super) struct Worker {
     own: Option<Session>,
     /// Those who served it before, and are still to be ended.
     predecessors: Vec<Session>,
-    /// Told when they are gone.
-    farewells: Vec<oneshot::Receiver<()>>,
-    exits: Exits<oneshot::Sender<()>>,
+    /// Those who are to exit, and who wants to be told, if anybody does.
+    exits: Exits<Option<oneshot::Sender<()>>>,
     asked: Asked,
     used_at: Instant,
     /// What the server has refused to answer, which is warned of once.
@@ -97,7 +95,6 @@ impl Worker {
             made: 0,
             own,
             predecessors: Vec::new(),
-            farewells: Vec::new(),
             exits: Exits::new(now),
             asked: Asked::default(),
             used_at: now,
@@ -129,7 +126,7 @@ impl Worker {
             Request::Cancel(session, told) => self.asked.cancels.push((session, told)),
             Request::Who(tag, told) => self.asked.who.push((tag, told)),
             Request::Departed(sessions, told) => self.asked.departed.push((sessions, told)),
-            Request::Gone { session, end_it, told } => self.exits.expect(session, end_it, told, now()),
+            Request::Gone { session, end_it, told } => self.exits.expect(session, end_it, Some(told), now()),
             Request::IsUncounted(tag, database, told) => self.asked.uncounted.push((tag, database, told)),
             Request::Capacity(own, told) => self.asked.capacity.push((own, told)),
             Request::Answers(told) => self.asked.answers.push(told),
@@ -149,13 +146,10 @@ impl Worker {
     async fn round(&mut self) {
         // An asker who has gone would only keep the others waiting.
         self.asked.forget_the_gone();
-        self.farewells.retain_mut(|gone| matches!(gone.try_recv(), Err(TryRecvError::Empty)));
         for predecessor in self.predecessors.drain(..) {
-            let (told, gone) = oneshot::channel();
-            self.exits.expect(predecessor, true, told, now());
-            self.farewells.push(gone);
+            self.exits.expect(predecessor, true, None, now());
         }
-        self.exits.forget(oneshot::Sender::is_closed);
+        self.exits.forget(|told| told.as_ref().is_some_and(oneshot::Sender::is_closed));
         self.cancel().await;
         let leaving = self.exits.end_due(now());
         if !leaving.is_empty() {
@@ -209,7 +203,7 @@ impl Worker {
             Ok(seen) => self.exits.looked(&seen.sessions, now().saturating_duration_since(began), now()),
             Err(_) => self.believe_gone(),
         };
-        for told in gone {
+        for told in gone.into_iter().flatten() {
             let _ = told.send(());
         }
         if let (Some(hidden), Ok(seen)) = (hidden, &seen) {
@@ -237,7 +231,7 @@ impl Worker {
         }
     }
 
-    fn believe_gone(&mut self) -> Vec<oneshot::Sender<()>> {
+    fn believe_gone(&mut self) -> Vec<Option<oneshot::Sender<()>>> {
         let gone = self.exits.unanswered(now());
         if !gone.is_empty() {
             let sessions = gone.len();

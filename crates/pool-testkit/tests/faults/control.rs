@@ -4,12 +4,14 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
 use pool_postgres::{Limits, PgPools, WorkspaceId};
-use pool_testkit::faults::{DedicatedServer, Link, Proxy, Row};
+use pool_testkit::faults::{Link, Row};
 use pool_testkit::{eventually, execute_outside, wait_for_condition};
 use sqlx::{Connection, PgConnection};
 use tokio::task::JoinSet;
 
-use crate::support::{Observed, Others, Outcome, PATIENT, SOON, World, test_name};
+use crate::support::{
+    Observed, Others, Outcome, PATIENT, SOON, World, behind_a_proxy, sessions_of, test_name,
+};
 
 const QUERIES: usize = 100;
 /// What a message over the link takes, so that a question and its answer take twice as long.
@@ -19,8 +21,7 @@ const SYSTEM: &str = "postgres";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l1_a_hundred_queries_dropped_at_once_are_cancelled_together_over_a_slow_link() -> Outcome {
-    let server = DedicatedServer::start_with(&[("max_connections", "150")]).await?;
-    let proxy = Proxy::start(([127, 0, 0, 1], server.port()).into()).await?;
+    let (server, proxy) = behind_a_proxy(&[("max_connections", "150")]).await?;
     let pools = PgPools::builder(server.config().port(proxy.address().port()).application_name("cancels"))
         .limits(Limits::new(120).system(5).per_workspace(110))
         .build()
@@ -53,10 +54,9 @@ async fn l1_a_hundred_queries_dropped_at_once_are_cancelled_together_over_a_slow
         "a hundred questions one after the other take a hundred times {DELAY:?}: {recovery:?}"
     );
 
-    let count = "select count(*) from pg_stat_activity where starts_with(application_name, 'cancels')";
-    let sessions: i64 = sqlx::query_scalar(count).fetch_one(&mut outside).await?;
     let stats = pools.stats();
-    let leaked = sessions - i64::from(stats.connections().total() + stats.control);
+    let leaked =
+        sessions_of(&server, "cancels").await? - i64::from(stats.connections().total() + stats.control);
     let (fault, law) =
         ("control link slow (25 ms a message), 100 queries dropped".to_owned(), "L1".to_owned());
     let (seen, others) = ("nothing".to_owned(), "nothing".to_owned());

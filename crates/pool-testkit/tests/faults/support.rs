@@ -66,8 +66,7 @@ impl World {
 
     /// The same through a proxy.
     pub async fn proxied(connect_timeout: Duration) -> Result<Self, Failure> {
-        let server = DedicatedServer::start().await?;
-        let proxy = Proxy::start(([127, 0, 0, 1], server.port()).into()).await?;
+        let (server, proxy) = behind_a_proxy(&[]).await?;
         Self::new(server, Some(proxy), Some(connect_timeout)).await
     }
 
@@ -79,8 +78,7 @@ impl World {
 
     /// The same with default time limits.
     pub async fn proxied_by_default() -> Result<Self, Failure> {
-        let server = DedicatedServer::start().await?;
-        let proxy = Proxy::start(([127, 0, 0, 1], server.port()).into()).await?;
+        let (server, proxy) = behind_a_proxy(&[]).await?;
         Self::new(server, Some(proxy), None).await
     }
 
@@ -278,12 +276,24 @@ impl World {
 
     /// How many sessions of the pool the server counts.
     async fn sessions(&self) -> Result<i64, Failure> {
-        let mut conn = PgConnection::connect_with(&self.server.config().connect_options("postgres")).await?;
-        let count = "select count(*) from pg_stat_activity where starts_with(application_name, $1)";
-        let sessions = sqlx::query_scalar(count).bind(TAG).fetch_one(&mut conn).await?;
-        conn.close().await?;
-        Ok(sessions)
+        sessions_of(&self.server, TAG).await
     }
+}
+
+/// How many sessions whose name begins with `name` the server counts.
+pub async fn sessions_of(server: &DedicatedServer, name: &str) -> Result<i64, Failure> {
+    let mut conn = PgConnection::connect_with(&server.config().connect_options("postgres")).await?;
+    let count = "select count(*) from pg_stat_activity where starts_with(application_name, $1)";
+    let sessions = sqlx::query_scalar(count).bind(name).fetch_one(&mut conn).await?;
+    conn.close().await?;
+    Ok(sessions)
+}
+
+/// A server with such settings, and a proxy in front of it.
+pub async fn behind_a_proxy(settings: &[(&str, &str)]) -> Result<(DedicatedServer, Proxy), Failure> {
+    let server = DedicatedServer::start_with(settings).await?;
+    let proxy = Proxy::start(([127, 0, 0, 1], server.port()).into()).await?;
+    Ok((server, proxy))
 }
 
 /// Somebody who uses the other workspace.
