@@ -186,6 +186,12 @@ impl DriverErrorKind {
     pub fn is_retryable(self) -> bool {
         !matches!(self, Self::Refused | Self::DatabaseMissing | Self::Other)
     }
+
+    /// Whether such a failure may be the fault of the server rather than of one session, or of one database: the session
+    /// was lost, or nobody answers.
+    pub fn may_concern_all(self) -> bool {
+        matches!(self, Self::Unreachable | Self::TimedOut | Self::ServerNotReady | Self::ConnectionLost)
+    }
 }
 
 impl fmt::Display for DriverErrorKind {

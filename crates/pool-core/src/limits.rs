@@ -90,7 +90,9 @@ impl Limits {
     }
 
     /// Reserves this many for the system database and the driver's own use (default: a tenth of the
-    /// budget, at least 5, at most 20). Workspace traffic never uses them, nor system traffic more.
+    /// budget, at least 5, at most 20). Workspace traffic never uses them, nor system traffic more. Of them the driver for
+    /// `PostgreSQL` has one for itself and one kept free for its replacement, if there are three; a slow creation leaves
+    /// room for other questions if there are four.
     pub const fn system(mut self, connections: u32) -> Self {
         self.system = Some(connections);
         self
@@ -140,7 +142,7 @@ impl Limits {
         if waiting == 0 {
             return Err(LimitsError::NoWaiting);
         }
-        Ok(Ceilings { wish: self, workspaces, per_workspace, system, control })
+        Ok(Ceilings { wish: self, workspaces, per_workspace, system, control, reserve: 0 })
     }
 }
 
@@ -152,9 +154,17 @@ pub struct Ceilings {
     per_workspace: u32,
     system: u32,
     control: u32,
+    reserve: u32,
 }
 
 impl Ceilings {
+    /// The same with `wished` connections of the system share kept free for the moment in which the driver replaces one of
+    /// its own; fewer where no lease would be left.
+    pub fn with_reserve(self, wished: u32) -> Self {
+        let reserve = wished.min((self.system - self.control).saturating_sub(1));
+        Self { reserve, ..self }
+    }
+
     /// The wish that was divided.
     pub fn limits(&self) -> Limits {
         self.wish
@@ -185,9 +195,14 @@ impl Ceilings {
         self.control
     }
 
+    /// What is kept free for the replacement of those, part of the system share.
+    pub fn reserve(&self) -> u32 {
+        self.reserve
+    }
+
     /// How many leases the system pool can hand out.
     pub fn system_leases(&self) -> u32 {
-        self.system - self.control
+        self.system - self.control - self.reserve
     }
 
     /// How many callers may wait for one workspace.
@@ -215,6 +230,20 @@ mod tests {
         let ceilings = Limits::new(total).ceilings(1).unwrap();
         assert_eq!(ceilings.system(), system);
         assert_eq!(ceilings.total(), total);
+    }
+
+    #[rstest]
+    #[case::there_is_place(5, 1, 3)]
+    #[case::just_enough(3, 1, 1)]
+    #[case::the_last_lease_stays(2, 0, 1)]
+    fn a_reserve_comes_out_of_the_system_share_and_leaves_a_lease(
+        #[case] system: u32,
+        #[case] reserve: u32,
+        #[case] leases: u32,
+    ) {
+        let ceilings = Limits::new(20).system(system).ceilings(1).unwrap().with_reserve(1);
+        assert_eq!((ceilings.reserve(), ceilings.system_leases()), (reserve, leases));
+        assert_eq!((ceilings.system(), ceilings.total()), (system, 20));
     }
 
     #[rstest]

@@ -98,6 +98,13 @@ pub trait Driver: Send + Sync + 'static {
         std::future::ready(Ok(0))
     }
 
+    /// Whether the server lets a new session in, whatever its database: asked when an open was refused, for a wrong password
+    /// is everybody's, and again until it does. An error says that it refuses everybody, or does not answer. A refusal that
+    /// may be one database's is none. A driver that cannot tell says that it admits, as the default does.
+    fn admits(&self) -> impl Future<Output = Result<(), DriverError>> + Send {
+        std::future::ready(Ok(()))
+    }
+
     /// How many connections the server can hold, and how many others have: neither those in `own` nor the driver's. A driver
     /// that cannot tell says nothing, as the default does.
     fn capacity(
@@ -108,8 +115,14 @@ pub trait Driver: Send + Sync + 'static {
         std::future::ready(Ok(None))
     }
 
-    /// How many connections the driver may keep for its own use; they come out of the system share.
+    /// How many connections the driver keeps for its own use; they come out of the system share.
     fn control_connections(&self) -> u32;
+
+    /// How many more it has while it replaces them: a session that says nothing may still be counted when its successor
+    /// begins. They are kept free in the system share, where that leaves a lease. None by default.
+    fn control_reserve(&self) -> u32 {
+        0
+    }
 
     /// Ends the driver's own connections, after the last close. The driver is not used afterwards.
     fn shutdown(&self) -> impl Future<Output = ()> + Send;

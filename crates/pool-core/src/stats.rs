@@ -76,6 +76,8 @@ pub struct PoolStats {
     pub system: ShareStats,
     /// Connections that the driver keeps for itself, out of the system share.
     pub control: u32,
+    /// What is kept free of the system share for the moment in which one of those is replaced.
+    pub control_reserve: u32,
 }
 
 impl PoolStats {
@@ -86,7 +88,7 @@ impl PoolStats {
 
     /// The whole budget.
     pub fn limit(&self) -> u32 {
-        self.workspaces.limit + self.system.limit + self.control
+        self.workspaces.limit + self.system.limit + self.control + self.control_reserve
     }
 }
 

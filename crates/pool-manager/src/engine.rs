@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use moka::future::Cache;
 use pool_core::{
     Ceilings, CloseDebt, CloseWork, Driver, DriverError, DriverErrorKind, Effects, Endpoint, Event,
-    LeaseDebt, OpenWork, Phase, PoolStats, Registry, RegistryConfig, Target, WorkspaceId,
+    LeaseDebt, Limits, LimitsError, OpenWork, Phase, PoolStats, Registry, RegistryConfig, Target,
+    WorkspaceId,
 };
 use tokio::sync::{Notify, mpsc};
 
@@ -37,6 +38,11 @@ pub(crate) enum Fact {
 /// What moka can take.
 const FACTS_TTL_MAX: Duration = Duration::from_hours(24 * 365);
 const CENTURY: Duration = Duration::from_hours(24 * 365 * 100);
+
+/// What `limits` are with this driver, which has connections of its own.
+pub(crate) fn divide(driver: &impl Driver, limits: Limits) -> Result<Ceilings, LimitsError> {
+    Ok(limits.ceilings(driver.control_connections())?.with_reserve(driver.control_reserve()))
+}
 
 pub(crate) struct Engine<D: Driver> {
     /// The shares come first, so that they are dropped first: what is owed to a registry that is gone is void.
@@ -138,6 +144,11 @@ impl<D: Driver> Engine<D> {
         for share in self.shares() {
             self.perform(share, share.with(name, &transition));
         }
+    }
+
+    /// What `limits` are with this driver.
+    pub(crate) fn divide(&self, limits: Limits) -> Result<Ceilings, LimitsError> {
+        divide(&self.driver, limits)
     }
 
     pub(crate) fn ceilings(&self) -> Ceilings {
@@ -332,11 +343,12 @@ impl<D: Driver> Engine<D> {
 
     /// Both shares at one moment: both locks are held while it is taken, always in this order.
     pub(crate) fn stats(&self) -> PoolStats {
-        let control = self.ceilings().control();
+        let ceilings = self.ceilings();
         self.workspaces.with("stats", |workspaces, _| PoolStats {
             workspaces: workspaces.stats(),
             system: self.system.with("stats", |system, _| system.stats()),
-            control,
+            control: ceilings.control(),
+            control_reserve: ceilings.reserve(),
         })
     }
 }

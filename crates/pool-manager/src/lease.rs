@@ -5,7 +5,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-use pool_core::{Condition, Driver, Effects, LeaseDebt, Target};
+use pool_core::{Condition, Driver, Effects, LeaseDebt, Registry, Target};
 
 use crate::engine::Engine;
 
@@ -56,6 +56,13 @@ impl<D: Driver> Lease<D> {
         self.engine
             .step(&self.target, "discard broken", |registry, now| registry.discard_broken(debt, conn, now));
         self.engine.breakage.notify_one();
+    }
+
+    /// Has a connection closed that could not be made clean, for a reason that concerns it, or its database.
+    pub(crate) fn discard_unclean(mut self) {
+        let Some((conn, debt)) = self.take() else { return };
+        let discard = |registry: &mut Registry<_>, now| registry.discard_unclean(debt, conn, now);
+        self.engine.step(&self.target, "discard unclean", discard);
     }
 
     pub(crate) fn engine(&self) -> &Arc<Engine<D>> {

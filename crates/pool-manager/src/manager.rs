@@ -15,7 +15,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::closing::{CONFIRM_LIMIT, CloseGuard, close_all};
-use crate::engine::{Engine, Part};
+use crate::engine::{Engine, Part, divide};
 use crate::ensure::WorkspaceLocks;
 use crate::lease::Lease;
 use crate::settings::Settings;
@@ -71,7 +71,7 @@ impl<D: Driver> PoolManager<D> {
         catalog: Arc<dyn Catalog<D::Connection>>,
         settings: Settings,
     ) -> Result<Self, StartError> {
-        let ceilings = settings.limits.ceilings(driver.control_connections())?;
+        let ceilings = divide(&driver, settings.limits)?;
         if let Some(quantum) = settings.quantum.filter(|_| !settings.quantum_is_sound()) {
             return Err(StartError::Quantum { quantum, acquire_timeout: settings.acquire_timeout });
         }
@@ -222,7 +222,7 @@ impl<D: Driver> PoolManager<D> {
     /// # Errors
     /// [`LimitsError`] when they cannot hold, with the numbers; nothing has changed then.
     pub fn set_limits(&self, limits: Limits) -> Result<(), LimitsError> {
-        let ceilings = limits.ceilings(self.driver().control_connections())?;
+        let ceilings = self.inner.engine.divide(limits)?;
         self.inner.engine.set_ceilings(ceilings);
         Ok(())
     }

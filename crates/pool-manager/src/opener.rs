@@ -18,7 +18,6 @@ use tokio::time::{sleep, timeout};
 
 use crate::engine::{Engine, Fact};
 use crate::lease::Lease;
-use crate::server::may_concern_all;
 
 /// How many connect timeouts an open that was given up may go on for, keeping its slot. A server that has
 /// not answered by then is taken not to count it either.
@@ -282,9 +281,7 @@ impl<'a, D: Driver> OpenJob<'a, D> {
     fn failed(&mut self, error: DriverError) {
         match self.pay() {
             OpenDebt::Work(work) => {
-                if may_concern_all(error.kind) {
-                    self.engine.health.suspect();
-                }
+                self.engine.health.failed(error.kind);
                 let error = Arc::new(error);
                 let told = Arc::clone(&error);
                 let step = |registry: &mut Registry<_>, now| registry.open_failed(work, told, now);
@@ -381,7 +378,7 @@ struct RecycleJob<D: Driver>(Option<Lease<D>>);
 impl<D: Driver> Drop for RecycleJob<D> {
     fn drop(&mut self) {
         if let Some(lease) = self.0.take() {
-            lease.discard_broken();
+            lease.discard_unclean();
         }
     }
 }
@@ -404,8 +401,16 @@ async fn recycle<D: Driver>(engine: &Arc<Engine<D>>, lease: Lease<D>) {
         }
         Ok(Err(error)) => {
             tracing::debug!(%error, "a returned connection could not be made clean and is closed");
+            if error.kind.may_concern_all()
+                && let Some(lease) = owed.0.take()
+            {
+                lease.discard_broken();
+            }
         }
-        Err(_) => tracing::debug!("a returned connection was not clean in time and is closed"),
+        Err(_) => {
+            tracing::debug!("a returned connection was not clean in time and is closed");
+            engine.health.suspect();
+        }
     }
 }
 

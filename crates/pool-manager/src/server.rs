@@ -1,6 +1,7 @@
-//! Whether the server answers, as one fact about it and not one for each database. What may be its fault (an open that is
-//! slow, a connection that says nothing) has it asked; while it does not answer, nothing is opened, it is asked again and
-//! again whether or not the last question has ended, and the first answer ends all that.
+//! Whether the server answers, and whether it lets anybody in, as one fact about it and not one for each database. What may
+//! be its fault (an open that is slow or was refused, a connection that says nothing) has it asked; while it does not answer,
+//! nothing is opened, it is asked again and again whether or not the last question has ended, and the first answer ends all
+//! that.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -16,6 +17,9 @@ use crate::share::{self, Share};
 /// The pause between two questions while there is no answer, doubled from the first to the most.
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
+/// The same while nobody is let in: each question is a login.
+const LOGIN_PAUSE_FIRST: Duration = Duration::from_millis(500);
+const LOGIN_PAUSE_MAX: Duration = Duration::from_secs(10);
 /// How often it is seen that the engine is gone.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long an answer may take.
@@ -25,6 +29,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 #[derive(Default)]
 pub(crate) struct ServerHealth {
     suspicion: Notify,
+    refusal: Notify,
     success: Notify,
     succeeded_at: Mutex<Option<Instant>>,
     /// How often the server has answered again after it had been lost.
@@ -35,6 +40,15 @@ impl ServerHealth {
     /// Something has been seen that may be the fault of the server.
     pub(crate) fn suspect(&self) {
         self.suspicion.notify_one();
+    }
+
+    /// An open has failed in this way.
+    pub(crate) fn failed(&self, kind: DriverErrorKind) {
+        if kind == DriverErrorKind::Refused {
+            self.refusal.notify_one();
+        } else if kind.may_concern_all() {
+            self.suspect();
+        }
     }
 
     /// The server has opened a session, or answered on one.
@@ -56,81 +70,107 @@ impl ServerHealth {
     }
 }
 
-/// Whether such an error may be the fault of the server rather than of one database.
-pub(crate) fn may_concern_all(kind: DriverErrorKind) -> bool {
-    use DriverErrorKind::{ConnectionLost, ServerNotReady, TimedOut, Unreachable};
-    matches!(kind, ConnectionLost | ServerNotReady | TimedOut | Unreachable)
+/// What the server is asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Question {
+    /// Whether it answers. A refusal is an answer, too: the server is there.
+    Answers,
+    /// Whether it lets anybody in.
+    Admits,
 }
 
 /// Asks the server when it is suspected, until the engine is gone.
 pub(crate) async fn watch_over<D: Driver>(engine: Weak<Engine<D>>, health: Arc<ServerHealth>) {
     let mut known_start = 0;
     loop {
-        let is_suspected = timeout(LOOK_EVERY, health.suspicion.notified()).await.is_ok();
-        if !is_suspected && engine.strong_count() > 0 {
-            continue;
-        }
+        let question = tokio::select! {
+            biased;
+            // First, since every caller adds another login.
+            () = health.refusal.notified() => Question::Admits,
+            () = health.suspicion.notified() => Question::Answers,
+            () = sleep(LOOK_EVERY) => {
+                if engine.strong_count() == 0 { return }
+                continue;
+            }
+        };
         let Some(asked) = engine.upgrade() else { return };
         let asked_at = share::now();
-        match ask(&asked).await {
-            Ok(start) if start == known_start => {}
-            Ok(start) => {
+        match ask(&asked, question).await {
+            Ok(Some(start)) if start != known_start => {
                 known_start = start;
                 measure_budget(&asked).await;
             }
-            Err(error) if may_concern_all(error.kind) && !health.has_succeeded_since(asked_at) => {
+            // Whoever is silent when asked for a login is asked for an answer.
+            Err(error) if question == Question::Admits && error.kind.may_concern_all() => health.suspect(),
+            Err(error) if question == Question::Admits || is_lost(&error, &health, asked_at) => {
                 drop(asked);
-                let Some(()) = outlast(&engine, &health, Arc::new(error)).await else { return };
+                let Some(()) = outlast(&engine, &health, Arc::new(error), question).await else { return };
                 // It may be another one now.
                 health.suspect();
+                continue;
             }
-            Err(_) => {}
+            Ok(_) | Err(_) => {}
         }
         sleep(PAUSE_MAX).await;
     }
 }
 
-/// Returns when a server that does not answer has answered again; none if the engine is gone.
+fn is_lost(error: &DriverError, health: &ServerHealth, asked_at: Instant) -> bool {
+    error.kind.may_concern_all() && !health.has_succeeded_since(asked_at)
+}
+
+/// Returns when a server that does not answer, or refuses everybody, has answered again, or lets in; none if the engine is
+/// gone.
 async fn outlast<D: Driver>(
     engine: &Weak<Engine<D>>,
     health: &ServerHealth,
     error: Arc<DriverError>,
+    question: Question,
 ) -> Option<()> {
-    tracing::warn!(%error, "the server does not answer; until it does, nothing is opened");
+    tracing::warn!(%error, "the server does not answer or refuses everybody; until it does not, nothing is opened");
+    let (mut pause, pause_max) = question.pauses();
     engine.upgrade()?.step_both("server is lost", |registry, now| {
-        registry.server_is_lost(Arc::clone(&error), PAUSE_MAX, now)
+        registry.server_is_lost(Arc::clone(&error), pause_max, now)
     });
-    let mut questions: JoinSet<Result<u64, DriverError>> = JoinSet::new();
-    let mut pause = PAUSE_FIRST;
+    let mut questions: JoinSet<Result<Option<u64>, DriverError>> = JoinSet::new();
     let mut next = std::pin::pin!(sleep(pause));
     loop {
         tokio::select! {
             biased;
-            // A refusal is an answer: the server is there.
             Some(answer) = questions.join_next() => match answer {
-                Ok(Err(error)) if may_concern_all(error.kind) => {}
-                Ok(_) => break,
-                Err(_) => {}
+                Ok(Ok(_)) => break,
+                Ok(Err(error)) if question == Question::Answers && !error.kind.may_concern_all() => break,
+                _ => {}
             },
-            () = health.success.notified() => break,
+            () = health.success.notified(), if question == Question::Answers => break,
             () = &mut next => {
                 let engine = engine.upgrade()?;
                 // Nobody else has it any more.
                 if Arc::strong_count(&engine) <= questions.len() + 1 {
                     return None;
                 }
-                questions.spawn(async move { ask(&engine).await });
-                pause = (pause * 2).min(PAUSE_MAX);
+                questions.spawn(async move { ask(&engine, question).await });
+                pause = (pause * 2).min(pause_max);
                 next.as_mut().reset(tokio::time::Instant::now() + pause);
             }
         }
     }
     let engine = engine.upgrade()?;
-    tracing::info!("the server answers again");
+    tracing::info!("the server answers again, and lets in");
     // In this order: what the next step starts has begun after the return.
     health.returns.send_modify(|returns| *returns += 1);
     engine.step_both("server answers", Registry::server_answers);
     Some(())
+}
+
+impl Question {
+    /// The first pause between two, and the longest.
+    fn pauses(self) -> (Duration, Duration) {
+        match self {
+            Self::Answers => (PAUSE_FIRST, PAUSE_MAX),
+            Self::Admits => (LOGIN_PAUSE_FIRST, LOGIN_PAUSE_MAX),
+        }
+    }
 }
 
 /// A server that was started again may have another number of connections.
@@ -141,7 +181,7 @@ async fn measure_budget<D: Driver>(engine: &Engine<D>) {
     }
     let own = engine.shares().into_iter().flat_map(Share::handles).collect();
     let Ok(Ok(Some(capacity))) = timeout(ANSWER_LIMIT, engine.driver.capacity(own)).await else { return };
-    match limits.on(capacity).ceilings(engine.driver.control_connections()) {
+    match engine.divide(limits.on(capacity)) {
         Ok(ceilings) => {
             tracing::info!(?capacity, budget = ceilings.total(), "the budget is what the server has");
             engine.set_ceilings(ceilings);
@@ -150,8 +190,15 @@ async fn measure_budget<D: Driver>(engine: &Engine<D>) {
     }
 }
 
-async fn ask<D: Driver>(engine: &Engine<D>) -> Result<u64, DriverError> {
-    timeout(ANSWER_LIMIT, engine.driver.answers()).await.unwrap_or_else(|_| {
+/// The answer, and the number by which a server that was started again is known, if that was asked for.
+async fn ask<D: Driver>(engine: &Engine<D>, question: Question) -> Result<Option<u64>, DriverError> {
+    let answer = async {
+        match question {
+            Question::Answers => engine.driver.answers().await.map(Some),
+            Question::Admits => engine.driver.admits().await.map(|()| None),
+        }
+    };
+    timeout(ANSWER_LIMIT, answer).await.unwrap_or_else(|_| {
         let address = engine.driver.address(&engine.endpoint(&Target::System));
         let error = DriverError::new(Phase::Check, DriverErrorKind::TimedOut, address);
         Err(error.caused_by(format!("the server has not answered within {ANSWER_LIMIT:?}")))

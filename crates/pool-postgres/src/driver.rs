@@ -308,11 +308,19 @@ impl Driver for PgDriver {
         self.control.answers(self.server()).await
     }
 
+    async fn admits(&self) -> Result<(), DriverError> {
+        self.control.admits(self.server()).await
+    }
+
     async fn capacity(&self, own: Vec<PgHandle>) -> Result<Option<Capacity>, DriverError> {
         Ok(self.control.capacity(own.into_iter().map(|PgHandle(session)| session).collect()).await)
     }
 
     fn control_connections(&self) -> u32 {
+        1
+    }
+
+    fn control_reserve(&self) -> u32 {
         1
     }
 

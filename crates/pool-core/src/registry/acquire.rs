@@ -118,7 +118,11 @@ impl<C> Registry<C> {
         // The discard comes first so that the slot on its way out is seen, but it must not feed the
         // queue before this caller is back in it.
         let mut effects = Effects::default();
-        self.note_breakage(now);
+        if error.kind.may_concern_all() {
+            self.note_breakage(now);
+        } else {
+            self.workspace_mut(ws).broken_at = Some(now);
+        }
         if error.kind == DriverErrorKind::TimedOut {
             self.retire_the_silent(&debt, now, &mut effects);
         }
@@ -162,7 +166,7 @@ impl<C> Registry<C> {
         self.forget_if_spent(workspace);
         match state {
             WaiterState::Granted { mut leased, since } => {
-                leased.check_first = self.needs_check(since, now);
+                leased.check_first = self.needs_check(workspace, since, now);
                 if !leased.check_first {
                     self.count_lease(false);
                 }
@@ -220,7 +224,7 @@ impl<C> Registry<C> {
             unreachable!("only idle connections are in an idle list")
         };
         self.budget.shift(&mut entry.slot, SlotState::InUse);
-        let check_first = self.needs_check(since, now);
+        let check_first = self.needs_check(ws, since, now);
         if !check_first {
             self.count_lease(true);
         }
@@ -228,10 +232,10 @@ impl<C> Registry<C> {
         Some(Leased { conn, debt, check_first, waited: None })
     }
 
-    /// Whether a connection that nobody has used since `since` is to be checked first.
-    fn needs_check(&self, since: Instant, now: Instant) -> bool {
+    /// Whether a connection of `ws` that nobody has used since `since` is to be checked first.
+    fn needs_check(&self, ws: u32, since: Instant, now: Instant) -> bool {
         let stale = now.saturating_duration_since(since) > self.config.check_after;
-        stale || self.broken_at.is_some_and(|broken| since <= broken)
+        stale || self.broken_at.max(self.workspace(ws).broken_at).is_some_and(|broken| since <= broken)
     }
 
     /// The check of a connection has come to a good end, so that its caller has a lease; one that is replaced is not

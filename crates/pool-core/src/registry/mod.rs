@@ -184,6 +184,8 @@ struct Workspace {
     went_idle_at: Option<Instant>,
     /// Whether it asked again at once the last time.
     comes_back: bool,
+    /// When a connection of it was last found broken, or not to be made clean, without the server's having failed.
+    broken_at: Option<Instant>,
 }
 
 /// The opens of one target.
@@ -402,6 +404,7 @@ impl<C> Registry<C> {
             patient_until: None,
             went_idle_at: None,
             comes_back: false,
+            broken_at: None,
         }));
         self.by_target.insert(target.clone(), ws);
         ws

@@ -27,18 +27,28 @@ impl<C> Registry<C> {
         self.close_leased(debt, conn, CloseReason::Discarded, now)
     }
 
-    /// A connection came back broken, or could not be made clean. Connections that were idle at this
-    /// moment are checked before their next use, for they may have broken with it.
+    /// A connection came back broken. Connections that were idle at this moment are checked before their next use, for they
+    /// may have broken with it.
     pub fn discard_broken(&mut self, debt: LeaseDebt, conn: C, now: Instant) -> Effects<C> {
+        if !self.cut.contains_key(&debt.id) {
+            self.note_breakage(now);
+        }
+        self.close_leased(debt, conn, CloseReason::Broken, now)
+    }
+
+    /// A connection could not be made clean. Of those that were idle at this moment only the ones of its target are checked
+    /// before their next use: what hangs may be their database, and the server has not failed.
+    pub fn discard_unclean(&mut self, debt: LeaseDebt, conn: C, now: Instant) -> Effects<C> {
+        if !self.cut.contains_key(&debt.id) {
+            let ws = self.conns[debt.id.index() as usize].workspace;
+            self.workspace_mut(ws).broken_at = Some(now);
+        }
         self.close_leased(debt, conn, CloseReason::Broken, now)
     }
 
     fn close_leased(&mut self, debt: LeaseDebt, conn: C, reason: CloseReason, now: Instant) -> Effects<C> {
         if self.forget_cut(&debt).is_some() {
             return Effects::dead(conn);
-        }
-        if reason == CloseReason::Broken {
-            self.note_breakage(now);
         }
         let ws = self.conns[debt.id.index() as usize].workspace;
         let mut effects = Effects::default();

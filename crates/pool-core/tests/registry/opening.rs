@@ -204,6 +204,36 @@ fn l3_connections_that_were_idle_when_another_broke_are_checked() {
 }
 
 #[test]
+fn l3_when_a_connection_cannot_be_made_clean_only_those_of_its_workspace_are_checked() {
+    let mut world = World::new(4, 4);
+    let (idle, of_another, unclean) = (world.lease("a"), world.lease("b"), world.lease("a"));
+    world.release(idle);
+    world.release(of_another);
+    let effects = world.registry.discard_unclean(unclean.debt, unclean.conn, world.now);
+    world.take(effects);
+    assert!(world.hit("a").check_first);
+    assert!(!world.hit("b").check_first, "the server has not failed");
+}
+
+#[rstest]
+#[case::the_session_was_lost(DriverErrorKind::ConnectionLost, true)]
+#[case::the_server_refused_the_check(DriverErrorKind::Other, false)]
+fn l3_a_check_that_fails_is_held_against_others_if_it_may_concern_them(
+    #[case] kind: DriverErrorKind,
+    #[case] of_all: bool,
+) {
+    let mut world = World::new(4, 4);
+    let (of_another, broken) = (world.lease("b"), world.lease("a"));
+    world.release(of_another);
+    let error = Arc::new(DriverError::new(Phase::Check, kind, "here"));
+    let (again, effects) = world.registry.replace(broken.debt, broken.conn, error, world.now);
+    world.take(effects);
+    let Acquire::Queued(_, more) = again else { panic!("replaced") };
+    world.take(more);
+    assert_eq!(world.hit("b").check_first, of_all);
+}
+
+#[test]
 fn s1_idle_connections_whose_sessions_are_gone_are_closed_and_the_others_checked() {
     let mut world = World::new(4, 4);
     let (first, second, leased) = (world.lease("a"), world.lease("a"), world.lease("b"));

@@ -3,11 +3,12 @@
 //! holds it; questions that come close together share a round trip.
 
 mod exits;
+mod link;
 mod questions;
 mod worker;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pool_core::{Capacity, DriverError, DriverErrorKind, Phase};
 use sqlx::postgres::PgConnection;
@@ -21,6 +22,7 @@ use crate::connect::Connector;
 use crate::connection::{Session, session_of};
 use crate::session::SessionKind;
 use crate::tag::Tag;
+use link::Link;
 use worker::Worker;
 
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(4);
@@ -46,6 +48,8 @@ enum Request {
     Capacity(Vec<Session>, oneshot::Sender<Capacity>),
     /// Tell whether the server answers, and why not.
     Answers(oneshot::Sender<Result<u64, DriverError>>),
+    /// Tell whether the server lets a new session in, and why not.
+    Admits(oneshot::Sender<Result<(), DriverError>>),
     /// End the task.
     Shutdown,
 }
@@ -67,7 +71,7 @@ impl Control {
         let mut conn = connect(&connector, &database, limit).await?;
         let (authentication, own) = introduced(&mut conn).await;
         let (requests, questions) = mpsc::unbounded_channel();
-        let worker = Worker::new(connector, database, conn, own);
+        let worker = Worker::new(Link::new(connector, database, authentication, (conn, own)));
         let task = tokio::spawn(worker.run(questions));
         Ok(Self { requests, task: Mutex::new(Some(task)), authentication })
     }
@@ -122,6 +126,12 @@ impl Control {
         self.ask(Request::Answers).await.unwrap_or_else(|| Err(ended()))
     }
 
+    /// Whether the server, which is at `address`, lets a new session in, whatever its database.
+    pub(crate) async fn admits(&self, address: String) -> Result<(), DriverError> {
+        let ended = || DriverError::new(Phase::Check, DriverErrorKind::ConnectionLost, address);
+        self.ask(Request::Admits).await.unwrap_or_else(|| Err(ended()))
+    }
+
     /// Ends the task and its connection; returns when the server no longer counts that either.
     pub(crate) async fn shutdown(&self) {
         let mut task = self.task.lock().await;
@@ -167,4 +177,9 @@ async fn connect(
         Err(_) => Err(DriverError::new(Phase::Connect, DriverErrorKind::TimedOut, address())
             .caused_by(format!("gave up after {limit:?}"))),
     }
+}
+
+/// Tests pause this clock.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }

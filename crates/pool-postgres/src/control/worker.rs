@@ -2,59 +2,35 @@
 //! round asks a few statements at most: whom to cancel, whom to end, what the server can hold, who waits unseen, who is there.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
-use pool_core::{Capacity, DriverError, DriverErrorKind, Phase};
+use pool_core::{Capacity, DriverError, DriverErrorKind};
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Connection, Error, Row};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{interval, sleep, sleep_until, timeout};
+use tokio::time::{sleep_until, timeout};
 
 use super::exits::Exits;
+use super::link::{Link, Unanswered};
 use super::questions::{Query, Question};
-use super::{ANSWER_LIMIT, Request, connect};
+use super::{Request, now};
 use crate::catch_panics::catch_panics;
-use crate::classify::{driver_error, is_fatal};
-use crate::connect::Connector;
-use crate::connection::{Session, session_of};
-use crate::knock::knock;
+use crate::connection::Session;
 use crate::tag::Tag;
 
-const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
-const KNOCK_EVERY: Duration = Duration::from_millis(500);
-/// Each attempt that is left behind may be a session for the server until it lets one no longer authenticate.
-const CONNECT_EVERY: Duration = Duration::from_secs(1);
+/// How long those who are still to be ended at the end may take.
+const SETTLE_LIMIT: Duration = Duration::from_millis(1_500);
 const FAREWELL_LIMIT: Duration = Duration::from_secs(2);
 /// An address translator forgets a connection on which nothing was said for some minutes.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 /// How many questions are taken at a time.
 const TAKEN_MAX: usize = 1_024;
 
-/// Why there is no answer.
-enum Unanswered {
-    /// The server has refused the question.
-    Refused,
-    /// The connection is gone, or silent, and no other could be made.
-    Lost(DriverError),
-}
-
 pub(super) struct Worker {
-    connector: Arc<Connector>,
-    database: String,
-    conn: Option<PgConnection>,
-    /// How often the connection has been made anew.
-    made: u64,
-    /// Who serves the connection, or has served it last.
-    own: Option<Session>,
-    /// Those who served it before, and are still to be ended.
-    predecessors: Vec<Session>,
+    link: Link,
     /// Those who are to exit, and who wants to be told, if anybody does.
     exits: Exits<Option<oneshot::Sender<()>>>,
     asked: Asked,
-    used_at: Instant,
     /// What the server has refused to answer, which is warned of once.
     refused: HashSet<Question>,
 }
@@ -68,6 +44,7 @@ struct Asked {
     uncounted: Vec<(Tag, String, oneshot::Sender<bool>)>,
     capacity: Vec<(Vec<Session>, oneshot::Sender<Capacity>)>,
     answers: Vec<oneshot::Sender<Result<u64, DriverError>>>,
+    admits: Vec<oneshot::Sender<Result<(), DriverError>>>,
 }
 
 /// Where in a list some are.
@@ -81,42 +58,40 @@ struct Seen {
 }
 
 impl Worker {
-    pub(super) fn new(
-        connector: Arc<Connector>,
-        database: String,
-        conn: PgConnection,
-        own: Option<Session>,
-    ) -> Self {
-        let now = now();
-        Self {
-            connector,
-            database,
-            conn: Some(conn),
-            made: 0,
-            own,
-            predecessors: Vec::new(),
-            exits: Exits::new(now),
-            asked: Asked::default(),
-            used_at: now,
-            refused: HashSet::new(),
-        }
+    pub(super) fn new(link: Link) -> Self {
+        Self { link, exits: Exits::new(now()), asked: Asked::default(), refused: HashSet::new() }
     }
 
     pub(super) async fn run(mut self, mut requests: mpsc::UnboundedReceiver<Request>) {
         let mut new = Vec::new();
         loop {
+            let due = self.due();
             tokio::select! {
                 biased;
                 count = requests.recv_many(&mut new, TAKEN_MAX) => if count == 0 { break },
-                () = sleep_until(self.due().into()) => {}
+                () = self.link.replaced() => {}
+                () = sleep_until(due.into()) => {}
             }
             if !new.drain(..).all(|request| self.take(request)) {
                 break;
             }
             self.round().await;
         }
-        if let Some(conn) = self.conn {
+        let _ = timeout(SETTLE_LIMIT, self.settle()).await;
+        if let Some(conn) = self.link.into_conn() {
             let _ = timeout(FAREWELL_LIMIT, catch_panics(leave(conn))).await;
+        }
+    }
+
+    /// Returns when nobody is left who is to be ended, nor on the way who would have to be.
+    async fn settle(&mut self) {
+        while self.link.is_connecting() {
+            self.link.replaced().await;
+        }
+        self.round().await;
+        while self.exits.look_at().is_some() {
+            sleep_until(self.due().into()).await;
+            self.round().await;
         }
     }
 
@@ -130,6 +105,7 @@ impl Worker {
             Request::IsUncounted(tag, database, told) => self.asked.uncounted.push((tag, database, told)),
             Request::Capacity(own, told) => self.asked.capacity.push((own, told)),
             Request::Answers(told) => self.asked.answers.push(told),
+            Request::Admits(told) => self.asked.admits.push(told),
             Request::Shutdown => return false,
         }
         true
@@ -138,15 +114,16 @@ impl Worker {
     /// When the next round is due if nobody asks anything.
     fn due(&self) -> Instant {
         let asked = self.asked.wants_look().then(|| self.exits.rest_until());
-        let predecessors = (!self.predecessors.is_empty()).then_some(self.used_at);
-        let dues = [asked, self.exits.look_at(), predecessors, Some(self.used_at + KEEPALIVE)];
-        dues.into_iter().flatten().min().unwrap_or(self.used_at)
+        let used_at = self.link.used_at();
+        let predecessors = self.link.has_predecessors().then_some(used_at);
+        let dues = [asked, self.exits.look_at(), predecessors, Some(used_at + KEEPALIVE)];
+        dues.into_iter().flatten().min().unwrap_or(used_at)
     }
 
     async fn round(&mut self) {
         // An asker who has gone would only keep the others waiting.
         self.asked.forget_the_gone();
-        for predecessor in self.predecessors.drain(..) {
+        for predecessor in self.link.take_predecessors() {
             self.exits.expect(predecessor, true, None, now());
         }
         self.exits.forget(|told| told.as_ref().is_some_and(oneshot::Sender::is_closed));
@@ -157,6 +134,7 @@ impl Worker {
             let _ = self.ask_about(Question::End, leaving).await;
         }
         self.tell_capacity().await;
+        self.tell_whether_it_admits().await;
         if self.due() <= now() {
             self.look().await;
         }
@@ -188,6 +166,18 @@ impl Worker {
         }
     }
 
+    /// Has a new session let in, and ended again unless it is needed. Only a refusal that would be everybody's counts as one.
+    async fn tell_whether_it_admits(&mut self) {
+        if self.asked.admits.is_empty() {
+            return;
+        }
+        let admits = match self.link.renewed().await {
+            Err(error) if error.kind == DriverErrorKind::Refused && !is_of_the_password(&error) => Ok(()),
+            admits => admits,
+        };
+        tell_all(self.asked.admits.drain(..), admits);
+    }
+
     /// Asks who is there, and tells all who want to know.
     async fn look(&mut self) {
         let Asked { who, departed, uncounted, .. } = &self.asked;
@@ -209,7 +199,7 @@ impl Worker {
         if let (Some(hidden), Ok(seen)) = (hidden, &seen) {
             self.tell_uncounted(&hidden, seen);
         }
-        self.asked.tell(seen, self.made);
+        self.asked.tell(seen, &self.link);
     }
 
     /// In which databases somebody waits unseen, of those that somebody asks about.
@@ -243,7 +233,10 @@ impl Worker {
     async fn seen(&mut self, pids: &[i32], tags: &[String]) -> Result<Seen, Unanswered> {
         let length = i32::try_from(Tag::BYTES).unwrap_or(i32::MAX);
         let rows = self.ask(Question::Look, |query| query.bind(pids).bind(tags).bind(length)).await?;
-        Seen::read(&rows).map_err(|error| self.was_refused(Question::Look, &error))
+        Seen::read(&rows).map_err(|error| {
+            self.was_refused(Question::Look, &error);
+            Unanswered::Refused(error)
+        })
     }
 
     async fn ask_about(
@@ -256,106 +249,23 @@ impl Worker {
         self.ask(question, |query| query.bind(&pids).bind(&started)).await
     }
 
-    /// The server's answer. A connection that has failed may have been dead for long, so one more is tried if the question
-    /// may be repeated.
+    /// The server's answer. What it refuses to answer is warned of once.
     async fn ask<'q>(
         &mut self,
         question: Question,
         arguments: impl Fn(Query<'q>) -> Query<'q>,
     ) -> Result<Vec<PgRow>, Unanswered> {
-        let mut why = self.error(DriverErrorKind::ConnectionLost);
-        for _ in 0..question.tries() {
-            let conn = match self.conn().await {
-                Ok(conn) => conn,
-                Err(error) => return Err(Unanswered::Lost(error)),
-            };
-            let answer = arguments(sqlx::query(question.sql())).fetch_all(conn);
-            let answer = timeout(ANSWER_LIMIT, catch_panics(answer)).await;
-            self.used_at = now();
-            why = match answer {
-                Ok(Ok(rows)) => return Ok(rows),
-                Ok(Err(error)) if !is_fatal(&error) => return Err(self.was_refused(question, &error)),
-                Ok(Err(error)) => driver_error(error, Phase::Check, self.address()),
-                Err(_) => self.error(DriverErrorKind::TimedOut),
-            };
-            tracing::debug!(%why, "the control connection failed");
-            self.conn = None;
+        let answer = self.link.ask(question, arguments).await;
+        if let Err(Unanswered::Refused(error)) = &answer {
+            self.was_refused(question, error);
         }
-        Err(Unanswered::Lost(why))
+        answer
     }
 
-    fn error(&self, kind: DriverErrorKind) -> DriverError {
-        DriverError::new(Phase::Check, kind, self.address())
-    }
-
-    fn address(&self) -> String {
-        self.connector.config().address(&self.database)
-    }
-
-    fn was_refused(&mut self, question: Question, error: &Error) -> Unanswered {
+    fn was_refused(&mut self, question: Question, error: &Error) {
         if self.refused.insert(question) {
             tracing::warn!(%error, ?question, "the server refuses what the control connection asks");
         }
-        Unanswered::Refused
-    }
-
-    /// The connection, made again if it was lost.
-    async fn conn(&mut self) -> Result<&mut PgConnection, DriverError> {
-        let conn = match self.conn.take() {
-            Some(conn) => conn,
-            None => match self.connect().await {
-                Ok(mut conn) => {
-                    self.succeed(&mut conn).await;
-                    conn
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "no control connection");
-                    self.used_at = now();
-                    sleep(RECONNECT_PAUSE).await;
-                    return Err(error);
-                }
-            },
-        };
-        Ok(self.conn.insert(conn))
-    }
-
-    /// Whoever served the connection before may not have noticed its end, and would be counted on. It is ended like any other,
-    /// in the next round: a question that is under way is not about it.
-    async fn succeed(&mut self, conn: &mut PgConnection) {
-        let session = timeout(ANSWER_LIMIT, catch_panics(session_of(conn))).await;
-        let own = session.ok().and_then(Result::ok);
-        self.made += 1;
-        self.predecessors.extend(std::mem::replace(&mut self.own, own));
-    }
-
-    /// Connects, when the server has answered a knock, which begins no session: one that hangs is not left with a session
-    /// for each attempt.
-    async fn connect(&self) -> Result<PgConnection, DriverError> {
-        let options = self.connector.config().connect_options(&self.database);
-        // What a refused knock has to say, the connect says better.
-        self.first_of(KNOCK_EVERY, || async { Ok(knock(&options).await.ok()) }).await?;
-        self.first_of(CONNECT_EVERY, || connect(&self.connector, &self.database, ANSWER_LIMIT)).await
-    }
-
-    /// The outcome of the first attempt to end. Another one is begun now and then beside those that have begun: what a
-    /// server has been asked while it could not be reached may be lost for good.
-    async fn first_of<T, F: Future<Output = Result<T, DriverError>>>(
-        &self,
-        every: Duration,
-        attempt: impl Fn() -> F,
-    ) -> Result<T, DriverError> {
-        let mut attempts = FuturesUnordered::new();
-        let mut next = interval(every);
-        let first = async {
-            loop {
-                tokio::select! {
-                    biased;
-                    Some(outcome) = attempts.next() => return outcome,
-                    _ = next.tick() => attempts.push(attempt()),
-                }
-            }
-        };
-        timeout(ANSWER_LIMIT, first).await.unwrap_or_else(|_| Err(self.error(DriverErrorKind::TimedOut)))
     }
 }
 
@@ -367,6 +277,7 @@ impl Asked {
         self.uncounted.retain(|(_, _, told)| !told.is_closed());
         self.capacity.retain(|(_, told)| !told.is_closed());
         self.answers.retain(|told| !told.is_closed());
+        self.admits.retain(|told| !told.is_closed());
     }
 
     fn wants_look(&self) -> bool {
@@ -375,21 +286,15 @@ impl Asked {
     }
 
     /// Tells all who wanted a look what was seen, if anything was.
-    fn tell(&mut self, seen: Result<Seen, Unanswered>, made: u64) {
-        let (seen, mut lost) = match seen {
+    fn tell(&mut self, seen: Result<Seen, Unanswered>, link: &Link) {
+        let (seen, lost) = match seen {
             Ok(seen) => (Some(seen), None),
-            Err(Unanswered::Refused) => (None, None),
-            Err(Unanswered::Lost(error)) => (None, Some(error)),
+            Err(Unanswered::Refused(_)) => (None, None),
+            // A server that has answered a knock is there, whatever hangs in it.
+            Err(Unanswered::Lost(error)) => (None, Some(error).filter(|_| !link.is_opened_to())),
         };
         self.uncounted.clear();
-        for told in self.answers.drain(..) {
-            // The cause goes to the first.
-            let why = lost.as_mut().map(|error| {
-                let known = DriverError::new(error.phase, error.kind, error.address.as_str());
-                std::mem::replace(error, known)
-            });
-            let _ = told.send(why.map_or(Ok(made), Err));
-        }
+        tell_all(self.answers.drain(..), lost.map_or(Ok(link.made()), Err));
         let seen = seen.as_ref();
         for (tag, told) in self.who.drain(..) {
             let _ = told.send(seen.and_then(|seen| seen.by_tag.get(tag.as_str()).copied()));
@@ -426,9 +331,27 @@ fn names(rows: &[PgRow]) -> HashSet<String> {
     rows.iter().filter_map(|row| row.try_get(0).ok()).collect()
 }
 
-/// Tests pause this clock.
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
+/// Tells all of them; the cause of an error goes to the first.
+fn tell_all<T: Copy>(
+    all: impl Iterator<Item = oneshot::Sender<Result<T, DriverError>>>,
+    mut outcome: Result<T, DriverError>,
+) {
+    for told in all {
+        let next = match &outcome {
+            Ok(answer) => Ok(*answer),
+            Err(error) => Err(DriverError::new(error.phase, error.kind, error.address.as_str())),
+        };
+        let _ = told.send(std::mem::replace(&mut outcome, next));
+    }
+}
+
+/// Whether a login was refused for its password, which is the role's and not a database's.
+fn is_of_the_password(error: &DriverError) -> bool {
+    let cause = error.source.as_deref().and_then(|cause| cause.downcast_ref::<Error>());
+    cause
+        .and_then(Error::as_database_error)
+        .and_then(sqlx::error::DatabaseError::code)
+        .is_some_and(|code| code == "28P01")
 }
 
 /// Ends the last session and returns when its backend has exited: nobody is left to ask about it, so it

@@ -178,6 +178,17 @@ impl Driver for FakeDriver {
         Ok(0)
     }
 
+    async fn admits(&self) -> Result<(), DriverError> {
+        self.server.is_heard().await;
+        let mut state = self.server.state();
+        match state.next_gate("postgres") {
+            Gate::Fail(DriverErrorKind::Refused) if state.refuses_logins => {
+                Err(DriverError::new(Phase::Connect, DriverErrorKind::Refused, "fake"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn control_connections(&self) -> u32 {
         0
     }

@@ -53,6 +53,7 @@ pub(super) struct State {
     pub(super) look_ups_take: Duration,
     pub(super) checks: u64,
     pub(super) refuses_to_terminate: bool,
+    pub(super) refuses_logins: bool,
     is_dark: bool,
     hung_creations: BTreeSet<String>,
     /// Sessions that will never hear anything again.
@@ -114,6 +115,11 @@ impl FakeServer {
     pub fn goes_light(&self) {
         self.state().is_dark = false;
         self.shared.light.notify_waiters();
+    }
+
+    /// Whether the server refuses everybody from now on, as for a wrong password.
+    pub fn refuse_logins(&self, refuses: bool) {
+        self.state().refuses_logins = refuses;
     }
 
     /// How long a connect takes from now on.
@@ -230,6 +236,7 @@ impl State {
         self.connects += 1;
         let scripted = self.gates.get_mut(database).and_then(VecDeque::pop_front);
         match scripted {
+            _ if self.refuses_logins => Gate::Fail(DriverErrorKind::Refused),
             Some(gate) => gate,
             None if self.databases.contains(database) => Gate::Succeed,
             None => Gate::Fail(DriverErrorKind::DatabaseMissing),

@@ -8,6 +8,7 @@ use pool_testkit::faults::{Link, Row};
 use pool_testkit::{eventually, execute_outside, wait_for_condition};
 use sqlx::{Connection, PgConnection};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::support::{
     Observed, Others, Outcome, PATIENT, SOON, World, behind_a_proxy, sessions_of, test_name,
@@ -93,4 +94,64 @@ async fn o7_a_control_connection_that_is_lost_is_not_taken_for_the_server() -> O
     world
         .finish(bystander, Others::Spared, Observed { fault: "control link dead", law: "O7", seen, recovery })
         .await
+}
+
+/// With every slot in use, the sessions of the system's database are lost without the server's learning of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn b1_a_control_connection_that_says_nothing_is_replaced_within_the_budget() -> Outcome {
+    let (server, proxy) = behind_a_proxy(&[]).await?;
+    let pools = PgPools::builder(server.config().port(proxy.address().port()).application_name("replaced"))
+        .limits(Limits::new(6).system(3).per_workspace(3))
+        .build()
+        .await?;
+    let busy = WorkspaceId::new("busy")?;
+    pools.ensure_workspace(&busy).await?;
+    let mut leases = try_join_all((0..3).map(|_| pools.acquire(&busy))).await?;
+    let system = pools.system();
+    let mut leases_of_the_system =
+        try_join_all((0..pools.stats().system.limit).map(|_| system.acquire())).await?;
+    assert_eq!(pools.stats().limit(), 6);
+
+    proxy.set(SYSTEM, Link::Lost);
+    for lease in &mut leases_of_the_system {
+        let unheard = sqlx::query("select 1").execute(lease);
+        assert!(timeout(Duration::from_millis(100), unheard).await.is_err());
+    }
+    proxy.set(SYSTEM, Link::Up);
+    let counted = tokio::spawn(async move {
+        let mut outside = PgConnection::connect_with(&server.config().connect_options(SYSTEM)).await?;
+        let count = "select count(*) from pg_stat_activity where starts_with(application_name, 'replaced')";
+        let mut most = 0_i64;
+        let until = Instant::now() + Duration::from_secs(4);
+        while Instant::now() < until {
+            most = most.max(sqlx::query_scalar(count).fetch_one(&mut outside).await?);
+        }
+        Ok::<_, sqlx::Error>((server, most))
+    });
+    // The control connection is asked to cancel what was dropped.
+    let mut running = leases.pop().ok_or("a lease")?;
+    let query = sqlx::query("select pg_sleep(600)").execute(&mut running);
+    assert!(timeout(Duration::from_millis(100), query).await.is_err());
+    let lost = Instant::now();
+    drop(running);
+    leases.push(pools.acquire(&busy).await?);
+    let recovery = lost.elapsed();
+    let (server, most) = counted.await??;
+    assert!(most <= 6, "the server counts {most} of 6");
+    assert!(recovery < Duration::from_secs(2), "an answer that is late is not waited for: {recovery:?}");
+    drop((leases, leases_of_the_system));
+    let is_true = || async {
+        let stats = pools.stats();
+        let ours = i64::from(stats.connections().total() + stats.control);
+        sessions_of(&server, "replaced").await.is_ok_and(|sessions| sessions == ours)
+    };
+    eventually("the server counting what the pool counts", SOON, is_true).await?;
+    pools.close().await?;
+    let leaked = sessions_of(&server, "replaced").await?;
+    let (fault, law) = ("control connection silent, every slot in use".to_owned(), "B1".to_owned());
+    let seen = "nothing; a query that is dropped costs its connection".to_owned();
+    let row = Row { test: test_name()?, fault, law, seen, others: "nothing".to_owned(), recovery, leaked };
+    println!("{row}");
+    assert_eq!(row.leaked, 0);
+    Ok(row.leave()?)
 }

@@ -6,6 +6,7 @@
 mod backends;
 mod control;
 mod holders;
+mod machine;
 mod network;
 mod refusals;
 mod server;

@@ -25,8 +25,8 @@ pub const HASTY: Duration = Duration::from_secs(1);
 /// Longer than a check and an open, so that callers are told what failed and not that time ran out.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
 
-const ROLE: &str = "app";
-const PASSWORD: &str = "app's own";
+pub const ROLE: &str = "app";
+pub const PASSWORD: &str = "app's own";
 const TAG: &str = "faults";
 
 pub type Failure = Box<dyn Error + Send + Sync>;

@@ -20,10 +20,7 @@ async fn b1_a_budget_of_the_server_is_asked_for_at_build_and_after_a_restart() {
         .build()
         .await
         .unwrap();
-    let budget = || {
-        let stats = pools.stats();
-        stats.workspaces.limit + stats.system.limit + stats.control
-    };
+    let budget = || pools.stats().limit();
     assert_eq!(budget(), 30 - 3 - 1 - 5);
     let id = id("a");
     pools.ensure_workspace(&id).await.unwrap();

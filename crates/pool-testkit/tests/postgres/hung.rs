@@ -61,6 +61,10 @@ impl Driver for Detour {
     fn control_connections(&self) -> u32 {
         self.real.control_connections()
     }
+
+    fn control_reserve(&self) -> u32 {
+        self.real.control_reserve()
+    }
     async fn shutdown(&self) {
         self.real.shutdown().await;
     }

@@ -116,3 +116,48 @@ async fn o1_a_database_that_hangs_is_not_taken_for_the_server() {
     server.let_go();
     hung.await.unwrap().unwrap();
 }
+
+/// How many logins of the first minute are no question of the pool's own: opens that were under way together, and those that
+/// took their turn before the pool had asked.
+const AT_ONCE: u64 = 2 * 12;
+
+#[tokio::test(start_paused = true)]
+async fn o7_a_password_that_is_wrong_costs_a_handful_of_logins_a_minute_however_many_workspaces() {
+    let (server, manager) = world().await;
+    server.refuse_logins(true);
+    let mut callers = JoinSet::new();
+    let from = Instant::now() + Duration::from_secs(120);
+    for name in names() {
+        callers.spawn(persist(manager.clone(), name, from));
+    }
+    let mut connects = server.connects();
+    for most in [AT_ONCE + 12, 7] {
+        sleep(Duration::from_secs(60)).await;
+        let logins = server.connects() - connects;
+        assert!(logins <= most, "{logins} logins in a minute");
+        connects += logins;
+    }
+    let error = manager.acquire(&id("w0")).await.unwrap_err();
+    let AcquireError::OpenFailed { source, .. } = &error else { panic!("{error}") };
+    assert_eq!(source.kind, DriverErrorKind::Refused, "{error}");
+
+    server.refuse_logins(false);
+    let right = Instant::now();
+    while let Some(served) = callers.join_next().await {
+        served.unwrap();
+    }
+    assert!(right.elapsed() <= Duration::from_secs(11), "all were served after {:?}", right.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn o1_a_database_that_refuses_is_not_taken_for_the_server() {
+    let (server, manager) = world().await;
+    server.script("fake_ws_w0", [Gate::Fail(DriverErrorKind::Refused); 20]);
+    let refused = tokio::spawn(persist(manager.clone(), "w0".to_owned(), Instant::now()));
+    for name in &names()[1..] {
+        sleep(Duration::from_millis(50)).await;
+        drop(manager.acquire(&id(name)).await.unwrap());
+    }
+    assert!(!refused.is_finished());
+    refused.await.unwrap();
+}

@@ -1,0 +1,346 @@
+//! The control connection itself, and the one that takes its place: begun as soon as an answer is late, one at a time, after
+//! a knock that begins no session. Whoever served the connection before is ended by its successor, so the server counts two
+//! sessions at most, for which the system share has the slots.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use pool_core::{DriverError, DriverErrorKind, Phase};
+use sqlx::Connection;
+use sqlx::postgres::{PgConnection, PgRow};
+use tokio::time::{interval, sleep, timeout};
+
+use super::questions::{Query, Question};
+use super::{ANSWER_LIMIT, connect, now};
+use crate::catch_panics::catch_panics;
+use crate::classify::{driver_error, is_fatal};
+use crate::connect::Connector;
+use crate::connection::{Session, session_of};
+use crate::knock::knock;
+
+/// An answer that takes longer, and four times as long as usual, is late.
+const LATE: Duration = Duration::from_millis(500);
+const LATE_USUAL: u32 = 4;
+const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
+const KNOCK_EVERY: Duration = Duration::from_millis(500);
+const GOODBYE_LIMIT: Duration = Duration::from_millis(500);
+/// By then the server has let go of a session that did not authenticate in time.
+const AUTHENTICATION_MARGIN: Duration = Duration::from_secs(1);
+
+/// Why there is no answer.
+pub(super) enum Unanswered {
+    /// The server has refused the question.
+    Refused(sqlx::Error),
+    /// The connection is gone, or silent, and no other could be made in time.
+    Lost(DriverError),
+}
+
+pub(super) struct Link {
+    connector: Arc<Connector>,
+    database: String,
+    authentication: Duration,
+    conn: Option<PgConnection>,
+    /// Who serves the connection, or has served it last.
+    own: Option<Session>,
+    /// Those who served it before, and are still to be ended.
+    predecessors: Vec<Session>,
+    successor: Option<Successor>,
+    /// How often the connection has been made anew.
+    made: u64,
+    /// How long an answer takes: a decayed mean.
+    usual: Duration,
+    used_at: Instant,
+}
+
+/// A connection, and who serves it, as far as that is known.
+type Served = (PgConnection, Option<Session>);
+
+/// A connection on its way to take the place of the present one, or of one that is lost.
+struct Successor {
+    began: Instant,
+    stage: Stage,
+}
+
+enum Stage {
+    /// Whether somebody has opened, and what is done then: what a refused knock has to say, the connect says better.
+    Knocking(BoxFuture<'static, bool>, Connecting),
+    Connecting {
+        is_opened: bool,
+        connecting: Connecting,
+    },
+}
+
+type Connecting = BoxFuture<'static, Result<Served, DriverError>>;
+
+impl Link {
+    pub(super) fn new(
+        connector: Arc<Connector>,
+        database: String,
+        authentication: Duration,
+        (conn, own): Served,
+    ) -> Self {
+        Self {
+            connector,
+            database,
+            authentication,
+            conn: Some(conn),
+            own,
+            predecessors: Vec::new(),
+            successor: None,
+            made: 0,
+            usual: Duration::ZERO,
+            used_at: now(),
+        }
+    }
+
+    /// How often the connection has been made anew.
+    pub(super) fn made(&self) -> u64 {
+        self.made
+    }
+
+    /// When it was used last.
+    pub(super) fn used_at(&self) -> Instant {
+        self.used_at
+    }
+
+    /// Whether somebody who is to be ended has served it before.
+    pub(super) fn has_predecessors(&self) -> bool {
+        !self.predecessors.is_empty()
+    }
+
+    pub(super) fn take_predecessors(&mut self) -> Vec<Session> {
+        std::mem::take(&mut self.predecessors)
+    }
+
+    /// The connection, if there is one, at the end of all questions.
+    pub(super) fn into_conn(self) -> Option<PgConnection> {
+        self.conn
+    }
+
+    /// Whether a server that does not answer on this connection has answered a knock all the same: what hangs is the database.
+    pub(super) fn is_opened_to(&self) -> bool {
+        matches!(&self.successor, Some(Successor { stage: Stage::Connecting { is_opened: true, .. }, .. }))
+    }
+
+    /// Whether a session has been asked for that is not there yet.
+    pub(super) fn is_connecting(&self) -> bool {
+        self.successor.as_ref().is_some_and(Successor::is_connecting)
+    }
+
+    /// Puts the question, and returns the answer. A connection that has failed may have been dead for long, and one whose
+    /// answer is late may be lost: its successor is asked, if the question may be repeated.
+    pub(super) async fn ask<'q>(
+        &mut self,
+        question: Question,
+        arguments: impl Fn(Query<'q>) -> Query<'q>,
+    ) -> Result<Vec<PgRow>, Unanswered> {
+        let mut why = self.error(DriverErrorKind::ConnectionLost);
+        for _ in 0..question.tries() {
+            if let Err(error) = self.connected().await {
+                return Err(Unanswered::Lost(error));
+            }
+            match self.ask_once(arguments(sqlx::query(question.sql()))).await {
+                Err(Unanswered::Lost(error)) => why = error,
+                heard => return heard,
+            }
+            tracing::debug!(%why, "the control connection failed");
+        }
+        Err(Unanswered::Lost(why))
+    }
+
+    async fn ask_once(&mut self, query: Query<'_>) -> Result<Vec<PgRow>, Unanswered> {
+        let Self { connector, database, authentication, conn: Some(conn), successor, usual, .. } = self
+        else {
+            return Err(Unanswered::Lost(self.error(DriverErrorKind::ConnectionLost)));
+        };
+        let (asked, late) = (now(), (*usual * LATE_USUAL).clamp(LATE, ANSWER_LIMIT));
+        let begin = || Successor::begin(connector, database, *authentication);
+        let heard = hear(catch_panics(query.fetch_all(conn)), late, successor, begin).await;
+        self.used_at = now();
+        let why = match heard {
+            Heard::Answer(Err(error)) if is_fatal(&error) => {
+                driver_error(error, Phase::Check, self.address())
+            }
+            Heard::Answer(answer) => {
+                self.usual = (self.usual * 7 + self.used_at.saturating_duration_since(asked)) / 8;
+                self.successor.take_if(|successor| !successor.is_connecting());
+                return answer.map_err(Unanswered::Refused);
+            }
+            Heard::Successor(served) => {
+                self.succeed(served);
+                return Err(Unanswered::Lost(self.error(DriverErrorKind::TimedOut)));
+            }
+            Heard::Silence(refusal) => refusal.unwrap_or_else(|| self.error(DriverErrorKind::TimedOut)),
+        };
+        self.conn = None;
+        Err(Unanswered::Lost(why))
+    }
+
+    /// Returns when there is a connection. One that was lost is made again; nobody waits long for one that hangs.
+    async fn connected(&mut self) -> Result<(), DriverError> {
+        if self.conn.is_some() {
+            return Ok(());
+        }
+        let Self { connector, database, authentication, successor, .. } = self;
+        let successor =
+            successor.get_or_insert_with(|| Successor::begin(connector, database, *authentication));
+        let limit = (successor.began + ANSWER_LIMIT).saturating_duration_since(now());
+        let error = match timeout(limit, outcome_of(&mut self.successor)).await {
+            Ok(Ok(served)) => {
+                self.succeed(served);
+                return Ok(());
+            }
+            Ok(Err(error)) => {
+                sleep(RECONNECT_PAUSE).await;
+                error
+            }
+            Err(_) => {
+                self.successor.take_if(|successor| !successor.is_connecting());
+                self.error(DriverErrorKind::TimedOut)
+            }
+        };
+        tracing::debug!(%error, "no control connection");
+        self.used_at = now();
+        Err(error)
+    }
+
+    /// Has a new session take the place of the connection, and returns when it has, or why it was not let in.
+    pub(super) async fn renewed(&mut self) -> Result<(), DriverError> {
+        let Self { connector, database, authentication, successor, .. } = self;
+        successor.get_or_insert_with(|| Successor::begin(connector, database, *authentication));
+        match timeout(ANSWER_LIMIT, outcome_of(&mut self.successor)).await {
+            Ok(Ok(served)) => {
+                if let Some(old) = self.conn.take() {
+                    let _ = timeout(GOODBYE_LIMIT, catch_panics(old.close())).await;
+                }
+                self.succeed(served);
+                Ok(())
+            }
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(self.error(DriverErrorKind::TimedOut)),
+        }
+    }
+
+    /// Returns when a successor that nobody waits for has taken its place, or has failed.
+    pub(super) async fn replaced(&mut self) {
+        match outcome_of(&mut self.successor).await {
+            Ok(served) => self.succeed(served),
+            Err(error) => tracing::debug!(%error, "no successor of the control connection"),
+        }
+    }
+
+    /// Whoever served the connection before may not have noticed its end, and would be counted on. It is ended like any other,
+    /// in the next round: a question that is under way is not about it.
+    fn succeed(&mut self, (conn, own): Served) {
+        self.made += 1;
+        self.used_at = now();
+        self.conn = Some(conn);
+        self.predecessors.extend(std::mem::replace(&mut self.own, own));
+    }
+
+    fn error(&self, kind: DriverErrorKind) -> DriverError {
+        DriverError::new(Phase::Check, kind, self.address())
+    }
+
+    fn address(&self) -> String {
+        self.connector.config().address(&self.database)
+    }
+}
+
+/// What comes of a question.
+enum Heard<T> {
+    Answer(T),
+    Successor(Served),
+    /// Nothing in time, and why there is no successor, if it has failed.
+    Silence(Option<DriverError>),
+}
+
+/// Waits for an answer; begins a successor beside it when it is late.
+async fn hear<T>(
+    answer: impl Future<Output = T>,
+    late: Duration,
+    successor: &mut Option<Successor>,
+    begin: impl FnOnce() -> Successor,
+) -> Heard<T> {
+    let mut answer = pin!(answer);
+    if let Ok(answer) = timeout(late, &mut answer).await {
+        return Heard::Answer(answer);
+    }
+    successor.get_or_insert_with(begin);
+    let mut refusal = None;
+    let heard = async {
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut answer => return Heard::Answer(answer),
+                outcome = outcome_of(successor) => match outcome {
+                    Ok(served) => return Heard::Successor(served),
+                    Err(error) => refusal = Some(error),
+                }
+            }
+        }
+    };
+    let heard = timeout(ANSWER_LIMIT.saturating_sub(late), heard).await.ok();
+    heard.unwrap_or(Heard::Silence(refusal))
+}
+
+/// The end of a successor, which then is none any more. Dropping the future loses nothing of it.
+async fn outcome_of(successor: &mut Option<Successor>) -> Result<Served, DriverError> {
+    let Some(under_way) = successor else { return std::future::pending().await };
+    let outcome = under_way.outcome().await;
+    *successor = None;
+    outcome
+}
+
+impl Successor {
+    fn begin(connector: &Arc<Connector>, database: &str, authentication: Duration) -> Self {
+        let options = connector.config().connect_options(database);
+        let knocking = async move {
+            let knocks = first_of(KNOCK_EVERY, || knock(&options));
+            knocks.await.is_ok()
+        };
+        let (connector, database) = (Arc::clone(connector), database.to_owned());
+        let limit = authentication + AUTHENTICATION_MARGIN;
+        let connecting = async move {
+            let mut conn = connect(&connector, &database, limit).await?;
+            let own = timeout(ANSWER_LIMIT, catch_panics(session_of(&mut conn))).await;
+            Ok((conn, own.ok().and_then(Result::ok)))
+        };
+        Self { began: now(), stage: Stage::Knocking(knocking.boxed(), connecting.boxed()) }
+    }
+
+    fn is_connecting(&self) -> bool {
+        matches!(self.stage, Stage::Connecting { .. })
+    }
+
+    async fn outcome(&mut self) -> Result<Served, DriverError> {
+        loop {
+            match &mut self.stage {
+                Stage::Knocking(knocking, connecting) => {
+                    let is_opened = knocking.await;
+                    let nothing = std::future::pending().boxed();
+                    let connecting = std::mem::replace(connecting, nothing);
+                    self.stage = Stage::Connecting { is_opened, connecting };
+                }
+                Stage::Connecting { connecting, .. } => return connecting.await,
+            }
+        }
+    }
+}
+
+/// The outcome of the first attempt to end. Another one is begun now and then beside those that have begun: what a server
+/// has been asked while it could not be reached may be lost for good.
+async fn first_of<T, F: Future<Output = T>>(every: Duration, attempt: impl Fn() -> F) -> T {
+    let mut attempts = FuturesUnordered::new();
+    let mut next = interval(every);
+    loop {
+        tokio::select! {
+            biased;
+            Some(outcome) = attempts.next() => return outcome,
+            _ = next.tick() => attempts.push(attempt()),
+        }
+    }
+}
