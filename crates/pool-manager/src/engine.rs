@@ -1,23 +1,22 @@
-//! What all handles, leases and tasks have in common: the two shares, the driver, the settings and the queue of jobs.
-//! [`Engine::step`] runs a transition and performs its effects after the door of the share has closed.
+//! What all handles, leases and tasks have in common: the two shares, what is plugged in, the settings and the ways to the
+//! background tasks. [`Engine::step`] runs a transition and performs its effects after the door of the share has closed.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use moka::future::Cache;
 use pool_core::{
-    Ceilings, CloseDebt, CloseWork, Driver, DriverError, DriverErrorKind, Effects, Endpoint, Event,
-    LeaseDebt, Limits, LimitsError, OpenWork, Phase, PoolStats, Registry, RegistryConfig, Target,
-    WorkspaceId,
+    Catalog, Ceilings, Counts, Driver, Effects, Endpoint, Event, LeaseDebt, Limits, LimitsError, PoolStats,
+    Registry, RegistryConfig, Target, WorkspaceId,
 };
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Mutex as AsyncMutex, Notify};
 
-use crate::lease::Lease;
-use crate::opener::Job;
-use crate::server::ServerHealth;
+use crate::health::ServerHealth;
+use crate::job::Outlets;
 use crate::settings::Settings;
 use crate::share::{self, Share};
+use crate::tasks::Tasks;
 
 /// One of the two shares.
 #[derive(Clone, Copy)]
@@ -50,12 +49,21 @@ pub(crate) struct Engine<D: Driver> {
     pub(crate) system: Share<D>,
     pub(crate) driver: D,
     pub(crate) settings: Settings,
+    pub(crate) catalog: Arc<dyn Catalog<D::Connection>>,
     /// What was wished last; the shares may still be on their way there.
     ceilings: Mutex<Ceilings>,
+    /// Told whenever something else is wished.
+    pub(crate) ceilings_changed: Notify,
     /// Workspaces that are known to have a database.
     pub(crate) facts: Cache<WorkspaceId, Fact>,
-    jobs: mpsc::UnboundedSender<Job<D>>,
-    look_ups: mpsc::UnboundedSender<Target>,
+    /// None before the background tasks have been started.
+    outlets: Mutex<Option<Outlets<D>>>,
+    /// Whether the runtime has ended that the background tasks ran on, without their having been told to end.
+    is_stranded: AtomicBool,
+    /// Starts the background tasks again.
+    revive: fn(&Arc<Self>),
+    /// Held by a `close` under way; another one waits here for it.
+    pub(crate) tasks: AsyncMutex<Tasks>,
     /// Told whenever something that is being closed has no connection left but those in use.
     pub(crate) drained: Notify,
     /// Told whenever something begins to be closed.
@@ -69,9 +77,9 @@ impl<D: Driver> Engine<D> {
     pub(crate) fn new(
         driver: D,
         settings: Settings,
+        catalog: Arc<dyn Catalog<D::Connection>>,
         ceilings: Ceilings,
-        jobs: mpsc::UnboundedSender<Job<D>>,
-        look_ups: mpsc::UnboundedSender<Target>,
+        revive: fn(&Arc<Self>),
     ) -> Self {
         let facts = Cache::builder()
             .max_capacity(100_000)
@@ -85,14 +93,39 @@ impl<D: Driver> Engine<D> {
             system: Share::new(Registry::new(settings.system_config(&ceilings), (settings.eviction)())),
             driver,
             settings,
+            catalog,
             ceilings: Mutex::new(ceilings),
+            ceilings_changed: Notify::new(),
             facts,
-            jobs,
-            look_ups,
+            outlets: Mutex::new(None),
+            is_stranded: AtomicBool::new(false),
+            revive,
+            tasks: AsyncMutex::default(),
             drained: Notify::new(),
             closing: Notify::new(),
             breakage: Arc::default(),
             health: Arc::default(),
+        }
+    }
+
+    /// The ways to the background tasks.
+    pub(crate) fn outlets(&self) -> MutexGuard<'_, Option<Outlets<D>>> {
+        self.outlets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The background tasks have ended, or have been started.
+    pub(crate) fn set_stranded(&self, is_stranded: bool) {
+        self.is_stranded.store(is_stranded, Ordering::Release);
+    }
+
+    pub(crate) fn is_stranded(&self) -> bool {
+        self.is_stranded.load(Ordering::Acquire)
+    }
+
+    /// Starts the background tasks again on the present runtime, if the one that they ran on has ended.
+    pub(crate) fn revive(self: &Arc<Self>) {
+        if self.is_stranded() {
+            (self.revive)(self);
         }
     }
 
@@ -171,6 +204,7 @@ impl<D: Driver> Engine<D> {
         *wished = new.unwrap_or(*wished);
         let steps = self.steps_towards(&wished);
         drop(wished);
+        self.ceilings_changed.notify_waiters();
         for (share, effects) in steps {
             self.perform(share, effects);
         }
@@ -199,101 +233,12 @@ impl<D: Driver> Engine<D> {
         steps
     }
 
-    /// Performs what a transition asked for: wakes callers, and hands the rest to the task that owns it.
-    pub(crate) fn perform(&self, share: &Share<D>, effects: Effects<D::Connection>) {
-        if effects.is_empty() {
-            return;
-        }
-        let mut unrun = VecDeque::new();
-        self.submit(share, effects, &mut unrun);
-        // What can be answered at once is; and without a runtime nobody can open or close: what is owed then is
-        // settled here, and what that asks for is settled in turn.
-        while let Some(job) = unrun.pop_front() {
-            let (share, effects) = self.settle_one(job);
-            self.submit(share, effects, &mut unrun);
-        }
-    }
-
-    fn submit(&self, share: &Share<D>, effects: Effects<D::Connection>, unrun: &mut VecDeque<Job<D>>) {
-        let Effects { opens, closes, dead, wakes, drained, retry_at, due_at, look_ups } = effects;
-        let opens = opens.into_iter().map(|work| Job::Open(work));
-        let closes = closes.into_iter().map(|work| Job::Close(work));
-        let retry = retry_at.map(|(target, at)| Job::Retry { target, at });
-        for job in opens.chain(closes).chain(retry) {
-            if let Err(mpsc::error::SendError(job)) = self.jobs.send(job) {
-                unrun.push_back(job);
-            }
-        }
-        for target in look_ups {
-            if self.is_seen(&target) {
-                unrun.push_back(Job::Found(target));
-                continue;
-            }
-            // Without a runtime nobody can be asked; the open would show the truth, and there will be none.
-            if let Err(mpsc::error::SendError(target)) = self.look_ups.send(target) {
-                unrun.push_back(Job::Retry { target, at: Self::now() });
-            }
-        }
-        if let Some(at) = due_at {
-            share.promise(at);
-        }
-        wakes.wake();
-        if drained {
-            self.drained.notify_waiters();
-        }
-        drop(dead);
-    }
-
-    fn settle_one(&self, job: Job<D>) -> (&Share<D>, Effects<D::Connection>) {
-        match job {
-            Job::Open(work) => {
-                let (error, target) = (Self::stopped(&work), work.target().clone());
-                let failed =
-                    |registry: &mut Registry<_>, now| registry.open_failed(work, Arc::new(error), now);
-                let share = self.share(&target);
-                (share, share.with("open failed", failed))
-            }
-            Job::Close(work) => self.abandon(work),
-            Job::Recycle(lease) => (self.share(lease.target()), lease.into_discard()),
-            Job::Retry { target, .. } => (self.share(&target), Effects::default()),
-            Job::Found(target) => {
-                let share = self.share(&target);
-                let found = |registry: &mut Registry<_>, now| registry.looked_up(&target, None, now);
-                (share, share.with("looked up", found))
-            }
-        }
-    }
-
-    /// Settles a job that nobody will perform any more.
-    pub(crate) fn settle_unrun(&self, job: Job<D>) {
-        let (share, effects) = self.settle_one(job);
-        self.perform(share, effects);
-    }
-
-    /// Drops a connection that cannot be closed in the proper way; the server sees its socket close.
-    fn abandon(&self, work: CloseWork<D::Connection>) -> (&Share<D>, Effects<D::Connection>) {
-        let (conn, debt) = work.split();
-        drop(conn);
-        let (target, reason) = (debt.target().clone(), debt.reason());
-        let share = self.share(&target);
-        share.forget(debt.connection());
-        let effects = share.with("closed", |registry, now| registry.closed(debt, now));
-        self.emit(&Event::Closed { target: &target, reason });
-        (share, effects)
-    }
-
     /// Whether the facts say that `target` exists. They may have been forgotten.
-    fn is_seen(&self, target: &Target) -> bool {
+    pub(crate) fn is_seen(&self, target: &Target) -> bool {
         match target {
             Target::Workspace(id) => self.facts.contains_key(id),
             Target::System | Target::Catalog => true,
         }
-    }
-
-    /// Plugged-in code is not asked for anything here: it may be what has just panicked.
-    fn stopped(work: &OpenWork) -> DriverError {
-        DriverError::new(Phase::Connect, DriverErrorKind::Other, work.target().to_string())
-            .caused_by("the pool's background task, or the runtime it was built on, has stopped")
     }
 
     /// Returns when `target`, or everything, is being closed.
@@ -308,23 +253,14 @@ impl<D: Driver> Engine<D> {
         }
     }
 
-    /// Reports that the server no longer counts a connection.
-    pub(crate) fn report_closed(&self, debt: CloseDebt) {
-        let (target, reason) = (debt.target().clone(), debt.reason());
-        self.share(&target).forget(debt.connection());
-        self.step(&target, "closed", |registry, now| registry.closed(debt, now));
-        self.emit(&Event::Closed { target: &target, reason });
-    }
-
-    /// Hands a lease that is not known to be clean to the task that makes it so.
-    pub(crate) fn recycle(&self, lease: Lease<D>) {
-        if let Err(mpsc::error::SendError(job)) = self.jobs.send(Job::Recycle(lease)) {
-            self.settle_unrun(job);
-        }
-    }
-
     pub(crate) fn release(&self, target: &Target, debt: LeaseDebt, conn: D::Connection) {
         self.step(target, "release", |registry, now| registry.release(debt, conn, now));
+    }
+
+    /// Has a connection closed that broke, and others that may have broken with it looked at.
+    pub(crate) fn discard_broken(&self, target: &Target, debt: LeaseDebt, conn: D::Connection) {
+        self.step(target, "discard broken", |registry, now| registry.discard_broken(debt, conn, now));
+        self.breakage.notify_one();
     }
 
     pub(crate) fn endpoint(&self, target: &Target) -> Endpoint {
@@ -339,6 +275,11 @@ impl<D: Driver> Engine<D> {
         if let Some(observer) = &self.settings.observer {
             observer.on(event);
         }
+    }
+
+    /// The connections of one target, by state.
+    pub(crate) fn counts(&self, target: &Target) -> Counts {
+        self.share(target).with("counts", |registry, _| registry.target_counts(target))
     }
 
     /// Both shares at one moment: both locks are held while it is taken, always in this order.

@@ -5,9 +5,10 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-use pool_core::{Condition, Driver, Effects, LeaseDebt, Registry, Target};
+use pool_core::{Condition, Driver, LeaseDebt, Registry, Target};
 
 use crate::engine::Engine;
+use crate::job::Returned;
 
 /// A connection to one target, given back when dropped: in a panic, in a cancelled task, outside a
 /// runtime, after `close()`. Dropping neither blocks nor awaits; a connection that is not known to be
@@ -43,58 +44,31 @@ impl<D: Driver> Lease<D> {
 
     /// Has the connection closed instead of used again, on purpose: its state is beyond repair, as the caller knows.
     /// Other connections are not doubted for it.
-    pub fn discard(self) {
-        let engine = Arc::clone(&self.engine);
-        let target = self.target.clone();
-        let effects = self.into_discard();
-        engine.perform(engine.share(&target), effects);
+    pub fn discard(mut self) {
+        if let Some((conn, debt)) = self.take() {
+            let discard = |registry: &mut Registry<_>, now| registry.discard(debt, conn, now);
+            self.engine.step(&self.target, "discard", discard);
+        }
     }
 
     /// Has a connection closed that broke, and others that may have broken with it looked at.
     pub(crate) fn discard_broken(mut self) {
-        let Some((conn, debt)) = self.take() else { return };
-        self.engine
-            .step(&self.target, "discard broken", |registry, now| registry.discard_broken(debt, conn, now));
-        self.engine.breakage.notify_one();
-    }
-
-    /// Has a connection closed that could not be made clean, for a reason that concerns it, or its database.
-    pub(crate) fn discard_unclean(mut self) {
-        let Some((conn, debt)) = self.take() else { return };
-        let discard = |registry: &mut Registry<_>, now| registry.discard_unclean(debt, conn, now);
-        self.engine.step(&self.target, "discard unclean", discard);
+        if let Some((conn, debt)) = self.take() {
+            self.engine.discard_broken(&self.target, debt, conn);
+        }
     }
 
     pub(crate) fn engine(&self) -> &Arc<Engine<D>> {
         &self.engine
     }
 
-    /// Gives back a connection that is known to be clean.
-    pub(crate) fn release_clean(mut self) {
-        if let Some(Held { conn, debt }) = self.held.take() {
-            self.engine.release(&self.target, debt, conn);
-        }
-    }
-
-    pub(crate) fn into_discard(mut self) -> Effects<D::Connection> {
-        match self.take() {
-            Some((conn, debt)) => {
-                let share = self.engine.share(&self.target);
-                share.with("discard", |registry, now| registry.discard(debt, conn, now))
-            }
-            None => Effects::default(),
-        }
-    }
-
     pub(crate) fn take(&mut self) -> Option<(D::Connection, LeaseDebt)> {
         self.held.take().map(|Held { conn, debt }| (conn, debt))
     }
 
-    /// The same lease again, out of one that is being dropped.
-    fn reclaim(&self, conn: D::Connection, debt: LeaseDebt) -> Self {
-        let mut again = Self::new(Arc::clone(&self.engine), self.target.clone(), conn, debt);
-        again.unchecked = self.unchecked;
-        again
+    /// What the lease holds, to be made clean.
+    fn returned(&self, conn: D::Connection, debt: LeaseDebt) -> Returned<D::Connection> {
+        Returned { target: self.target.clone(), conn, debt, unchecked: self.unchecked }
     }
 }
 
@@ -106,10 +80,10 @@ impl<D: Driver> Drop for Lease<D> {
         let condition = std::panic::catch_unwind(inspected).unwrap_or(Condition::Broken);
         let Some((conn, debt)) = self.take() else { return };
         match condition {
-            Condition::Clean if self.unchecked => self.engine.recycle(self.reclaim(conn, debt)),
+            Condition::Clean if self.unchecked => self.engine.recycle(self.returned(conn, debt)),
             Condition::Clean => self.engine.release(&self.target, debt, conn),
-            Condition::Suspect => self.engine.recycle(self.reclaim(conn, debt)),
-            Condition::Broken => self.reclaim(conn, debt).discard_broken(),
+            Condition::Suspect => self.engine.recycle(self.returned(conn, debt)),
+            Condition::Broken => self.engine.discard_broken(&self.target, debt, conn),
         }
     }
 }

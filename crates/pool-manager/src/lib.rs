@@ -1,19 +1,23 @@
 //! The async shell around `pool-core`: it holds the registry under one mutex, never awaits while holding
 //! it, performs the answers in tasks it owns, and reports back.
+mod acquire;
 mod closing;
+mod crew;
+mod databases;
+mod effects;
 mod engine;
-mod ensure;
+mod health;
+mod job;
+mod jobs;
 mod lease;
 mod look_ups;
 mod maintenance;
 mod manager;
 mod moments;
-mod opener;
 mod server;
 mod settings;
 mod share;
 mod tasks;
-mod waiting;
 mod workspace_pool;
 
 pub use lease::Lease;

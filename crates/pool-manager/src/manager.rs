@@ -1,42 +1,36 @@
 //! The manager: starts and ends the shell, and is the door to everything else.
 
 use std::fmt;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use pool_core::{
-    Acquire, AcquireError, Catalog, CloseError, Counts, Driver, Event, Leased, Limits, LimitsError,
-    PoolStats, Target, Terms, WorkspaceId, WorkspacePools,
+    AcquireError, Catalog, CatalogError, CloseError, Driver, Limits, LimitsError, PoolStats, Target, Terms,
+    WorkspaceId, WorkspacePools,
 };
 use thiserror::Error;
 use tokio::runtime::Handle;
-use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::closing::{CONFIRM_LIMIT, CloseGuard, close_all};
-use crate::engine::{Engine, Part, divide};
-use crate::ensure::WorkspaceLocks;
+use crate::databases::Databases;
+use crate::engine::{Engine, divide};
 use crate::lease::Lease;
 use crate::settings::Settings;
-use crate::tasks::Tasks;
 use crate::workspace_pool::WorkspacePool;
-use crate::{look_ups, maintenance, moments, opener, server, waiting};
+use crate::{acquire, crew};
 
 /// Every connection to every workspace's database of one server, under one hard budget.
 ///
-/// Cloning costs one reference count. When the last clone is dropped without [`PoolManager::close`],
-/// background work is abandoned and the sockets are closed; leases that are still out stay usable.
+/// Cloning costs two reference counts. When the last clone and the last lease are dropped without [`PoolManager::close`],
+/// background work is abandoned and the sockets are closed.
+///
+/// A manager may outlive the runtime that it was started on, as one in a static does that tests share. Its connections end
+/// with the runtime on which they were opened; its background tasks start again on the runtime of the next caller.
 pub struct PoolManager<D: Driver> {
-    pub(crate) inner: Arc<Inner<D>>,
-}
-
-pub(crate) struct Inner<D: Driver> {
-    pub(crate) engine: Arc<Engine<D>>,
-    pub(crate) catalog: Arc<dyn Catalog<D::Connection>>,
-    pub(crate) locks: WorkspaceLocks,
-    /// Held by a `close` under way; another one waits here for it.
-    tasks: Mutex<Tasks>,
+    engine: Arc<Engine<D>>,
+    databases: Arc<Databases<D>>,
 }
 
 /// Why a manager could not be started.
@@ -76,29 +70,10 @@ impl<D: Driver> PoolManager<D> {
             return Err(StartError::Quantum { quantum, acquire_timeout: settings.acquire_timeout });
         }
         let runtime = Handle::try_current().map_err(|_| StartError::NoRuntime)?;
-        let every = maintenance::period(&settings);
-        let (jobs, todo) = mpsc::unbounded_channel();
-        let (stop, stopped) = oneshot::channel();
-        let (look_ups, asked) = mpsc::unbounded_channel();
-        let engine = Arc::new(Engine::new(driver, settings, ceilings, jobs, look_ups));
-        let dispatcher = runtime.spawn(opener::dispatch(Arc::downgrade(&engine), todo, stopped));
-        let breakage = Arc::clone(&engine.breakage);
-        let mut others = vec![
-            runtime.spawn(maintenance::maintain(Arc::downgrade(&engine), every)),
-            runtime.spawn(maintenance::find_departed(Arc::downgrade(&engine), breakage)),
-            runtime.spawn(server::watch_over(Arc::downgrade(&engine), Arc::clone(&engine.health))),
-        ];
-        for part in [Part::Workspaces, Part::System] {
-            let promised = engine.part(part).promised();
-            others.push(runtime.spawn(moments::keep_promises(Arc::downgrade(&engine), part, promised)));
-        }
-        let inner = Arc::new_cyclic(|manager| {
-            others.push(runtime.spawn(look_ups::answer(Weak::clone(manager), asked)));
-            let tasks = Mutex::new(Tasks::new(stop, dispatcher, others));
-            let locks = WorkspaceLocks::new(ceilings.system_leases());
-            Inner { engine, catalog, locks, tasks }
-        });
-        Ok(Self { inner })
+        let engine = Arc::new(Engine::new(driver, settings, catalog, ceilings, crew::revive));
+        crew::start(&engine, &runtime);
+        let databases = Arc::new(Databases::new(Arc::clone(&engine)));
+        Ok(Self { engine, databases })
     }
 
     /// A lease on a connection to `workspace`'s database: an idle one at once, otherwise in turn.
@@ -115,7 +90,7 @@ impl<D: Driver> PoolManager<D> {
     /// With an idle connection: one short lock here and one on return; no allocation, no task, no round
     /// trip.
     pub async fn acquire(&self, workspace: &WorkspaceId) -> Result<Lease<D>, AcquireError> {
-        self.acquire_target(&Target::from(workspace)).await
+        acquire::lease(&self.engine, &Target::from(workspace)).await
     }
 
     /// The same, with a time limit of its own in place of the acquire timeout.
@@ -130,7 +105,7 @@ impl<D: Driver> PoolManager<D> {
         workspace: &WorkspaceId,
         limit: Duration,
     ) -> Result<Lease<D>, AcquireError> {
-        self.acquire_target_within(&Target::from(workspace), limit).await
+        acquire::lease_within(&self.engine, &Target::from(workspace), limit).await
     }
 
     /// A lease on an idle connection, if there is one; nobody waits, and nothing is opened. One that was idle for long
@@ -143,76 +118,74 @@ impl<D: Driver> PoolManager<D> {
     /// # Cancel safety
     /// Dropping the future gives the connection back.
     pub async fn try_acquire(&self, workspace: &WorkspaceId) -> Result<Option<Lease<D>>, AcquireError> {
-        self.try_acquire_target(&Target::from(workspace)).await
-    }
-
-    pub(crate) async fn try_acquire_target(&self, target: &Target) -> Result<Option<Lease<D>>, AcquireError> {
-        let engine = &self.inner.engine;
-        let started = Engine::<D>::now();
-        let idle =
-            engine.share(target).with("try acquire", |registry, now| registry.try_acquire(target, now));
-        let Some(Leased { conn, debt, check_first, .. }) = idle? else { return Ok(None) };
-        let lease = Lease::new(Arc::clone(engine), target.clone(), conn, debt);
-        if !check_first && !engine.driver.wants_check(&lease) {
-            return Ok(Some(lease));
-        }
-        waiting::check_idle(lease, !check_first, started).await
-    }
-
-    pub(crate) async fn acquire_target(&self, target: &Target) -> Result<Lease<D>, AcquireError> {
-        self.acquire_target_within(target, self.inner.engine.settings.acquire_timeout).await
-    }
-
-    pub(crate) async fn acquire_target_within(
-        &self,
-        target: &Target,
-        limit: Duration,
-    ) -> Result<Lease<D>, AcquireError> {
-        let engine = &self.inner.engine;
-        let started = Engine::<D>::now();
-        let answer = engine.share(target).with("acquire", |registry, now| registry.acquire(target, now));
-        let lease = match answer {
-            Acquire::Leased(Leased { conn, debt, check_first: false, .. }) => {
-                let mut lease = Lease::new(Arc::clone(engine), target.clone(), conn, debt);
-                if engine.driver.wants_check(&lease)
-                    && let Some((conn, debt)) = lease.take()
-                {
-                    let answer = Acquire::Leased(Leased { conn, debt, check_first: false, waited: None });
-                    lease = waiting::wait(engine, target, answer, started, limit).await?;
-                }
-                lease
-            }
-            other => waiting::wait(engine, target, other, started, limit).await?,
-        };
-        if engine.settings.observer.is_some() {
-            let waited = Engine::<D>::now().saturating_duration_since(started);
-            engine.emit(&Event::Acquired { target, waited });
-        }
-        Ok(lease)
+        acquire::try_lease(&self.engine, &Target::from(workspace)).await
     }
 
     /// A handle on one workspace. Costs no connection.
     pub fn workspace(&self, workspace: &WorkspaceId) -> WorkspacePool<D> {
-        WorkspacePool::new(self.clone(), workspace.into())
+        WorkspacePool::new(Arc::clone(&self.engine), workspace.into())
     }
 
     /// A handle on the system database, which is served from the reserved share.
     pub fn system(&self) -> WorkspacePool<D> {
-        WorkspacePool::new(self.clone(), Target::System)
+        WorkspacePool::new(Arc::clone(&self.engine), Target::System)
     }
 
     /// The driver that makes the connections.
     pub fn driver(&self) -> &D {
-        &self.inner.engine.driver
+        &self.engine.driver
     }
 
     /// A consistent snapshot; its sums agree.
     pub fn stats(&self) -> PoolStats {
-        self.inner.engine.stats()
+        self.engine.stats()
     }
 
-    pub(crate) fn counts(&self, target: &Target) -> Counts {
-        self.inner.engine.share(target).with("counts", |registry, _| registry.target_counts(target))
+    /// Creates the database of `workspace` unless it exists: once, however many callers, here or in
+    /// other processes. Free when it was ensured before.
+    ///
+    /// # Errors
+    /// [`CatalogError`] when no system connection can be had, or when the statement fails.
+    ///
+    /// # Cancel safety
+    /// Dropping the future lets go of the system connection, on which a statement may be cancelled; the
+    /// next caller starts afresh.
+    pub async fn ensure_workspace(&self, workspace: &WorkspaceId) -> Result<(), CatalogError> {
+        self.databases.ensure_workspace(workspace).await
+    }
+
+    /// Closes the workspace's connections and drops its database. Returns whether there was one.
+    ///
+    /// # Errors
+    /// [`CatalogError`] when no system connection can be had, or when the statement fails. Leases held
+    /// past the close timeout are cut, and that is not an error.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the database dropped or not; the workspace takes work again.
+    pub async fn drop_workspace(&self, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
+        self.databases.drop_workspace(workspace).await
+    }
+
+    /// Whether the workspace has a database, as the server says now.
+    ///
+    /// # Errors
+    /// [`CatalogError`], as for `ensure_workspace`.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    pub async fn workspace_exists(&self, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
+        self.databases.workspace_exists(workspace).await
+    }
+
+    /// The workspaces that have a database, as the server says now, in no particular order.
+    ///
+    /// # Errors
+    /// [`CatalogError`], as for `ensure_workspace`.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    pub async fn list_workspaces(&self) -> Result<Vec<WorkspaceId>, CatalogError> {
+        self.databases.list_workspaces().await
     }
 
     /// Changes the limits while running. Where they grow, waiting callers are served at once; where they shrink, idle
@@ -222,8 +195,8 @@ impl<D: Driver> PoolManager<D> {
     /// # Errors
     /// [`LimitsError`] when they cannot hold, with the numbers; nothing has changed then.
     pub fn set_limits(&self, limits: Limits) -> Result<(), LimitsError> {
-        let ceilings = self.inner.engine.divide(limits)?;
-        self.inner.engine.set_ceilings(ceilings);
+        let ceilings = self.engine.divide(limits)?;
+        self.engine.set_ceilings(ceilings);
         Ok(())
     }
 
@@ -232,7 +205,7 @@ impl<D: Driver> PoolManager<D> {
     /// # Errors
     /// [`LimitsError`] for a weight of 0, or a ceiling that cannot hold; nothing has changed then.
     pub fn set_terms(&self, workspace: &WorkspaceId, terms: Terms) -> Result<(), LimitsError> {
-        let (engine, target) = (&self.inner.engine, Target::from(workspace));
+        let (engine, target) = (&self.engine, Target::from(workspace));
         if terms.weight == 0 {
             return Err(LimitsError::Weight { target });
         }
@@ -253,7 +226,7 @@ impl<D: Driver> PoolManager<D> {
     /// # Cancel safety
     /// Dropping the future ends the close: what was closed stays closed, and the workspace takes work.
     pub async fn close_workspace(&self, workspace: &WorkspaceId) -> Result<(), CloseError> {
-        CloseGuard::begin(&self.inner.engine, workspace.into()).finish().await
+        CloseGuard::begin(&self.engine, workspace.into()).finish().await
     }
 
     /// Closes everything for good: refuses new work, fails waiters, waits for leases until the close
@@ -267,11 +240,12 @@ impl<D: Driver> PoolManager<D> {
     /// # Cancel safety
     /// Dropping the future leaves the pool closed to new work; call it again to finish.
     pub async fn close(&self) -> Result<(), CloseError> {
-        let mut tasks = self.inner.tasks.lock().await;
+        self.engine.revive();
+        let mut tasks = self.engine.tasks.lock().await;
         if let Some(outcome) = &tasks.outcome {
             return outcome.clone();
         }
-        let outcome = close_all(&self.inner.engine).await;
+        let outcome = close_all(&self.engine).await;
         tasks.end().await;
         if timeout(CONFIRM_LIMIT, self.driver().shutdown()).await.is_err() {
             tracing::warn!("the driver did not end its own connections in time");
@@ -282,13 +256,13 @@ impl<D: Driver> PoolManager<D> {
 
     /// Whether `close` has been called.
     pub fn is_closed(&self) -> bool {
-        self.inner.engine.workspaces.with("is closed", |registry, _| registry.is_closed())
+        self.engine.workspaces.with("is closed", |registry, _| registry.is_closed())
     }
 }
 
 impl<D: Driver> Clone for PoolManager<D> {
     fn clone(&self) -> Self {
-        Self { inner: Arc::clone(&self.inner) }
+        Self { engine: Arc::clone(&self.engine), databases: Arc::clone(&self.databases) }
     }
 }
 

@@ -3,15 +3,15 @@
 //! nothing is opened, it is asked again and again whether or not the last question has ended, and the first answer ends all
 //! that.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use pool_core::{Driver, DriverError, DriverErrorKind, Phase, Registry, Target};
-use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::engine::Engine;
+use crate::health::ServerHealth;
 use crate::share::{self, Share};
 
 /// The pause between two questions while there is no answer, doubled from the first to the most.
@@ -24,51 +24,6 @@ const LOGIN_PAUSE_MAX: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long an answer may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
-
-/// What is known of the server, and who wants to know more.
-#[derive(Default)]
-pub(crate) struct ServerHealth {
-    suspicion: Notify,
-    refusal: Notify,
-    success: Notify,
-    succeeded_at: Mutex<Option<Instant>>,
-    /// How often the server has answered again after it had been lost.
-    returns: watch::Sender<u64>,
-}
-
-impl ServerHealth {
-    /// Something has been seen that may be the fault of the server.
-    pub(crate) fn suspect(&self) {
-        self.suspicion.notify_one();
-    }
-
-    /// An open has failed in this way.
-    pub(crate) fn failed(&self, kind: DriverErrorKind) {
-        if kind == DriverErrorKind::Refused {
-            self.refusal.notify_one();
-        } else if kind.may_concern_all() {
-            self.suspect();
-        }
-    }
-
-    /// The server has opened a session, or answered on one.
-    pub(crate) fn succeeded(&self) {
-        *self.succeeded_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(share::now());
-        self.success.notify_waiters();
-    }
-
-    /// A server that did something meanwhile is not lost, whatever the pool's own connection says: that may be the one that
-    /// is.
-    fn has_succeeded_since(&self, moment: Instant) -> bool {
-        let at = *self.succeeded_at.lock().unwrap_or_else(PoisonError::into_inner);
-        at.is_some_and(|at| at >= moment)
-    }
-
-    /// Changes each time that the server answers again.
-    pub(crate) fn returns(&self) -> watch::Receiver<u64> {
-        self.returns.subscribe()
-    }
-}
 
 /// What the server is asked.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -86,8 +41,8 @@ pub(crate) async fn watch_over<D: Driver>(engine: Weak<Engine<D>>, health: Arc<S
         let question = tokio::select! {
             biased;
             // First, since every caller adds another login.
-            () = health.refusal.notified() => Question::Admits,
-            () = health.suspicion.notified() => Question::Answers,
+            () = health.has_refused() => Question::Admits,
+            () = health.is_suspected() => Question::Answers,
             () = sleep(LOOK_EVERY) => {
                 if engine.strong_count() == 0 { return }
                 continue;
@@ -142,7 +97,7 @@ async fn outlast<D: Driver>(
                 Ok(Err(error)) if question == Question::Answers && !error.kind.may_concern_all() => break,
                 _ => {}
             },
-            () = health.success.notified(), if question == Question::Answers => break,
+            () = health.success(), if question == Question::Answers => break,
             () = &mut next => {
                 let engine = engine.upgrade()?;
                 // Nobody else has it any more.
@@ -158,7 +113,7 @@ async fn outlast<D: Driver>(
     let engine = engine.upgrade()?;
     tracing::info!("the server answers again, and lets in");
     // In this order: what the next step starts has begun after the return.
-    health.returns.send_modify(|returns| *returns += 1);
+    health.returned();
     engine.step_both("server answers", Registry::server_answers);
     Some(())
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use pool_core::{ConnectionId, Driver, Registry};
+use tokio::runtime;
 use tokio::sync::watch;
 
 /// A section that holds the lock longer than this delays everybody, and is reported in debug builds.
@@ -16,13 +17,20 @@ pub(crate) struct Share<D: Driver> {
     /// The moment at which the registry wants to be called.
     promised: watch::Sender<Option<Instant>>,
     registry: Mutex<Registry<D::Connection>>,
-    /// What ends each live session from outside, for closes that have to cut.
-    handles: DashMap<ConnectionId, D::Handle>,
+    sessions: DashMap<ConnectionId, Session<D::Handle>>,
+}
+
+/// A live session, from outside.
+struct Session<H> {
+    /// What ends it, for closes that have to cut.
+    handle: H,
+    /// On which it was opened, and with which it is of no use any more.
+    runtime: runtime::Id,
 }
 
 impl<D: Driver> Share<D> {
     pub(crate) fn new(registry: Registry<D::Connection>) -> Self {
-        Self { promised: watch::Sender::new(None), registry: Mutex::new(registry), handles: DashMap::new() }
+        Self { promised: watch::Sender::new(None), registry: Mutex::new(registry), sessions: DashMap::new() }
     }
 
     /// Runs the section `name` of code on the registry, under the lock.
@@ -62,21 +70,28 @@ impl<D: Driver> Share<D> {
         self.promised.subscribe()
     }
 
-    pub(crate) fn remember(&self, id: ConnectionId, handle: D::Handle) {
-        self.handles.insert(id, handle);
+    /// Remembers a session that has just been opened, on `runtime`.
+    pub(crate) fn remember(&self, id: ConnectionId, handle: D::Handle, runtime: runtime::Id) {
+        self.sessions.insert(id, Session { handle, runtime });
     }
 
     pub(crate) fn forget(&self, id: ConnectionId) {
-        self.handles.remove(&id);
+        self.sessions.remove(&id);
     }
 
     /// Those of all connections.
     pub(crate) fn handles(&self) -> Vec<D::Handle> {
-        self.handles.iter().map(|entry| entry.value().clone()).collect()
+        self.sessions.iter().map(|entry| entry.handle.clone()).collect()
     }
 
     pub(crate) fn handle(&self, id: ConnectionId) -> Option<D::Handle> {
-        self.handles.get(&id).map(|handle| handle.clone())
+        self.sessions.get(&id).map(|entry| entry.handle.clone())
+    }
+
+    /// The connections that were opened on `runtime`.
+    pub(crate) fn opened_on(&self, runtime: runtime::Id) -> Vec<ConnectionId> {
+        let its = self.sessions.iter().filter(|entry| entry.runtime == runtime);
+        its.map(|entry| *entry.key()).collect()
     }
 }
 

@@ -6,6 +6,7 @@ use tokio::task::JoinHandle;
 
 /// What is left to be ended; each part is forgotten when it has been, so that a `close` that was dropped
 /// half-way can be taken up by the next.
+#[derive(Default)]
 pub(crate) struct Tasks {
     stop: Option<oneshot::Sender<()>>,
     dispatcher: Option<JoinHandle<()>>,
@@ -38,6 +39,15 @@ impl Tasks {
         while let Some(task) = self.others.last_mut() {
             join(task).await;
             self.others.pop();
+        }
+    }
+}
+
+impl Drop for Tasks {
+    /// The dispatcher ends with its way to be told.
+    fn drop(&mut self) {
+        for task in &self.others {
+            task.abort();
         }
     }
 }

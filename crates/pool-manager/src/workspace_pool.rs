@@ -1,56 +1,58 @@
 //! A handle on one workspace, or on the system database: what a request handler keeps.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pool_core::{AcquireError, Counts, Driver, Target};
 
+use crate::acquire;
+use crate::engine::Engine;
 use crate::lease::Lease;
-use crate::manager::PoolManager;
 
 /// A cheap handle on one target's connections. Cloning costs two reference counts; keeping one costs no
 /// connection.
 pub struct WorkspacePool<D: Driver> {
-    manager: PoolManager<D>,
+    engine: Arc<Engine<D>>,
     target: Target,
 }
 
 impl<D: Driver> WorkspacePool<D> {
-    pub(crate) fn new(manager: PoolManager<D>, target: Target) -> Self {
-        Self { manager, target }
+    pub(crate) fn new(engine: Arc<Engine<D>>, target: Target) -> Self {
+        Self { engine, target }
     }
 
     /// A lease on a connection to this target.
     ///
     /// # Errors
-    /// As [`PoolManager::acquire`].
+    /// As [`PoolManager::acquire`](crate::PoolManager::acquire).
     ///
     /// # Cancel safety
-    /// As [`PoolManager::acquire`].
+    /// As [`PoolManager::acquire`](crate::PoolManager::acquire).
     pub async fn acquire(&self) -> Result<Lease<D>, AcquireError> {
-        self.manager.acquire_target(&self.target).await
+        acquire::lease(&self.engine, &self.target).await
     }
 
     /// The same, with a time limit of its own in place of the acquire timeout.
     ///
     /// # Errors
-    /// As [`PoolManager::acquire`].
+    /// As [`PoolManager::acquire`](crate::PoolManager::acquire).
     ///
     /// # Cancel safety
-    /// As [`PoolManager::acquire`].
+    /// As [`PoolManager::acquire`](crate::PoolManager::acquire).
     pub async fn acquire_within(&self, limit: Duration) -> Result<Lease<D>, AcquireError> {
-        self.manager.acquire_target_within(&self.target, limit).await
+        acquire::lease_within(&self.engine, &self.target, limit).await
     }
 
-    /// A lease on an idle connection, if there is one; see [`PoolManager::try_acquire`].
+    /// A lease on an idle connection, if there is one; see [`PoolManager::try_acquire`](crate::PoolManager::try_acquire).
     ///
     /// # Errors
-    /// As [`PoolManager::try_acquire`].
+    /// As [`PoolManager::try_acquire`](crate::PoolManager::try_acquire).
     ///
     /// # Cancel safety
-    /// As [`PoolManager::try_acquire`].
+    /// As [`PoolManager::try_acquire`](crate::PoolManager::try_acquire).
     pub async fn try_acquire(&self) -> Result<Option<Lease<D>>, AcquireError> {
-        self.manager.try_acquire_target(&self.target).await
+        acquire::try_lease(&self.engine, &self.target).await
     }
 
     /// Whose pool this is.
@@ -60,13 +62,13 @@ impl<D: Driver> WorkspacePool<D> {
 
     /// This target's connections at the moment, by state.
     pub fn counts(&self) -> Counts {
-        self.manager.counts(&self.target)
+        self.engine.counts(&self.target)
     }
 }
 
 impl<D: Driver> Clone for WorkspacePool<D> {
     fn clone(&self) -> Self {
-        Self { manager: self.manager.clone(), target: self.target.clone() }
+        Self { engine: Arc::clone(&self.engine), target: self.target.clone() }
     }
 }
 

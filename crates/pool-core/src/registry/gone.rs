@@ -39,6 +39,15 @@ impl<C> Registry<C> {
         effects
     }
 
+    /// Connections that will never be of use again, although the server has not ended them, such as those of a runtime that
+    /// has: what is idle is closed now, and what is in use when it comes back.
+    pub fn orphaned(&mut self, ids: &[ConnectionId], now: Instant) -> Effects<C> {
+        for id in ids {
+            self.retire_on_return(*id, now);
+        }
+        self.vanished(ids, now)
+    }
+
     /// A close has ended the session of a connection in use, and the server says that it is gone: its slot is free,
     /// although its holder still has the connection, whose return changes no count any more. A caller that it was
     /// granted to, and who has not fetched it, is refused. Returns whose it was; none if it has come back meanwhile, so

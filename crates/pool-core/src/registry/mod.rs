@@ -7,7 +7,7 @@
 //! - `acquire`: `acquire`, `try_acquire`, `checked`, `replace`, `claim`, `cancel_wait`;
 //! - `open`: `opened`, `open_failed`, `open_is_slow`, `looked_up`, `retry`, `clear_failure`;
 //! - `lost`: `open_given_up`, `lost_opened`, `lost_ended`;
-//! - `outage`: `server_is_lost`, `server_answers`, `open_overtaken`;
+//! - `outage`: `server_is_lost`, `server_answers`, `open_overtaken`, `nobody_is_left`, `begin_again`;
 //! - `release`: `release`, `discard`, `discard_broken`, `closed`, `close_is_slow`, `expire`, `retire_on_return`;
 //! - `gone`: `vanished`, `cut` and `doubt_idle`, for sessions that ended behind the registry's back;
 //! - `closing`: `begin_close`, `end_close`, `close_all`;

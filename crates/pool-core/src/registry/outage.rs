@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::open::open_error;
-use super::{Registry, u32_of};
+use super::{Existence, Registry, u32_of};
 use crate::error::{AcquireError, DriverError};
 use crate::ids::Target;
 use crate::token::{Effects, LostOpen, OpenWork};
@@ -45,6 +45,37 @@ impl<C> Registry<C> {
         self.lost.forgive(self.next_open);
         self.note_breakage(now);
         self.all_change(now)
+    }
+
+    /// Nobody is left to do what has been asked: all who wait are told, as `error` says, and may ask again where somebody is.
+    /// Costs a pass over the targets.
+    pub fn nobody_is_left(&mut self, error: &Arc<DriverError>) -> Effects<C> {
+        let mut effects = Effects::default();
+        let all: Vec<u32> = self.workspaces.iter().map(|(ws, _)| u32_of(ws)).collect();
+        for ws in all {
+            let told = open_error(&self.workspace(ws).target, error, Duration::ZERO);
+            self.fail_waiters(ws, &told, &mut effects);
+        }
+        effects
+    }
+
+    /// Whoever was to do what had been asked is gone, and somebody else will do what is asked from now on: retries, look-ups,
+    /// and the call at a promised moment. Nothing that was seen before is held against anybody. Costs a pass over the targets.
+    pub fn begin_again(&mut self, now: Instant) -> Effects<C> {
+        self.outage = None;
+        self.failures.clear();
+        self.promised = None;
+        for (_, workspace) in &mut self.workspaces {
+            if workspace.existence == Existence::Asked {
+                workspace.existence = Existence::Unknown;
+            }
+        }
+        let mut effects = self.all_change(now);
+        let all: Vec<u32> = self.workspaces.iter().map(|(ws, _)| u32_of(ws)).collect();
+        for ws in all {
+            self.ask_whether_it_exists(ws, &mut effects);
+        }
+        effects
     }
 
     /// An open that began before the server was lost and answered again: nobody waits for it any more, and its target may

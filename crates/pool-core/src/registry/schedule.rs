@@ -406,7 +406,7 @@ impl<C> Registry<C> {
     }
 
     /// An open that must close a connection of another target asks first whether there is anything to connect to.
-    fn ask_whether_it_exists(&mut self, ws: u32, effects: &mut Effects<C>) {
+    pub(super) fn ask_whether_it_exists(&mut self, ws: u32, effects: &mut Effects<C>) {
         let workspace = self.workspace_mut(ws);
         if workspace.account.stands() && workspace.existence == Existence::Unknown {
             workspace.existence = Existence::Asked;

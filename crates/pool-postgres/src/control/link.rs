@@ -80,14 +80,15 @@ impl Link {
         connector: Arc<Connector>,
         database: String,
         authentication: Duration,
-        (conn, own): Served,
+        served: Option<Served>,
     ) -> Self {
+        let (conn, own) = served.unzip();
         Self {
             connector,
             database,
             authentication,
-            conn: Some(conn),
-            own,
+            conn,
+            own: own.flatten(),
             predecessors: Vec::new(),
             successor: None,
             made: 0,

@@ -7,12 +7,13 @@ mod link;
 mod questions;
 mod worker;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use pool_core::{Capacity, DriverError, DriverErrorKind, Phase};
 use sqlx::postgres::PgConnection;
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -56,9 +57,28 @@ enum Request {
 
 /// The handle on the task.
 pub(crate) struct Control {
-    requests: mpsc::UnboundedSender<Request>,
-    task: Mutex<Option<JoinHandle<()>>>,
+    connector: Arc<Connector>,
+    database: String,
     authentication: Duration,
+    running: Mutex<Running>,
+}
+
+struct Running {
+    requests: mpsc::UnboundedSender<Request>,
+    task: Option<JoinHandle<()>>,
+    is_shut_down: bool,
+}
+
+impl Running {
+    fn start(link: Link) -> Self {
+        let (requests, questions) = mpsc::unbounded_channel();
+        let task = tokio::spawn(Worker::new(link).run(questions));
+        Self { requests, task: Some(task), is_shut_down: false }
+    }
+
+    fn has_ended_with_its_runtime(&self) -> bool {
+        self.requests.is_closed() && !self.is_shut_down
+    }
 }
 
 impl Control {
@@ -70,10 +90,25 @@ impl Control {
     ) -> Result<Self, DriverError> {
         let mut conn = connect(&connector, &database, limit).await?;
         let (authentication, own) = introduced(&mut conn).await;
-        let (requests, questions) = mpsc::unbounded_channel();
-        let worker = Worker::new(Link::new(connector, database, authentication, (conn, own)));
-        let task = tokio::spawn(worker.run(questions));
-        Ok(Self { requests, task: Mutex::new(Some(task)), authentication })
+        let link = Link::new(Arc::clone(&connector), database.clone(), authentication, Some((conn, own)));
+        let running = Mutex::new(Running::start(link));
+        Ok(Self { connector, database, authentication, running })
+    }
+
+    fn running(&self) -> MutexGuard<'_, Running> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands a request to the task. One that has ended with its runtime, and its connection with it, is started again on
+    /// that of the asker.
+    fn send(&self, request: Request) {
+        let mut running = self.running();
+        let Err(mpsc::error::SendError(request)) = running.requests.send(request) else { return };
+        if !running.is_shut_down && Handle::try_current().is_ok() {
+            let (connector, database) = (Arc::clone(&self.connector), self.database.clone());
+            *running = Running::start(Link::new(connector, database, self.authentication, None));
+            let _ = running.requests.send(request);
+        }
     }
 
     /// How long the server lets a session authenticate, as it said when the control connection was first opened.
@@ -81,17 +116,28 @@ impl Control {
         self.authentication
     }
 
-    /// The task's answer to a request; none if it gave none, or has ended.
-    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
+    /// The task's answer to a request, which it is given again if it has ended with its runtime meanwhile; none if it gave
+    /// none.
+    async fn ask<T>(&self, request: impl Fn(oneshot::Sender<T>) -> Request) -> Option<T> {
+        loop {
+            let answer = self.ask_once(&request).await;
+            let may_ask_again = self.running().has_ended_with_its_runtime() && Handle::try_current().is_ok();
+            if answer.is_some() || !may_ask_again {
+                return answer;
+            }
+        }
+    }
+
+    async fn ask_once<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
         let (told, answer) = oneshot::channel();
-        self.requests.send(request(told)).ok()?;
+        self.send(request(told));
         answer.await.ok()
     }
 
     /// Cancels what `session` is doing. True when the server has confirmed it: the signal has been sent. When
     /// it has not, a cancel may still be on its way, and the session must not be used for anything else.
     pub(crate) async fn cancel(&self, session: Session) -> bool {
-        self.ask(|told| Request::Cancel(session, told)).await.unwrap_or(false)
+        self.ask_once(|told| Request::Cancel(session, told)).await.unwrap_or(false)
     }
 
     /// Returns when the server no longer counts `session`, which is ended first if so wished.
@@ -101,23 +147,23 @@ impl Control {
 
     /// The session with this tag, if the server shows it.
     pub(crate) async fn who(&self, tag: Tag) -> Option<Session> {
-        self.ask(|told| Request::Who(tag, told)).await?
+        self.ask(|told| Request::Who(tag.clone(), told)).await?
     }
 
     /// Which of `sessions` the server no longer has, by their places; none if it could not be asked.
     pub(crate) async fn departed(&self, sessions: Vec<Session>) -> Option<Vec<usize>> {
-        self.ask(|told| Request::Departed(sessions, told)).await?
+        self.ask(|told| Request::Departed(sessions.clone(), told)).await?
     }
 
     /// Whether the server counts no session with `tag` in `database`, as far as it shows its sessions: one that
     /// authenticates is not shown before `PostgreSQL` 18. None if it could not be asked.
     pub(crate) async fn is_uncounted(&self, tag: Tag, database: String) -> Option<bool> {
-        self.ask(|told| Request::IsUncounted(tag, database, told)).await
+        self.ask(|told| Request::IsUncounted(tag.clone(), database.clone(), told)).await
     }
 
     /// How many connections the server can hold, and how many others have, beside `own`; none if it did not say.
     pub(crate) async fn capacity(&self, own: Vec<Session>) -> Option<Capacity> {
-        self.ask(|told| Request::Capacity(own, told)).await
+        self.ask(|told| Request::Capacity(own.clone(), told)).await
     }
 
     /// Whether the server, which is at `address`, answers, and how often the control connection has been made anew.
@@ -134,16 +180,18 @@ impl Control {
 
     /// Ends the task and its connection; returns when the server no longer counts that either.
     pub(crate) async fn shutdown(&self) {
-        let mut task = self.task.lock().await;
-        let _ = self.requests.send(Request::Shutdown);
-        if let Some(running) = task.as_mut() {
-            match timeout(SHUTDOWN_LIMIT, &mut *running).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::error!(%error, "the control task panicked"),
-                // It waits for a server that does not answer, which will not see it leave either.
-                Err(_) => running.abort(),
-            }
-            *task = None;
+        let task = {
+            let mut running = self.running();
+            running.is_shut_down = true;
+            let _ = running.requests.send(Request::Shutdown);
+            running.task.take()
+        };
+        let Some(mut task) = task else { return };
+        match timeout(SHUTDOWN_LIMIT, &mut task).await {
+            Ok(Err(error)) if error.is_panic() => tracing::error!(%error, "the control task panicked"),
+            Ok(_) => {}
+            // It waits for a server that does not answer, which will not see it leave either.
+            Err(_) => task.abort(),
         }
     }
 }

@@ -26,7 +26,7 @@ async fn l3_after_the_machine_slept_idle_connections_are_checked_and_replaced_un
     let (server, proxy) = behind_a_proxy(&[]).await?;
     let config = server.config().port(proxy.address().port()).application_name("slept");
     let (falls_asleep, asleep) = tokio::sync::oneshot::channel();
-    let (stays, may_go) = std::sync::mpsc::channel::<()>();
+    let (keeps, may_go) = std::sync::mpsc::channel::<()>();
     let (tells, told) = tokio::sync::oneshot::channel();
     let thread = std::thread::spawn(move || -> Outcome {
         tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
@@ -75,7 +75,7 @@ async fn l3_after_the_machine_slept_idle_connections_are_checked_and_replaced_un
         }
         Err(_) => 0,
     };
-    drop(stays);
+    drop(keeps);
     thread.join().map_err(|_| "the pool's thread panicked")??;
     let (recovery, _) = outcome?;
     leave(Observed {

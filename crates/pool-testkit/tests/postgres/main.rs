@@ -16,5 +16,6 @@ mod names_and_errors;
 mod plans;
 mod raw_plans;
 mod resets;
+mod runtimes;
 mod stall;
 mod support;

@@ -337,3 +337,18 @@ async fn o1_a_small_system_share_keeps_a_connection_from_creations_that_hang() {
     server.let_go();
     creating.join_all().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn o1_a_system_share_that_grows_lets_another_creation_in() {
+    let (server, manager, mut creating) = creations_that_hang(2, 1).await;
+    let other = manager.clone();
+    creating.spawn(async move { other.ensure_workspace(&id("a")).await.unwrap() });
+    settle().await;
+    assert!(creating.try_join_next().is_none(), "one creation at a time here");
+    manager.set_limits(Limits::new(12).system(3)).unwrap();
+    let began = Instant::now();
+    creating.join_next().await.unwrap().unwrap();
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    server.let_go();
+    creating.join_all().await;
+}

@@ -1,5 +1,5 @@
-//! Acquire, beyond the warm path: the place in the queue as a future, the check of an idle connection,
-//! and the time limit over both.
+//! Acquire: the warm path, the place in the queue as a future, the check of an idle connection, and the time limit over
+//! all of them.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -13,12 +13,84 @@ use pool_core::{
 };
 use tokio::time::timeout_at;
 
+use crate::effects::is_stranded;
 use crate::engine::Engine;
 use crate::lease::Lease;
 use crate::share::Share;
 
+/// A lease on a connection to `target`, within the acquire timeout.
+pub(crate) async fn lease<D: Driver>(
+    engine: &Arc<Engine<D>>,
+    target: &Target,
+) -> Result<Lease<D>, AcquireError> {
+    lease_within(engine, target, engine.settings.acquire_timeout).await
+}
+
+/// A lease on a connection to `target`, within `limit`.
+pub(crate) async fn lease_within<D: Driver>(
+    engine: &Arc<Engine<D>>,
+    target: &Target,
+    limit: Duration,
+) -> Result<Lease<D>, AcquireError> {
+    let started = Engine::<D>::now();
+    let outcome = loop {
+        engine.revive();
+        match serve(engine, target, started, limit).await {
+            // Somebody who waits is inside of a runtime, on which it can be performed.
+            Err(AcquireError::OpenFailed { source, .. }) if is_stranded(&source) => {
+                engine.step(target, "clear failure", |registry, now| registry.clear_failure(target, now));
+                tokio::task::yield_now().await;
+            }
+            outcome => break outcome,
+        }
+    };
+    if outcome.is_ok() && engine.settings.observer.is_some() {
+        let waited = Engine::<D>::now().saturating_duration_since(started);
+        engine.emit(&Event::Acquired { target, waited });
+    }
+    outcome
+}
+
+async fn serve<D: Driver>(
+    engine: &Arc<Engine<D>>,
+    target: &Target,
+    started: Instant,
+    limit: Duration,
+) -> Result<Lease<D>, AcquireError> {
+    let answer = engine.share(target).with("acquire", |registry, now| registry.acquire(target, now));
+    match answer {
+        Acquire::Leased(Leased { conn, debt, check_first: false, .. }) => {
+            let mut lease = Lease::new(Arc::clone(engine), target.clone(), conn, debt);
+            if engine.driver.wants_check(&lease)
+                && let Some((conn, debt)) = lease.take()
+            {
+                let answer = Acquire::Leased(Leased { conn, debt, check_first: false, waited: None });
+                return wait(engine, target, answer, started, limit).await;
+            }
+            Ok(lease)
+        }
+        other => wait(engine, target, other, started, limit).await,
+    }
+}
+
+/// A lease on an idle connection of `target`, if there is one.
+pub(crate) async fn try_lease<D: Driver>(
+    engine: &Arc<Engine<D>>,
+    target: &Target,
+) -> Result<Option<Lease<D>>, AcquireError> {
+    engine.revive();
+    let started = Engine::<D>::now();
+    let idle = engine.share(target).with("try acquire", |registry, now| registry.try_acquire(target, now));
+    let Some(Leased { conn, debt, check_first, .. }) = idle? else { return Ok(None) };
+    let lease = Lease::new(Arc::clone(engine), target.clone(), conn, debt);
+    if !check_first && !engine.driver.wants_check(&lease) {
+        return Ok(Some(lease));
+    }
+    check_idle(lease, !check_first, started).await
+}
+
 /// Serves one caller from the registry's first answer to a lease that may be used.
-pub(crate) async fn wait<D: Driver>(
+async fn wait<D: Driver>(
     engine: &Arc<Engine<D>>,
     target: &Target,
     mut answer: Acquire<D::Connection>,
@@ -114,7 +186,7 @@ fn no_answer<D: Driver>(engine: &Engine<D>, target: &Target) -> DriverError {
 }
 
 /// The same for a caller that does not wait for another connection if this one is broken.
-pub(crate) async fn check_idle<D: Driver>(
+async fn check_idle<D: Driver>(
     mut lease: Lease<D>,
     is_counted: bool,
     started: Instant,

@@ -1,23 +1,19 @@
-//! Performs what the registry asks for: opens, closes, recycles and retries, each in a task of its own,
-//! all owned by one dispatcher that joins them. An open outlives the caller that asked for it (law O2).
-//! Everything a job owes sits in a guard from the moment it leaves the registry, so that a panic in a
-//! driver, a cancel, or the end of the runtime settles it.
+//! An open, from the debt to its report.
 
 use std::pin::Pin;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use pool_core::{
-    CloseDebt, CloseWork, Driver, DriverError, DriverErrorKind, Effects, Endpoint, Event, LostOpen, OpenWork,
-    Phase, Registry, Target,
+    Driver, DriverError, DriverErrorKind, Effects, Endpoint, Event, LostOpen, OpenWork, Phase, Registry,
+    Target,
 };
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::runtime::Handle;
+use tokio::time::timeout;
 
+use crate::effects::stranded;
 use crate::engine::{Engine, Fact};
-use crate::lease::Lease;
 
 /// How many connect timeouts an open that was given up may go on for, keeping its slot. A server that has
 /// not answered by then is taken not to count it either.
@@ -28,94 +24,9 @@ const ABANDON_AFTER: u32 = 30;
 /// fed by a server that is not going to come to an end, and would keep all of it.
 const WAKES_MAX: u32 = 2_000;
 
-/// A piece of work that needs to await.
-pub(crate) enum Job<D: Driver> {
-    Open(OpenWork),
-    Close(CloseWork<D::Connection>),
-    Recycle(Lease<D>),
-    Retry {
-        target: Target,
-        at: Instant,
-    },
-    /// A look-up that the facts have answered: never handed to a task.
-    Found(Target),
-}
-
-/// The jobs that nobody has begun; dropped, they are settled as if there were no runtime.
-struct JobQueue<D: Driver> {
-    engine: Weak<Engine<D>>,
-    jobs: mpsc::UnboundedReceiver<Job<D>>,
-}
-
-impl<D: Driver> Drop for JobQueue<D> {
-    fn drop(&mut self) {
-        self.jobs.close();
-        while let Ok(job) = self.jobs.try_recv() {
-            if let Some(engine) = self.engine.upgrade() {
-                engine.settle_unrun(job);
-            }
-        }
-    }
-}
-
-/// A job that a task was made for; dropped before the task has begun, it is settled, too.
-struct JobGuard<D: Driver> {
-    engine: Arc<Engine<D>>,
-    job: Option<Job<D>>,
-}
-
-impl<D: Driver> Drop for JobGuard<D> {
-    fn drop(&mut self) {
-        if let Some(job) = self.job.take() {
-            self.engine.settle_unrun(job);
-        }
-    }
-}
-
-/// Runs until the engine is gone, or until it is told to stop: then tasks still under way are dropped,
-/// and their guards settle what they owe.
-pub(crate) async fn dispatch<D: Driver>(
-    engine: Weak<Engine<D>>,
-    jobs: mpsc::UnboundedReceiver<Job<D>>,
-    mut stop: tokio::sync::oneshot::Receiver<()>,
-) {
-    let mut queue = JobQueue { engine, jobs };
-    let mut tasks = JoinSet::new();
-    loop {
-        // In a fixed order, so that a schedule can be replayed.
-        tokio::select! {
-            biased;
-            _ = &mut stop => break,
-            job = queue.jobs.recv() => {
-                let Some(job) = job else { break };
-                let Some(engine) = queue.engine.upgrade() else { break };
-                tasks.spawn(perform(JobGuard { engine, job: Some(job) }));
-            }
-            Some(ended) = tasks.join_next() => {
-                if let Err(error) = ended {
-                    tracing::error!(%error, "a task of the pool panicked; what it owed was settled");
-                }
-            }
-        }
-    }
-    // The door closes first: what the guards of the tasks ask for is then settled at once.
-    queue.jobs.close();
-    tasks.shutdown().await;
-}
-
-async fn perform<D: Driver>(mut owed: JobGuard<D>) {
-    let engine = Arc::clone(&owed.engine);
-    match owed.job.take() {
-        Some(Job::Open(work)) => OpenJob::new(&engine, work).open().await,
-        Some(Job::Close(work)) => close(&engine, work).await,
-        Some(Job::Recycle(lease)) => recycle(&engine, lease).await,
-        Some(Job::Retry { target, at }) => {
-            sleep(at.saturating_duration_since(Engine::<D>::now())).await;
-            engine.step(&target, "retry", |registry, now| registry.retry(&target, now));
-        }
-        Some(job @ Job::Found(_)) => engine.settle_unrun(job),
-        None => {}
-    }
+/// Performs an open, and reports it.
+pub(super) async fn open<D: Driver>(engine: &Arc<Engine<D>>, work: OpenWork) {
+    OpenJob::new(engine, work).open().await;
 }
 
 /// What is owed for an open: its report, or, once nobody waits for it any more, that its slot is free.
@@ -246,7 +157,7 @@ impl<'a, D: Driver> OpenJob<'a, D> {
     /// Reports the connection; returns it if there is no place for it, to be closed before the job ends.
     fn opened(&mut self, conn: D::Connection, took: Duration) -> Option<D::Connection> {
         let engine = self.engine;
-        let handle = engine.driver.handle(&conn);
+        let (handle, runtime) = (engine.driver.handle(&conn), Handle::current().id());
         engine.health.succeeded();
         let debt = self.pay();
         let share = engine.share(&self.target);
@@ -262,7 +173,7 @@ impl<'a, D: Driver> OpenJob<'a, D> {
                     .map_err(|(lost, conn)| (OpenDebt::Lost(lost), conn))?,
                 OpenDebt::Paid => return Err((OpenDebt::Paid, conn)),
             };
-            share.remember(id, handle);
+            share.remember(id, handle, runtime);
             Ok(effects)
         });
         match admitted {
@@ -306,8 +217,8 @@ impl<'a, D: Driver> OpenJob<'a, D> {
 impl<D: Driver> Drop for OpenJob<'_, D> {
     fn drop(&mut self) {
         if !matches!(self.debt, OpenDebt::Paid) {
-            let error = DriverError::new(Phase::Connect, DriverErrorKind::Other, self.address.as_str());
-            self.failed(error.caused_by("the open was abandoned"));
+            let error = stranded(std::mem::take(&mut self.address));
+            self.failed(error);
         }
     }
 }
@@ -335,82 +246,6 @@ async fn note_fact<D: Driver>(engine: &Engine<D>, target: &Target) {
 async fn forget_fact<D: Driver>(engine: &Engine<D>, target: &Target, error: &DriverError) {
     if let (Target::Workspace(id), DriverErrorKind::DatabaseMissing) = (target, error.kind) {
         engine.facts.invalidate(id).await;
-    }
-}
-
-/// Owes the report of a close.
-struct CloseJob<'a, D: Driver> {
-    engine: &'a Arc<Engine<D>>,
-    debt: Option<CloseDebt>,
-}
-
-impl<D: Driver> CloseJob<'_, D> {
-    fn is_slow(&mut self) {
-        let Some(debt) = self.debt.as_mut() else { return };
-        let target = debt.target().clone();
-        self.engine.step(&target, "close is slow", |registry, now| registry.close_is_slow(debt, now));
-    }
-}
-
-impl<D: Driver> Drop for CloseJob<'_, D> {
-    fn drop(&mut self) {
-        if let Some(debt) = self.debt.take() {
-            self.engine.report_closed(debt);
-        }
-    }
-}
-
-async fn close<D: Driver>(engine: &Arc<Engine<D>>, work: CloseWork<D::Connection>) {
-    let (conn, debt) = work.split();
-    let mut owed = CloseJob { engine, debt: Some(debt) };
-    let mut closing = std::pin::pin!(engine.driver.close(conn));
-    tokio::select! {
-        biased;
-        () = &mut closing => return,
-        () = sleep(engine.settings.slow_open_after) => owed.is_slow(),
-    }
-    closing.await;
-}
-
-/// Owes a lease that is being made clean; dropped early, or in a panic, it is closed instead.
-struct RecycleJob<D: Driver>(Option<Lease<D>>);
-
-impl<D: Driver> Drop for RecycleJob<D> {
-    fn drop(&mut self) {
-        if let Some(lease) = self.0.take() {
-            lease.discard_unclean();
-        }
-    }
-}
-
-async fn recycle<D: Driver>(engine: &Arc<Engine<D>>, lease: Lease<D>) {
-    let mut owed = RecycleJob(Some(lease));
-    let Some(lease) = owed.0.as_mut() else { return };
-    let outcome = match timeout(engine.settings.recycle_timeout, engine.driver.recycle(lease)).await {
-        // A connection that needed no cleaning has not been asked whether it lives.
-        Ok(Ok(())) if lease.unchecked => {
-            timeout(engine.settings.check_timeout, engine.driver.check(lease)).await
-        }
-        outcome => outcome,
-    };
-    match outcome {
-        Ok(Ok(())) => {
-            if let Some(lease) = owed.0.take() {
-                lease.release_clean();
-            }
-        }
-        Ok(Err(error)) => {
-            tracing::debug!(%error, "a returned connection could not be made clean and is closed");
-            if error.kind.may_concern_all()
-                && let Some(lease) = owed.0.take()
-            {
-                lease.discard_broken();
-            }
-        }
-        Err(_) => {
-            tracing::debug!("a returned connection was not clean in time and is closed");
-            engine.health.suspect();
-        }
     }
 }
 

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use pool_core::{CatalogError, Driver, Target, WorkspaceId};
-use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore};
+use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore, watch};
 use tokio::time::timeout;
 
+use crate::acquire;
 use crate::closing::CloseGuard;
 use crate::engine::{Engine, Fact};
-use crate::manager::PoolManager;
 
 /// Statements that create or drop databases, at a time: more of them are slower together (measured with
 /// `PostgreSQL`: 66 to 122 a second at 4, 12 a second at 16).
@@ -20,13 +20,27 @@ const SIMULTANEOUS_CHANGES: usize = 4;
 /// A change that takes longer hangs rather than works, on a lock or on a template that is in use, and gives its turn up.
 const SLOW_CHANGE: Duration = Duration::from_secs(2);
 
-/// Serialises what is done to one workspace's database, and only to that one.
-pub(crate) struct WorkspaceLocks {
-    by_workspace: DashMap<WorkspaceId, Arc<Mutex<LastFailure>>>,
+/// The databases of all workspaces, as the catalog has them.
+pub(crate) struct Databases<D: Driver> {
+    engine: Arc<Engine<D>>,
+    locks: WorkspaceLocks,
     at_a_time: Semaphore,
-    /// What changes leave of the system share: one connection for all else, where there is more than one.
-    room: Semaphore,
+    room: Room,
 }
+
+/// Serialises what is done to one workspace's database, and only to that one.
+#[derive(Default)]
+struct WorkspaceLocks {
+    by_workspace: DashMap<WorkspaceId, Arc<Mutex<LastFailure>>>,
+}
+
+/// What changes leave of the system share: one connection for all else, where there is more than one.
+struct Room {
+    changes: watch::Sender<u32>,
+}
+
+/// A change that is under way.
+struct InRoom<'a>(&'a Room);
 
 /// The last change that failed, for those who were waiting behind it.
 type LastFailure = Option<(Instant, CatalogError)>;
@@ -39,16 +53,6 @@ struct WorkspaceLock<'a> {
 }
 
 impl WorkspaceLocks {
-    /// For a system share that lends so many connections.
-    pub(crate) fn new(system_leases: u32) -> Self {
-        let room = system_leases.saturating_sub(1).max(1) as usize;
-        Self {
-            by_workspace: DashMap::new(),
-            at_a_time: Semaphore::new(SIMULTANEOUS_CHANGES),
-            room: Semaphore::new(room),
-        }
-    }
-
     async fn lock<'a>(&'a self, workspace: &'a WorkspaceId) -> WorkspaceLock<'a> {
         let mutex = Arc::clone(&self.by_workspace.entry(workspace.clone()).or_default());
         let mut lock = WorkspaceLock { locks: self, workspace, state: None };
@@ -79,23 +83,53 @@ impl Drop for WorkspaceLock<'_> {
     }
 }
 
-impl<D: Driver> PoolManager<D> {
+impl Room {
+    /// Waits until there is place for another change.
+    async fn enter<D: Driver>(&self, engine: &Engine<D>) -> InRoom<'_> {
+        let mut changes = self.changes.subscribe();
+        loop {
+            let mut ceilings_changed = pin!(engine.ceilings_changed.notified());
+            ceilings_changed.as_mut().enable();
+            changes.mark_unchanged();
+            let most = engine.ceilings().system_leases().saturating_sub(1).max(1);
+            let has_entered = self.changes.send_if_modified(|changes| {
+                let has_place = *changes < most;
+                *changes += u32::from(has_place);
+                has_place
+            });
+            if has_entered {
+                return InRoom(self);
+            }
+            tokio::select! {
+                _ = changes.changed() => {}
+                () = ceilings_changed => {}
+            }
+        }
+    }
+}
+
+impl Drop for InRoom<'_> {
+    fn drop(&mut self) {
+        self.0.changes.send_modify(|changes| *changes -= 1);
+    }
+}
+
+impl<D: Driver> Databases<D> {
+    pub(crate) fn new(engine: Arc<Engine<D>>) -> Self {
+        let at_a_time = Semaphore::new(SIMULTANEOUS_CHANGES);
+        let room = Room { changes: watch::Sender::new(0) };
+        Self { engine, locks: WorkspaceLocks::default(), at_a_time, room }
+    }
+
     /// Creates the database of `workspace` unless it exists: once, however many callers, here or in
     /// other processes. Free when it was ensured before.
-    ///
-    /// # Errors
-    /// [`CatalogError`] when no system connection can be had, or when the statement fails.
-    ///
-    /// # Cancel safety
-    /// Dropping the future lets go of the system connection, on which a statement may be cancelled; the
-    /// next caller starts afresh.
-    pub async fn ensure_workspace(&self, workspace: &WorkspaceId) -> Result<(), CatalogError> {
-        let facts = &self.inner.engine.facts;
+    pub(crate) async fn ensure_workspace(&self, workspace: &WorkspaceId) -> Result<(), CatalogError> {
+        let facts = &self.engine.facts;
         if facts.get(workspace).await == Some(Fact::Ensured) {
             return Ok(());
         }
         let came = Engine::<D>::now();
-        let mut lock = self.inner.locks.lock(workspace).await;
+        let mut lock = self.locks.lock(workspace).await;
         if facts.get(workspace).await == Some(Fact::Ensured) {
             return Ok(());
         }
@@ -109,63 +143,42 @@ impl<D: Driver> PoolManager<D> {
         }
         facts.insert(workspace.clone(), Fact::Ensured).await;
         let target = Target::from(workspace);
-        self.inner
-            .engine
-            .step(&target, "clear failure", |registry, now| registry.clear_failure(&target, now));
+        self.engine.step(&target, "clear failure", |registry, now| registry.clear_failure(&target, now));
         Ok(())
     }
 
     /// Closes the workspace's connections and drops its database. Returns whether there was one.
-    ///
-    /// # Errors
-    /// [`CatalogError`] when no system connection can be had, or when the statement fails. Leases held
-    /// past the close timeout are cut, and that is not an error.
-    ///
-    /// # Cancel safety
-    /// Dropping the future leaves the database dropped or not; the workspace takes work again.
-    pub async fn drop_workspace(&self, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
-        let _lock = self.inner.locks.lock(workspace).await;
+    pub(crate) async fn drop_workspace(&self, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
+        let _lock = self.locks.lock(workspace).await;
         let target = Target::from(workspace);
-        let closing = CloseGuard::begin(&self.inner.engine, target.clone());
+        let closing = CloseGuard::begin(&self.engine, target.clone());
         if let Err(error) = closing.finish().await {
             tracing::debug!(%workspace, %error, "the database is dropped all the same");
         }
-        self.inner.engine.facts.invalidate(workspace).await;
+        self.engine.facts.invalidate(workspace).await;
         self.ask(CatalogOp::Drop, workspace).await
     }
 
     /// Whether the workspace has a database, as the server says now.
-    ///
-    /// # Errors
-    /// [`CatalogError`], as for `ensure_workspace`.
-    ///
-    /// # Cancel safety
-    /// Dropping the future loses nothing.
-    pub async fn workspace_exists(&self, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
+    pub(crate) async fn workspace_exists(&self, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
         self.ask(CatalogOp::Exists, workspace).await
     }
 
     /// The workspaces that have a database, as the server says now, in no particular order.
-    ///
-    /// # Errors
-    /// [`CatalogError`], as for `ensure_workspace`.
-    ///
-    /// # Cancel safety
-    /// Dropping the future loses nothing.
-    pub async fn list_workspaces(&self) -> Result<Vec<WorkspaceId>, CatalogError> {
-        let limit = self.inner.engine.settings.change_timeout;
+    pub(crate) async fn list_workspaces(&self) -> Result<Vec<WorkspaceId>, CatalogError> {
+        let limit = self.engine.settings.change_timeout;
         let late = |_| CatalogError::TimedOut { target: Target::Catalog, after: limit };
         timeout(limit, self.list_without_limit()).await.map_err(late)?
     }
 
     async fn list_without_limit(&self) -> Result<Vec<WorkspaceId>, CatalogError> {
-        let mut system = self.acquire_target(&Target::Catalog).await?;
-        let listed = self.inner.catalog.list(&mut system).await;
+        let mut system = acquire::lease(&self.engine, &Target::Catalog).await?;
+        let listed = self.engine.catalog.list(&mut system).await;
         listed.map_err(|source| CatalogError::Driver { target: Target::Catalog, source: Arc::new(source) })
     }
 
     async fn ask(&self, op: CatalogOp, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
-        let limit = self.inner.engine.settings.change_timeout;
+        let limit = self.engine.settings.change_timeout;
         let late = |_| CatalogError::TimedOut { target: workspace.into(), after: limit };
         timeout(limit, self.ask_without_limit(op, workspace)).await.map_err(late)?
     }
@@ -174,9 +187,8 @@ impl<D: Driver> PoolManager<D> {
         if op == CatalogOp::Exists {
             return self.ask_now(op, workspace).await;
         }
-        let locks = &self.inner.locks;
-        let _room = locks.room.acquire().await.ok();
-        let turn = locks.at_a_time.acquire().await.ok();
+        let turn = self.at_a_time.acquire().await.ok();
+        let _room = self.room.enter(&self.engine).await;
         let mut change = pin!(self.ask_now(op, workspace));
         if let Ok(answer) = timeout(SLOW_CHANGE, &mut change).await {
             return answer;
@@ -186,8 +198,8 @@ impl<D: Driver> PoolManager<D> {
     }
 
     async fn ask_now(&self, op: CatalogOp, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
-        let mut system = self.acquire_target(&Target::Catalog).await?;
-        let catalog = self.inner.catalog.as_ref();
+        let mut system = acquire::lease(&self.engine, &Target::Catalog).await?;
+        let catalog = self.engine.catalog.as_ref();
         let answer = match op {
             CatalogOp::Ensure => catalog.ensure(&mut system, workspace).await,
             CatalogOp::Drop => catalog.drop(&mut system, workspace).await,
