@@ -93,12 +93,6 @@ impl Budget {
         (!self.is_full()).then(|| self.slot())
     }
 
-    /// A slot above the limit, which only a planted bug takes.
-    #[cfg(feature = "planted-bugs")]
-    pub(crate) fn reserve_beyond(&mut self) -> Slot {
-        self.slot()
-    }
-
     fn slot(&mut self) -> Slot {
         self.counts[SlotState::Opening as usize] += 1;
         Slot {

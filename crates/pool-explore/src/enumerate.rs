@@ -22,7 +22,6 @@ mod search;
 mod step;
 mod world;
 
-pub use pool_core::registry::Bug;
 pub use search::{Report, Violation, explore};
 pub use step::Step;
 
@@ -52,8 +51,6 @@ pub struct Scenario {
     pub look_ups: bool,
     /// Whether the server may be found not to answer, which is a mishap.
     pub outages: bool,
-    /// A bug to plant in the registry.
-    pub bug: Option<Bug>,
 }
 
 impl Default for Scenario {
@@ -69,7 +66,6 @@ impl Default for Scenario {
             limits: false,
             look_ups: false,
             outages: false,
-            bug: None,
         }
     }
 }

@@ -30,6 +30,8 @@ const LAYERS: &[Layer] = &[
         workspace: &["pool-core"],
         never: &["tokio*", "sqlx*", "moka", "dashmap"],
     },
+    Layer { package: "planted-core", workspace: &[], never: &["tokio*", "sqlx*", "moka", "dashmap"] },
+    Layer { package: "planted-explore", workspace: &["planted-core"], never: &["tokio*", "sqlx*"] },
     Layer { package: "pool-manager", workspace: &["pool-core"], never: &["sqlx*"] },
     Layer { package: "pool-postgres", workspace: &["pool-core", "pool-manager"], never: &[] },
     Layer { package: "pool-sqlite", workspace: &["pool-core", "pool-manager"], never: &[] },

@@ -5,7 +5,6 @@ use std::task::Waker;
 use std::time::Instant;
 
 use super::open::open_error;
-use super::planted::Bug;
 use super::{Conn, ConnState, Registry, Waiter, WaiterState, Workspace, u32_of};
 use crate::budget::SlotState;
 use crate::error::{AcquireError, DriverError, DriverErrorKind, Pressure, Stage};
@@ -189,18 +188,13 @@ impl<C> Registry<C> {
             waker: None,
         };
         let id = ticket.waiter;
-        if self.has_bug(Bug::CancelledWaiterServed) {
-            return cancelled;
-        }
         let waiter = self.waiters.remove(id as usize);
         cancelled.waker = waiter.waker;
         match waiter.state {
             WaiterState::Queued => self.unqueue(ws, id),
             WaiterState::Granted { leased, .. } => {
                 self.one_less(ws, |ws| &mut ws.unclaimed);
-                if !self.has_bug(Bug::GrantLostOnCancel) {
-                    self.take_back(leased.debt, leased.conn, now, &mut cancelled.effects);
-                }
+                self.take_back(leased.debt, leased.conn, now, &mut cancelled.effects);
             }
             WaiterState::Failed(_) => self.one_less(ws, |ws| &mut ws.unclaimed),
         }

@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use super::planted::Bug;
 use super::{Conn, ConnState, Registry, WaiterState};
 use crate::error::AcquireError;
 use crate::ids::{ConnectionId, Target};
@@ -54,12 +53,8 @@ impl<C> Registry<C> {
     /// that its close is under way.
     pub fn cut(&mut self, id: ConnectionId, now: Instant) -> Option<(Target, Effects<C>)> {
         let entry = self.conns.get(id.index() as usize)?;
-        let is_it = entry.id == id || self.has_bug(Bug::StaleToken);
-        if !is_it || !matches!(entry.state, ConnState::InUse { .. }) {
+        if entry.id != id || !matches!(entry.state, ConnState::InUse { .. }) {
             return None;
-        }
-        if self.has_bug(Bug::CutKeepsSlot) {
-            return Some((self.workspace(entry.workspace).target.clone(), Effects::default()));
         }
         let Conn { id, workspace: ws, slot, opened_at, .. } = self.conns.remove(id.index() as usize);
         self.overdue.remove(&(opened_at, id.index()));
@@ -102,7 +97,6 @@ impl<C> Registry<C> {
     /// The connection that `id` means, if it is idle: an index alone may be that of a later connection.
     fn idle_now(&self, id: ConnectionId) -> Option<ConnectionId> {
         let entry = self.conns.get(id.index() as usize)?;
-        let is_it = entry.id == id || self.has_bug(Bug::StaleToken);
-        (is_it && matches!(entry.state, ConnState::Idle { .. })).then_some(entry.id)
+        (entry.id == id && matches!(entry.state, ConnState::Idle { .. })).then_some(entry.id)
     }
 }

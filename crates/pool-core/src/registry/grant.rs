@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use super::planted::Bug;
 use super::{ConnState, Registry, WaiterState};
 use crate::error::AcquireError;
 use crate::token::{Effects, LeaseDebt, Leased};
@@ -17,9 +16,9 @@ impl<C> Registry<C> {
         now: Instant,
         effects: &mut Effects<C>,
     ) {
-        let queue = &self.workspace(ws).waiters;
-        let eldest = if self.has_bug(Bug::LastComeFirstServed) { queue.back() } else { queue.front() };
-        let Some(id) = eldest else { unreachable!("a grant is made only to a queue that is not empty") };
+        let Some(id) = self.workspace(ws).waiters.front() else {
+            unreachable!("a grant is made only to a queue that is not empty")
+        };
         self.conns[debt.id.index() as usize].state = ConnState::InUse { since: now };
         let since = self.waiters[id as usize].since;
         let waited = Some(now.saturating_duration_since(since));
@@ -44,9 +43,7 @@ impl<C> Registry<C> {
         self.workspace_mut(ws).unclaimed += 1;
         let waiter = &mut self.waiters[id as usize];
         waiter.state = answer;
-        if !self.has_bug(Bug::LostWakeUp) {
-            effects.wakes.0.extend(self.waiters[id as usize].waker.take());
-        }
+        effects.wakes.0.extend(waiter.waker.take());
     }
 
     /// A target without connections, waiters and closes has no entry (law E4).

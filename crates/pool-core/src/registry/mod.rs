@@ -27,7 +27,6 @@ mod invariants;
 mod lost;
 mod open;
 mod outage;
-mod planted;
 mod release;
 mod schedule;
 
@@ -55,8 +54,6 @@ pub use acquire::{Acquire, CancelledWait, Claim};
 pub use adjust::Terms;
 pub use cost::{CLOSE_DEFAULT, LEASE_DEFAULT, OPEN_DEFAULT, QUANTUM_MAX, QUANTUM_MIN};
 pub use invariants::{Broken, View, WorkspaceView};
-#[cfg(feature = "planted-bugs")]
-pub use planted::Bug;
 
 /// The settings of one share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,8 +147,6 @@ pub struct Registry<C> {
     broken_at: Option<Instant>,
     closed: bool,
     totals: Totals,
-    #[cfg(feature = "planted-bugs")]
-    planted: Option<Bug>,
 }
 
 /// A target with a connection, a waiter or a close under way; it has no entry otherwise.
@@ -300,8 +295,6 @@ impl<C> Registry<C> {
             broken_at: None,
             closed: false,
             totals: Totals::default(),
-            #[cfg(feature = "planted-bugs")]
-            planted: None,
         }
     }
 

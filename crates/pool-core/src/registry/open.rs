@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::fair::Fair;
-use super::planted::Bug;
 use super::{Conn, ConnState, Existence, Failure, Registry, u32_of};
 use crate::budget::{Slot, SlotState, take_one};
 use crate::error::{AcquireError, DriverError, DriverErrorKind};
@@ -70,11 +69,7 @@ impl<C> Registry<C> {
     pub fn open_failed(&mut self, work: OpenWork, error: Arc<DriverError>, now: Instant) -> Effects<C> {
         let Open { ws, target, slot, number, turn, .. } = self.end_open(work, now);
         Fair::refund(&mut self.workspace_mut(ws).account, turn);
-        if self.has_bug(Bug::SlotLeakedOnFailedOpen) {
-            std::mem::forget(slot);
-        } else {
-            self.budget.free(slot);
-        }
+        self.budget.free(slot);
         self.totals.open_failures += 1;
         let mut effects = Effects::default();
         if number >= self.workspace(ws).opens.valid_from {
@@ -252,7 +247,7 @@ impl<C> Registry<C> {
     /// Asks to be called when the pause of a target is over, if somebody waits for that.
     pub(super) fn owe_retry(&mut self, ws: u32, now: Instant, effects: &mut Effects<C>) {
         let workspace = &self.workspaces[ws as usize];
-        if workspace.waiters.is_empty() || self.failures.is_empty() || self.has_bug(Bug::ForgottenRetry) {
+        if workspace.waiters.is_empty() || self.failures.is_empty() {
             return;
         }
         if let Some(failure) = self.failures.get_mut(&workspace.target)

@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use super::planted::Bug;
 use super::{ConnState, Registry};
 use crate::budget::{SlotState, take_one};
 use crate::ids::ConnectionId;
@@ -67,9 +66,7 @@ impl<C> Registry<C> {
         }
         self.budget.free(slot);
         self.totals.closed += 1;
-        if !self.has_bug(Bug::CountDriftOnClose) {
-            self.one_less(ws, |ws| &mut ws.closing);
-        }
+        self.one_less(ws, |ws| &mut ws.closing);
         let mut effects = Effects::default();
         self.settle(ws, now, &mut effects);
         effects
@@ -148,8 +145,7 @@ impl<C> Registry<C> {
 
     /// Has a connection that is in use closed when it comes back: it has been cut behind its holder.
     pub fn retire_on_return(&mut self, id: ConnectionId, now: Instant) {
-        let stale = self.has_bug(Bug::StaleToken);
-        if let Some(entry) = self.conns.get_mut(id.index() as usize).filter(|entry| entry.id == id || stale) {
+        if let Some(entry) = self.conns.get_mut(id.index() as usize).filter(|entry| entry.id == id) {
             entry.retire_at = Some(now);
         }
     }

@@ -13,7 +13,6 @@
 use std::time::{Duration, Instant};
 
 use super::fair::Wish;
-use super::planted::Bug;
 use super::{ConnState, Existence, Registry, Workspace};
 use crate::budget::SlotState;
 use crate::ids::ConnectionId;
@@ -38,7 +37,7 @@ impl<C> Registry<C> {
             && workspace.counted() == workspace.in_use
             && self.lost.of(&workspace.target) == 0
             || self.closed && self.budget.counted() == self.budget.count(SlotState::InUse);
-        effects.drained |= drained && !self.has_bug(Bug::ForgottenCloser);
+        effects.drained |= drained;
         self.forget_if_spent(ws);
     }
 
@@ -158,7 +157,7 @@ impl<C> Registry<C> {
     /// Asks to be called at the next moment at which something may have to be done, unless that is promised already.
     fn promise(&mut self, effects: &mut Effects<C>) {
         let Some(next) = self.next_moment() else { return };
-        if self.promised.is_none_or(|promised| next < promised) && !self.has_bug(Bug::ForgottenMoment) {
+        if self.promised.is_none_or(|promised| next < promised) {
             self.promised = Some(next);
             effects.due_at = Some(next);
         }
@@ -177,7 +176,7 @@ impl<C> Registry<C> {
     pub(super) fn start_opens(&mut self, now: Instant, effects: &mut Effects<C>) {
         while self.permits_taken < self.config.opens
             && let Some(ws) = self.next(now)
-            && let Some(slot) = self.budget.reserve().or_else(|| self.reserve_wrongly())
+            && let Some(slot) = self.budget.reserve()
         {
             self.charge(ws, now);
             let turn = self.turn();
@@ -202,9 +201,7 @@ impl<C> Registry<C> {
             self.review(ws, now);
         }
         self.end_lingering(now);
-        self.evict_wrongly(now, effects);
         while self.is_wanted_elsewhere()
-            && !self.has_bug(Bug::NoEviction)
             && let Some(victim) = self.victim()
         {
             effects.closes.push(self.retire_idle(victim, CloseReason::Evicted, now));
@@ -220,9 +217,6 @@ impl<C> Registry<C> {
 
     /// The target that gets the next free slot. Those that stand ready go first: a slot may have been made for them.
     fn next(&mut self, now: Instant) -> Option<u32> {
-        if self.has_bug(Bug::UnfairTurn) {
-            return self.fair.ready().last().or(self.fair.first_later());
-        }
         while let Some(ws) = self.fair.first_ready() {
             // Its key is from when it came to stand; what it has had since may put others before it.
             self.charge(ws, now);
@@ -268,7 +262,6 @@ impl<C> Registry<C> {
     pub(super) fn must_yield(&mut self, ws: u32, id: ConnectionId, now: Instant) -> bool {
         let opened_at = self.conns[id.index() as usize].opened_at;
         if self.workspace(ws).waiters.is_empty()
-            || self.has_bug(Bug::NeverYields)
             || !self.budget.is_full()
             || !self.has_had_its_turn(ws, opened_at, now)
         {
@@ -329,7 +322,7 @@ impl<C> Registry<C> {
     /// slots already on their way serve the first that stand ready; the first one that they do not reach decides.
     fn has_had_its_turn(&mut self, ws: u32, opened_at: Instant, now: Instant) -> bool {
         let quantum = self.costs.quantum(self.config.quantum);
-        if now.saturating_duration_since(opened_at) < quantum && !self.has_bug(Bug::YieldsEarly) {
+        if now.saturating_duration_since(opened_at) < quantum {
             return false;
         }
         let coming = self.slots_coming() as usize;

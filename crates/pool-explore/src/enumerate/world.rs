@@ -66,10 +66,7 @@ impl World {
             idle_timeout: Some(IDLE_TIMEOUT),
             ..RegistryConfig::new(scenario.budget, scenario.per_workspace.min(scenario.budget))
         };
-        let mut registry = Registry::new(config, Box::new(Lru::default()));
-        if let Some(bug) = scenario.bug {
-            registry.plant(bug);
-        }
+        let registry = Registry::new(config, Box::new(Lru::default()));
         Self {
             targets: Arc::clone(targets),
             registry,
