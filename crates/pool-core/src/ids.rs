@@ -5,11 +5,34 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::error::WorkspaceIdError;
+use thiserror::Error;
 
 /// The longest workspace id in bytes. Longer than any database name may be (63 bytes), since ids are
 /// hashed into names; short enough to be a key, a log field and part of an error.
 pub const WORKSPACE_ID_BYTES_MAX: usize = 255;
+
+/// Why a workspace id was refused.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WorkspaceIdError {
+    /// Nothing was given.
+    #[error("a workspace id must not be empty")]
+    Empty,
+    /// It could not be a key or a log field.
+    #[error("a workspace id has at most {max} bytes, this one has {bytes} bytes")]
+    TooLong {
+        /// Its length in bytes.
+        bytes: usize,
+        /// The longest allowed.
+        max: usize,
+    },
+    /// `PostgreSQL` cannot carry a NUL in a text.
+    #[error("a workspace id must not hold a NUL character (at byte {at})")]
+    Nul {
+        /// Where it was found.
+        at: usize,
+    },
+}
 
 /// A validated workspace (tenant) id: 1 to 255 bytes of UTF-8 without NUL. Any other character is
 /// allowed: a hostile id is data, never SQL. Cloning costs one reference count.

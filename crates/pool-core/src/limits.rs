@@ -1,7 +1,9 @@
 //! The hard ceilings, in connections. [`Limits`] is what somebody wishes; [`Ceilings`] is a wish that has
 //! been checked and divided into the two shares, and the only form the manager works with.
 
-use crate::error::LimitsError;
+use thiserror::Error;
+
+use crate::ids::Target;
 
 /// The default ceiling of one workspace.
 pub const PER_WORKSPACE_DEFAULT: u32 = 10;
@@ -11,6 +13,78 @@ pub const OPENS_DEFAULT: u32 = 12;
 
 /// The default bound of a workspace's queue: a caller behind ten thousand others has no use for a connection any more.
 pub const WAITING_PER_WORKSPACE_DEFAULT: u32 = 10_000;
+
+/// Why limits cannot hold.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LimitsError {
+    /// A budget of zero.
+    #[error("the budget must be at least one connection")]
+    NoBudget,
+    /// The budget was to be what the server has.
+    #[error(
+        "the server has nothing to spare: of its connections that are not reserved, others have all but the headroom of {headroom} or less, or it was not asked"
+    )]
+    NothingToSpare {
+        /// What is left to others.
+        headroom: u32,
+    },
+    /// The system share takes it all.
+    #[error(
+        "a budget of {total} with {system} reserved for the system leaves nothing for workspaces: raise the budget above {system}, or set `system` lower"
+    )]
+    NothingForWorkspaces {
+        /// The budget.
+        total: u32,
+        /// The reserved share, given or by default.
+        system: u32,
+    },
+    /// The driver's own connections take the whole system share.
+    #[error(
+        "a system share of {system} is too small: the driver itself needs {control} of it, so give at least {}",
+        control + 1
+    )]
+    SystemTooSmall {
+        /// The reserved share.
+        system: u32,
+        /// What the driver keeps.
+        control: u32,
+    },
+    /// Zero, or more than all workspaces have together.
+    #[error(
+        "{per_workspace} connections per workspace cannot hold: all workspaces together have {workspaces}, so give 1 to {workspaces}"
+    )]
+    PerWorkspace {
+        /// The wish.
+        per_workspace: u32,
+        /// The workspaces' share.
+        workspaces: u32,
+    },
+    /// Nobody could ever be served but by a connection that is idle already.
+    #[error("at least one caller must be allowed to wait for a workspace")]
+    NoWaiting,
+    /// A weight of zero.
+    #[error("the weight of {target} cannot be 0: it would never be served; give 1 or more")]
+    Weight {
+        /// Whose.
+        target: Target,
+    },
+    /// Zero, or more than all workspaces have together.
+    #[error(
+        "{target} cannot have a ceiling of {ceiling}: all workspaces together have {workspaces}, so give 1 to {workspaces}"
+    )]
+    Ceiling {
+        /// Whose.
+        target: Target,
+        /// The wish.
+        ceiling: u32,
+        /// The workspaces' share.
+        workspaces: u32,
+    },
+    /// Nothing could ever be opened.
+    #[error("at least one simultaneous open is needed")]
+    NoOpens,
+}
 
 /// Wished ceilings. There is no default for the budget itself: only its owner knows how many connections
 /// the server can spare.

@@ -5,9 +5,31 @@ use std::fmt;
 use std::fmt::Write as _;
 
 use sha2::{Digest, Sha256};
+use thiserror::Error;
 
-use crate::error::NamingError;
 use crate::ids::WorkspaceId;
+
+/// Why a database name or a prefix was refused.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NamingError {
+    /// Not a name that a server keeps whole.
+    #[error("{name:?} cannot be a database name: 1 to {max} bytes without NUL")]
+    Name {
+        /// What was given.
+        name: String,
+        /// The longest allowed, in bytes.
+        max: usize,
+    },
+    /// Not a prefix of readable names.
+    #[error("{prefix:?} cannot be a prefix of database names: 1 to {max} characters of a-z, 0-9 and _")]
+    Prefix {
+        /// What was given.
+        prefix: String,
+        /// The longest allowed, in bytes.
+        max: usize,
+    },
+}
 
 /// The longest name that `PostgreSQL` keeps whole (`NAMEDATALEN - 1`); longer ones are cut in silence.
 pub const DATABASE_NAME_BYTES_MAX: usize = 63;

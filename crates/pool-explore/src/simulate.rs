@@ -32,6 +32,7 @@ mod case;
 mod cases;
 mod drive;
 mod figures;
+mod goals;
 mod meter;
 mod queue;
 mod run;

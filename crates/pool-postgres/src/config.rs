@@ -6,10 +6,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use futures_core::future::BoxFuture;
-use pool_core::{DatabaseName, NamingError, PrefixNaming};
+use pool_core::{DatabaseName, PrefixNaming};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
-use thiserror::Error;
 
+use crate::config_error::ConfigError;
 use crate::session::{Reset, SessionKind, SessionSettings, TargetRole};
 use crate::tag::Tag;
 
@@ -46,41 +46,6 @@ const URL_PARAMETERS: [&str; 18] = [
     "application_name",
     "options",
 ];
-
-/// Why a configuration was refused.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum ConfigError {
-    /// No variable that names a server is set.
-    #[error(
-        "no database is configured: set TEST_DB_HOST (and TEST_DB_PORT, _USER, _PASSWORD, _NAME, _SSLMODE), or DATABASE_URL, or PGHOST"
-    )]
-    NothingSet,
-    /// A variable holds what it cannot.
-    #[error("{variable} cannot be {value:?}: {expected}")]
-    Variable {
-        /// Which variable.
-        variable: String,
-        /// What it holds; never a password.
-        value: String,
-        /// What it may hold.
-        expected: &'static str,
-    },
-    /// The URL cannot be read. It is not shown, since it may hold a password.
-    #[error("the database URL cannot be read: {0} (expected postgres://user:password@host:port/database)")]
-    Url(#[source] sqlx::Error),
-    /// A session default cannot be one.
-    #[error("{name:?} cannot be a session default: {why}")]
-    SessionDefault {
-        /// Which setting.
-        name: String,
-        /// What is wrong with it.
-        why: &'static str,
-    },
-    /// The database name or the prefix cannot be one.
-    #[error(transparent)]
-    Naming(#[from] NamingError),
-}
 
 /// How to reach a server.
 ///

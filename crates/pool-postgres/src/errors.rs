@@ -7,7 +7,7 @@ use pool_core::{AcquireError, DriverError};
 use pool_manager::StartError;
 use thiserror::Error;
 
-use crate::config::ConfigError;
+use crate::config_error::ConfigError;
 
 /// Why a pool could not be built.
 #[derive(Debug, Error)]

@@ -45,6 +45,7 @@ mod catalog;
 mod catch_panics;
 mod classify;
 mod config;
+mod config_error;
 mod connect;
 mod connection;
 mod control;
@@ -63,7 +64,8 @@ mod verify;
 mod workspace_pool;
 
 pub use catalog::{DatabaseSource, PgCatalog, Template, drop_database};
-pub use config::{APPLICATION_NAME_DEFAULT, ConfigError, PREFIX_DEFAULT, PostgresConfig};
+pub use config::{APPLICATION_NAME_DEFAULT, PREFIX_DEFAULT, PostgresConfig};
+pub use config_error::ConfigError;
 pub use connection::PgConn;
 pub use driver::{PgDriver, PgHandle};
 pub use errors::{BuildError, acquire_error};

@@ -8,7 +8,7 @@ use pool_core::Target;
 use sqlx::Error;
 use sqlx::postgres::PgConnection;
 
-use crate::config::ConfigError;
+use crate::config_error::ConfigError;
 
 /// When a connection that comes back is reset: session authorization, role, settings, LISTEN, advisory locks,
 /// cursors, temporary tables and sequences as they were when it was opened. Prepared statements are kept. It is

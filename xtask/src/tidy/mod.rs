@@ -7,6 +7,7 @@ mod clauses;
 mod files;
 mod layers;
 mod modules;
+mod paths;
 mod reliability;
 mod size;
 mod tokens;

@@ -1,19 +1,9 @@
 //! Those who close a workspace, or everything, in a small world.
 
-use pool_core::{Broken, ConnectionId, Effects, Target};
+use pool_core::{Broken, Effects, Target};
 
-use super::parts::Conn;
+use super::parts::{Closer, Conn};
 use super::world::World;
-
-/// Somebody who closes a workspace, or everything.
-pub(super) struct Closer {
-    pub(super) target: Option<Target>,
-    pub(super) told: bool,
-    /// The leases that it is going to cut, once its time is over.
-    pub(super) listed: Option<Vec<ConnectionId>>,
-    pub(super) has_cut: bool,
-    pub(super) is_confirmed: bool,
-}
 
 impl World {
     pub(super) fn begin_closer(

@@ -112,3 +112,13 @@ pub(super) struct History {
     /// Workspaces of which an open has been given up.
     pub(super) lost: u8,
 }
+
+/// Somebody who closes a workspace, or everything.
+pub(super) struct Closer {
+    pub(super) target: Option<Target>,
+    pub(super) told: bool,
+    /// The leases that it is going to cut, once its time is over.
+    pub(super) listed: Option<Vec<ConnectionId>>,
+    pub(super) has_cut: bool,
+    pub(super) is_confirmed: bool,
+}

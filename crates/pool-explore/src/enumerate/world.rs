@@ -9,8 +9,7 @@ use pool_core::{
     Lru, OpenWork, Phase, Registry, RegistryConfig, Target, Ticket, WorkspaceId,
 };
 
-use super::closers::Closer;
-use super::parts::{Caller, Close, Conn, Flag, History, Live, Open};
+use super::parts::{Caller, Close, Closer, Conn, Flag, History, Live, Open};
 use super::{Scenario, Step};
 
 /// The workspaces of a world, `a` and so on.

@@ -3,17 +3,9 @@
 use std::time::Duration;
 
 use super::case::{Case, Figure, Goal, Peer, millis};
+use super::goals::goals_of_the_busy;
 use super::sweeps::sweeps;
 use super::world::{Demand, Workload, World};
-
-/// No workspace may be worse off than by this factor in ten cycles (W6).
-const SPREAD_MAX: f64 = 1.5;
-/// Jain's index among equals.
-const JAIN_MIN: f64 = 0.95;
-/// The share of the slots' capacity, where permits do not bind.
-const GOODPUT_MIN: f64 = 0.75;
-/// How many cycles a workspace waits at most.
-const CYCLES_MAX: f64 = 1.5;
 
 /// All cases: worlds of their own, then the sweeps.
 pub fn cases() -> Vec<Case> {
@@ -27,19 +19,6 @@ const fn ms(millis: u64) -> Duration {
 
 const fn us(micros: u64) -> Duration {
     Duration::from_micros(micros)
-}
-
-/// What busy workspaces of equal weight are owed: goodput, equal shares, and a bounded wait.
-pub(super) fn goals_of_the_busy(world: &World) -> Vec<Goal> {
-    let cycle = millis(world.cycle());
-    let goodput = if world.permits_bind() { GOODPUT_MIN.min(world.possible_goodput()) } else { GOODPUT_MIN };
-    vec![
-        Goal::AtLeast(Figure::Goodput, goodput),
-        Goal::AtLeast(Figure::JainSlotTime, JAIN_MIN),
-        Goal::AtMost(Figure::Spread, SPREAD_MAX),
-        Goal::AtMost(Figure::LongestUnserved, CYCLES_MAX * cycle),
-        Goal::AtMost(Figure::LongestWait, CYCLES_MAX * cycle * f64::from(world.turns_of_a_caller())),
-    ]
 }
 
 fn case(name: &str, about: &str, world: World, peer: Option<Peer>, goals: Vec<Goal>) -> Case {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::case::Case;
-use super::cases::goals_of_the_busy;
+use super::goals::goals_of_the_busy;
 use super::world::{Workload, World};
 
 /// How many of its switches a turn lasts, and within which bounds.

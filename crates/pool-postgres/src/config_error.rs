@@ -1,0 +1,39 @@
+//! Why a configuration cannot be used, whichever part of it.
+
+use pool_core::NamingError;
+use thiserror::Error;
+
+/// Why a configuration was refused.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// No variable that names a server is set.
+    #[error(
+        "no database is configured: set TEST_DB_HOST (and TEST_DB_PORT, _USER, _PASSWORD, _NAME, _SSLMODE), or DATABASE_URL, or PGHOST"
+    )]
+    NothingSet,
+    /// A variable holds what it cannot.
+    #[error("{variable} cannot be {value:?}: {expected}")]
+    Variable {
+        /// Which variable.
+        variable: String,
+        /// What it holds; never a password.
+        value: String,
+        /// What it may hold.
+        expected: &'static str,
+    },
+    /// The URL cannot be read. It is not shown, since it may hold a password.
+    #[error("the database URL cannot be read: {0} (expected postgres://user:password@host:port/database)")]
+    Url(#[source] sqlx::Error),
+    /// A session default cannot be one.
+    #[error("{name:?} cannot be a session default: {why}")]
+    SessionDefault {
+        /// Which setting.
+        name: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The database name or the prefix cannot be one.
+    #[error(transparent)]
+    Naming(#[from] NamingError),
+}
