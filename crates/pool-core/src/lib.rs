@@ -47,6 +47,7 @@ pub mod mock;
 mod naming;
 mod policy;
 pub mod ports;
+mod queued;
 pub mod registry;
 pub mod stats;
 pub mod token;
@@ -63,6 +64,7 @@ pub use lru::Lru;
 pub use naming::{DATABASE_NAME_BYTES_MAX, DatabaseName, DatabaseNaming, PREFIX_BYTES_MAX, PrefixNaming};
 pub use policy::EvictionPolicy;
 pub use ports::{Catalog, Condition, Driver, Endpoint, Observer, WorkspacePools};
+pub use queued::{Door, LastLook, QueuedAcquire};
 pub use registry::{
     Acquire, Broken, CancelledWait, Claim, Registry, RegistryConfig, Terms, View, WorkspaceView,
 };

@@ -1,15 +1,11 @@
-//! Acquire: the warm path, the place in the queue as a future, the check of an idle connection, and the time limit over
-//! all of them.
+//! Acquire: the warm path, the place in the queue, the check of an idle connection, and the time limit over all of them.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use pool_core::{
-    Acquire, AcquireError, CancelledWait, Claim, Driver, DriverError, DriverErrorKind, Event, Leased, Phase,
-    Pressure, Stage, Target, Ticket,
+    Acquire, AcquireError, Door, Driver, DriverError, DriverErrorKind, Effects, Event, LastLook, Leased,
+    Phase, Pressure, QueuedAcquire, Registry, Stage, Target,
 };
 use tokio::time::timeout_at;
 
@@ -103,9 +99,9 @@ async fn wait<D: Driver>(
         let leased = match answer {
             Acquire::Leased(leased) => leased,
             Acquire::Queued(ticket, effects) => {
-                let queued = QueuedAcquire { engine, share, ticket: Some(ticket) };
+                let queued = QueuedAcquire::new(ShareDoor { engine, share }, ticket);
                 engine.perform(share, effects);
-                queue(queued, target, started, deadline).await?
+                queue(queued, engine, target, started, deadline).await?
             }
             Acquire::Refused(error) => return Err(error),
         };
@@ -209,14 +205,21 @@ async fn check_idle<D: Driver>(
 }
 
 async fn queue<D: Driver>(
-    mut queued: QueuedAcquire<'_, D>,
+    mut queued: QueuedAcquire<ShareDoor<'_, D>>,
+    engine: &Engine<D>,
     target: &Target,
     started: Instant,
     deadline: Instant,
 ) -> Result<Leased<D::Connection>, AcquireError> {
-    match timeout_at(deadline.into(), &mut queued).await {
-        Ok(answer) => answer,
-        Err(_) => queued.out_of_time(target, started),
+    if let Ok(answer) = timeout_at(deadline.into(), &mut queued).await {
+        return answer;
+    }
+    match queued.last_look() {
+        Some(LastLook::Answered(answer)) => answer,
+        Some(LastLook::GivenUp { waiting_for, pressure, last_failure }) => {
+            Err(timed_out(engine, target, started, waiting_for, pressure, last_failure))
+        }
+        None => unreachable!("a queued acquire that was answered has returned"),
     }
 }
 
@@ -233,70 +236,24 @@ fn timed_out<D: Driver>(
     AcquireError::TimedOut { target: target.clone(), waiting_for, after, pressure, last_failure }
 }
 
-/// A place in the queue as a future. Dropping it gives the place up, and whatever was granted to it goes
-/// to the next (law W4).
-struct QueuedAcquire<'a, D: Driver> {
-    engine: &'a Arc<Engine<D>>,
+/// The way of a place in the queue to its share.
+struct ShareDoor<'a, D: Driver> {
+    engine: &'a Engine<D>,
     share: &'a Share<D>,
-    ticket: Option<Ticket>,
 }
 
-impl<D: Driver> QueuedAcquire<'_, D> {
-    /// The last look at the queue, at the deadline: a grant that has just come is taken.
-    fn out_of_time(
-        mut self,
-        target: &Target,
-        started: Instant,
-    ) -> Result<Leased<D::Connection>, AcquireError> {
-        let Some(ticket) = self.ticket.take() else {
-            unreachable!("a queued acquire that was answered has returned")
-        };
-        let mut waker = None;
-        let last =
-            self.share.with("last look", |registry, now| match registry.claim(ticket, &mut waker, now) {
-                Claim::Waiting(ticket) => Last::Cancelled(registry.cancel_wait(ticket, now)),
-                Claim::Leased(leased) => Last::Answer(Ok(leased)),
-                Claim::Failed(error) => Last::Answer(Err(error)),
-            });
-        match last {
-            Last::Answer(answer) => answer,
-            Last::Cancelled(CancelledWait { waiting_for, pressure, last_failure, effects, .. }) => {
-                self.engine.perform(self.share, effects);
-                Err(timed_out(self.engine, target, started, waiting_for, pressure, last_failure))
-            }
-        }
+impl<D: Driver> Door for ShareDoor<'_, D> {
+    type Connection = D::Connection;
+
+    fn with<R>(
+        &self,
+        name: &'static str,
+        section: impl FnOnce(&mut Registry<D::Connection>, Instant) -> R,
+    ) -> R {
+        self.share.with(name, section)
     }
-}
 
-/// The last look at a place.
-enum Last<C> {
-    Answer(Result<Leased<C>, AcquireError>),
-    Cancelled(CancelledWait<C>),
-}
-
-impl<D: Driver> Future for QueuedAcquire<'_, D> {
-    type Output = Result<Leased<D::Connection>, AcquireError>;
-
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.get_mut();
-        let Some(ticket) = this.ticket.take() else { unreachable!("polled after it was ready") };
-        // The waker left before comes back in here, and is dropped after the lock is released.
-        let mut waker = Some(context.waker().clone());
-        match this.share.with("claim", |registry, now| registry.claim(ticket, &mut waker, now)) {
-            Claim::Waiting(ticket) => {
-                this.ticket = Some(ticket);
-                Poll::Pending
-            }
-            Claim::Leased(leased) => Poll::Ready(Ok(leased)),
-            Claim::Failed(error) => Poll::Ready(Err(error)),
-        }
-    }
-}
-
-impl<D: Driver> Drop for QueuedAcquire<'_, D> {
-    fn drop(&mut self) {
-        let Some(ticket) = self.ticket.take() else { return };
-        let gave_up = self.share.with("cancel wait", |registry, now| registry.cancel_wait(ticket, now));
-        self.engine.perform(self.share, gave_up.effects);
+    fn perform(&self, effects: Effects<D::Connection>) {
+        self.engine.perform(self.share, effects);
     }
 }

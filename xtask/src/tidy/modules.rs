@@ -28,6 +28,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("budget", &["limits", "stats"]),
     ("token", &["budget", "error", "ids", "stats"]),
     ("registry", &["policy", "lru", "links", "budget", "token", "stats", "error", "limits", "ids"]),
+    ("queued", &["registry", "token", "error"]),
     ("ports", &["ids", "error", "stats", "naming", "policy", "limits"]),
     ("mock", &["ids", "error", "stats", "naming", "policy", "limits", "ports"]),
 ];
