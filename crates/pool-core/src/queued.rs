@@ -60,18 +60,16 @@ impl<D: Door> QueuedAcquire<D> {
     pub fn last_look(mut self) -> Option<LastLook<D::Connection>> {
         let ticket = self.ticket.take()?;
         let mut waker = None;
-        let last =
+        let (last, gave_up) =
             self.door.with("last look", |registry, now| match registry.claim(ticket, &mut waker, now) {
-                Claim::Waiting(ticket) => Err(registry.cancel_wait(ticket, now)),
-                Claim::Leased(leased) => Ok(Ok(leased)),
-                Claim::Failed(error) => Ok(Err(error)),
+                Claim::Leased(leased) => (Some(LastLook::Answered(Ok(leased))), None),
+                Claim::Failed(error) => (Some(LastLook::Answered(Err(error))), None),
+                Claim::Waiting(ticket) => (None, Some(registry.cancel_wait(ticket, now))),
             });
-        Some(match last {
-            Ok(answer) => LastLook::Answered(answer),
-            Err(CancelledWait { waiting_for, pressure, last_failure, effects, .. }) => {
-                self.door.perform(effects);
-                LastLook::GivenUp { waiting_for, pressure, last_failure }
-            }
+        last.or_else(|| {
+            let CancelledWait { waiting_for, pressure, last_failure, effects, .. } = gave_up?;
+            self.door.perform(effects);
+            Some(LastLook::GivenUp { waiting_for, pressure, last_failure })
         })
     }
 }

@@ -12,7 +12,7 @@ use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection, Error};
@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 /// What a server may send before a session is open. An honest one needs about five hundred bytes, and a few thousand
 /// for its certificates.
@@ -200,27 +200,29 @@ async fn answers(
 
 #[cfg(test)]
 mod tests {
-    use std::io::{ErrorKind, Read as _};
+    use std::io::ErrorKind;
 
     use super::*;
 
     /// Reads 64 KB a millisecond, far below what a relay can send, and never waits; until nothing is there, or for long.
-    fn read_slowly(mut client: std::os::unix::net::UnixStream) -> bool {
+    async fn read_slowly(client: &UnixStream) -> bool {
         let mut buffer = vec![0; BUFFER];
-        (0..100 * BURST / BUFFER).any(|_| {
-            std::thread::sleep(Duration::from_millis(1));
-            client.read(&mut buffer).is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
-        })
+        for _ in 0..100 * BURST / BUFFER {
+            sleep(Duration::from_millis(1)).await;
+            if client.try_read(&mut buffer).is_err_and(|error| error.kind() == ErrorKind::WouldBlock) {
+                return true;
+            }
+        }
+        false
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_reader_that_is_slower_than_the_server_comes_to_the_end_of_what_is_there() {
         let (client, relayed) = UnixStream::pair().unwrap();
         let session = Session { is_open: AtomicBool::new(true), ..Session::default() };
         let reader = async {
             client.readable().await.unwrap();
-            let client = client.into_std().unwrap();
-            tokio::task::spawn_blocking(move || read_slowly(client)).await.unwrap()
+            read_slowly(&client).await
         };
         tokio::select! {
             ended = answers(tokio::io::repeat(b'x'), relayed, &session) => panic!("{ended:?}"),
