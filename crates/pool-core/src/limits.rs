@@ -306,6 +306,18 @@ mod tests {
         assert_eq!(ceilings.total(), total);
     }
 
+    #[test]
+    fn ceilings_are_what_was_wished() {
+        let wish =
+            Limits::new(90).per_workspace(81).system(9).simultaneous_opens(3).waiting_per_workspace(11);
+        let ceilings = wish.ceilings(2).unwrap();
+        assert_eq!((ceilings.workspaces(), ceilings.per_workspace()), (81, 81));
+        assert_eq!((ceilings.control(), ceilings.system_leases()), (2, 7));
+        assert_eq!((ceilings.opens(), ceilings.waiting_per_workspace()), (3, 11));
+        assert_eq!((ceilings.limits(), wish.is_of_server()), (wish, false));
+        assert!(Limits::of_server(0).is_of_server());
+    }
+
     #[rstest]
     #[case::there_is_place(5, 1, 3)]
     #[case::just_enough(3, 1, 1)]

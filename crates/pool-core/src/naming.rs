@@ -158,11 +158,29 @@ mod tests {
     use std::collections::HashMap;
 
     use proptest::prelude::*;
+    use rstest::rstest;
 
     use super::*;
 
     fn name_of(id: &str) -> String {
         PrefixNaming::new("p").unwrap().database(&WorkspaceId::new(id).unwrap()).as_str().to_owned()
+    }
+
+    #[rstest]
+    #[case::plain("shop_ws_acme", "\"shop_ws_acme\"")]
+    #[case::a_quote("a\"b", "\"a\"\"b\"")]
+    fn a_name_is_quoted_for_a_statement(#[case] name: &str, #[case] quoted: &str) {
+        assert_eq!(DatabaseName::new(name).unwrap().quoted(), quoted);
+    }
+
+    /// The longest readable name has exactly as many bytes as the server keeps.
+    #[test]
+    fn an_id_is_readable_as_long_as_its_name_fits() {
+        let naming = PrefixNaming::new("shop").unwrap();
+        let name_of = |bytes| naming.database(&WorkspaceId::new("a".repeat(bytes)).unwrap());
+        let fits = DATABASE_NAME_BYTES_MAX - "shop_ws_".len();
+        assert_eq!(name_of(fits).as_str(), format!("shop_ws_{}", "a".repeat(fits)));
+        assert!(name_of(fits + 1).as_str().contains('-'));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 mod budget;
 mod closing;
+mod counts;
 mod limits;
 mod look_ups;
 mod opening;
