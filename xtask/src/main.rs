@@ -3,6 +3,7 @@
 //! Start here: the commands and their help are below, and each has a file of its own. [`plan`], [`events`], [`report`] and
 //! the rules under [`tidy`] are pure and tested as such; [`run`] and [`process`] hold everything that starts a process.
 
+mod case_result;
 mod ci;
 mod display;
 mod events;

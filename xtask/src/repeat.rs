@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::report::{CaseResult, Ending};
+use crate::case_result::{CaseResult, Ending};
 
 /// How one case ended in one round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -152,8 +152,8 @@ mod tests {
     use std::time::Duration;
 
     use super::{merge, seed_of};
+    use crate::case_result::{CaseResult, Ending};
     use crate::plan::{Catalogue, Selection};
-    use crate::report::{CaseResult, Ending};
 
     fn result(path: &str, passed: bool) -> CaseResult {
         let catalogue = Catalogue::from_terse(&format!("{path}: test"), "");

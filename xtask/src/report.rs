@@ -10,34 +10,11 @@ use std::time::{Duration, SystemTime};
 use anstyle::{AnsiColor, Style};
 use pool_testkit::run::{Figure, LeftConnection, LeftDatabase, Record, Sampled, in_tag};
 
+use crate::case_result::{CaseResult, Ending};
 use crate::plan::Case;
 use crate::repeat::Tries;
 use crate::run::Planted;
 use crate::secrets::Searched;
-
-/// How a chosen case ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ending {
-    /// It ran and was content.
-    Passed,
-    /// It ran and was not, or it died before it could tell.
-    Failed,
-    /// It did not run, for this reason.
-    Skipped(String),
-}
-
-/// What is known of one chosen case.
-#[derive(Debug, Clone)]
-pub struct CaseResult {
-    /// Which one.
-    pub case: Case,
-    /// How it ended.
-    pub ending: Ending,
-    /// How long it took, where the runner says so.
-    pub time: Option<Duration>,
-    /// What it wrote.
-    pub output: String,
-}
 
 /// Everything that the summary is made from.
 #[derive(Debug, Default)]

@@ -5,7 +5,8 @@ use std::time::Duration;
 use pool_testkit::run::{LeftConnection, LeftDatabase, Record, in_tag};
 use rstest::rstest;
 
-use super::{CaseResult, Counts, Ending, Run};
+use super::{Counts, Run};
+use crate::case_result::{CaseResult, Ending};
 use crate::plan::{Case, Catalogue, Selection};
 
 fn case(path: &str) -> Case {

@@ -16,12 +16,12 @@ use std::time::{Duration, Instant};
 
 use pool_testkit::run::{RECORDS_ENV, RUN_ENV, RunId, SEED_ENV};
 
+use crate::case_result::{CaseResult, Ending};
 use crate::display::Progress;
 use crate::events::{Event, Libtest, Nextest, Parser, nextest_ending};
 use crate::failure::Failure;
 use crate::plan::{Case, Catalogue};
 use crate::process::{Interrupts, Running, cargo, has_subcommand};
-use crate::report::{CaseResult, Ending};
 
 /// The test target that holds the suites, which is in package `pool-suites`. Chosen from the whole workspace, it is built
 /// with the features that `cargo test --workspace` uses, so that neither of the two builds what the other has built.

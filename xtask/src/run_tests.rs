@@ -8,9 +8,9 @@ use std::process::ExitStatus;
 use pool_testkit::run::RunId;
 
 use super::{Collector, Job, Planted, Runner, executable};
+use crate::case_result::{CaseResult, Ending};
 use crate::display::Progress;
 use crate::plan::{Case, Catalogue, Selection};
-use crate::report::{CaseResult, Ending};
 
 const TERSE: &str =
     "limits::aborts: test\nlimits::full_cleanup: test\nlifecycle::pool_initialization: test\n";

@@ -13,6 +13,7 @@ use pool_testkit::hostile::password_of;
 use pool_testkit::run::{RunId, Sampler, read_figures, read_records};
 use pool_testkit::server::TestServer;
 
+use crate::case_result::{CaseResult, Ending};
 use crate::display::{say, spinner};
 use crate::failure::Failure;
 use crate::kept;
@@ -21,7 +22,7 @@ use crate::plan::{Case, Selection};
 use crate::process::Interrupts;
 use crate::publish;
 use crate::repeat::{merge, seed_of};
-use crate::report::{CaseResult, Ending, Run};
+use crate::report::Run;
 use crate::run::{self, Job, Planted, Runner};
 use crate::secrets::Search;
 

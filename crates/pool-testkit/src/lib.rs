@@ -32,9 +32,11 @@ mod helpers;
 pub mod hostile;
 mod janitor;
 mod naming;
+mod room;
 pub mod run;
 pub mod server;
 mod template_stock;
+mod templates;
 mod test_pool;
 mod test_pools;
 
@@ -43,6 +45,6 @@ pub use helpers::{
     eventually, execute_outside, measure_operation_time, poll_at_most, resident_memory_bytes,
     test_database_config, wait_for_condition, wait_for_database_ready,
 };
-pub use template_stock::Schema;
+pub use templates::Schema;
 pub use test_pool::{LIMITS_DEFAULT, PoolMetrics, TestPool, TestPoolBuilder};
 pub use test_pools::TestPools;

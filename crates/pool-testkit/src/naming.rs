@@ -6,6 +6,9 @@ use std::fmt;
 
 use pool_postgres::{APPLICATION_NAME_MAX, without_tag};
 
+/// Names the run to the test processes: six characters of a-z and 0-9.
+pub const RUN_ENV: &str = "POOL_TEST_RUN";
+
 const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
 const RUN_CHARS: usize = 6;
 const POOL_CHARS: usize = 7;
@@ -34,7 +37,7 @@ impl RunId {
 
     /// The run that this process was told to be part of, by somebody who looks after what it leaves.
     pub(crate) fn supervised() -> Option<Self> {
-        Self::parse(&std::env::var(crate::run::RUN_ENV).ok()?)
+        Self::parse(&std::env::var(RUN_ENV).ok()?)
     }
 
     /// What the `application_name` of all sessions of this run's pools begins with.

@@ -17,7 +17,8 @@ use crate::helpers::eventually;
 use crate::janitor::{Janitor, Ready};
 use crate::naming::{PoolName, RunId};
 use crate::run::Record;
-use crate::template_stock::{Schema, TemplateStock};
+use crate::template_stock::TemplateStock;
+use crate::templates::Schema;
 
 /// The ceiling of a test pool unless another is wished.
 pub const LIMITS_DEFAULT: Limits = Limits::new(20).system(5).per_workspace(10);

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use pool_testkit::run::{Figure, Point};
 
+use super::escape::escape;
 use super::{CaseReport, Report};
-use crate::publish::html::escape;
 
 /// How many steps of time the timeline shows at most.
 const COLUMNS: u64 = 600;

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::escape::escape;
 use super::{CaseReport, Report, charts};
 
 const STYLE: &str = include_str!("style.css");
@@ -25,24 +26,6 @@ pub fn page(report: &Report) -> String {
     figures(&mut page, report);
     page.push_str("</main></body></html>\n");
     page
-}
-
-/// Text as HTML, in an element or in a quoted attribute.
-pub fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            // Not allowed in HTML, and no use to a reader.
-            c if c.is_control() && !matches!(c, '\n' | '\t') => escaped.push('\u{fffd}'),
-            c => escaped.push(c),
-        }
-    }
-    escaped
 }
 
 fn head(page: &mut String, report: &Report) {

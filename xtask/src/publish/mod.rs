@@ -4,7 +4,8 @@
 //! All three are made from one [`Report`], which is `report.json` itself, so they cannot contradict each other.
 
 pub mod charts;
-pub mod html;
+pub mod escape;
+mod html;
 mod junit;
 
 use std::collections::BTreeMap;
@@ -15,9 +16,10 @@ use std::time::{Duration, UNIX_EPOCH};
 use pool_testkit::run::{Figure, Point, in_tag};
 use serde::Serialize;
 
+use crate::case_result::{CaseResult, Ending};
 use crate::failure::Failure;
 use crate::repeat::{Try, Unsteady};
-use crate::report::{CaseResult, Ending, Run};
+use crate::report::Run;
 
 /// The whole of `report.json`.
 #[derive(Debug, Serialize)]

@@ -6,9 +6,10 @@ use std::time::Duration;
 use pool_testkit::run::{Figure, LeftConnection, LeftDatabase, Point, Record, Timeline};
 
 use super::{Report, html, junit, publish};
+use crate::case_result::{CaseResult, Ending};
 use crate::plan::{Catalogue, Selection};
 use crate::repeat::merge;
-use crate::report::{CaseResult, Ending, Run};
+use crate::report::Run;
 
 const HOSTILE: &str = "</script><b a=\"1\">'&\u{1b}[31m\u{7}";
 

@@ -1,6 +1,7 @@
 //! `cargo xtask simulate`: runs the worlds of `pool_explore::simulate`, and tells each figure beside what is to be reached.
 
 mod plots;
+mod sweeps;
 mod tables;
 
 use std::fs;

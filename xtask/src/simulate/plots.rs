@@ -5,9 +5,9 @@ use std::fmt::Write as _;
 use pool_explore::simulate::{Figure, Goal, Verdict};
 
 use super::Outcome;
-use super::tables::{Sweep, sweeps};
+use super::sweeps::{Sweep, sweeps, title};
 use crate::publish::charts::{Scale, short, ticks};
-use crate::publish::html::escape;
+use crate::publish::escape::escape;
 
 /// The colours of the report's page.
 const STYLE: &str = "svg{font:12px system-ui,sans-serif}\
@@ -27,18 +27,6 @@ pub fn all(outcomes: &[Outcome]) -> Vec<(String, String)> {
     let worlds = (!own.is_empty()).then(|| ("worlds".to_owned(), worlds(&own)));
     let sweeps = sweeps(outcomes).into_iter().map(|sweep| (sweep.name.to_owned(), panels(&sweep)));
     worlds.into_iter().chain(sweeps).collect()
-}
-
-/// What a sweep is about.
-pub fn title(sweep: &str) -> &str {
-    match sweep {
-        "slots" => "Slots",
-        "workspaces" => "Busy workspaces",
-        "query-ms" => "Queries, in ms",
-        "connect-ms" => "Connects, in ms",
-        "permits" => "Connects at a time",
-        other => other,
-    }
 }
 
 fn open(width: f64, height: f64, label: &str) -> String {

@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 use anstyle::Style;
 use pool_explore::simulate::{Figure, Goal, Verdict, Workload};
 
-use super::{BAD, GOOD, Outcome, plots};
+use super::sweeps::{Sweep, sweeps, title};
+use super::{BAD, GOOD, Outcome};
 
 const HEAD: Style = Style::new().bold();
 
@@ -131,8 +132,8 @@ fn markdown_sweep(page: &mut String, sweep: &Sweep) {
     let _ = write!(
         page,
         "\n## {}\n\n![{}](performance/{}.svg)\n\n| |",
-        plots::title(sweep.name),
-        plots::title(sweep.name),
+        title(sweep.name),
+        title(sweep.name),
         sweep.name
     );
     let goals = || sweep.points.iter().take(1).flat_map(|first| &first.judged.verdicts);
@@ -155,27 +156,6 @@ fn markdown_sweep(page: &mut String, sweep: &Sweep) {
 /// What was missed stands out.
 fn marked(verdict: &Verdict, value: String) -> String {
     if verdict.is_met() { value } else { format!("**{value}, missed**") }
-}
-
-/// The points of one sweep.
-pub struct Sweep<'a> {
-    /// What is swept.
-    pub name: &'static str,
-    /// From small to large.
-    pub points: Vec<&'a Outcome>,
-}
-
-/// The sweeps that were run, in their order.
-pub fn sweeps(outcomes: &[Outcome]) -> Vec<Sweep<'_>> {
-    let mut sweeps: Vec<Sweep> = Vec::new();
-    for outcome in outcomes {
-        let Some((name, _)) = outcome.case.sweep else { continue };
-        match sweeps.last_mut() {
-            Some(sweep) if sweep.name == name => sweep.points.push(outcome),
-            _ => sweeps.push(Sweep { name, points: vec![outcome] }),
-        }
-    }
-    sweeps
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@
 
 mod catalog;
 mod driver;
+mod manager;
 mod server;
 
 pub use catalog::FakeCatalog;

@@ -4,12 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use pool_core::{DatabaseName, DriverErrorKind, Limits, PrefixNaming};
-use pool_manager::{PoolManager, Settings};
+use pool_core::DriverErrorKind;
 use tokio::sync::Notify;
-
-use super::{FakeCatalog, FakeDriver};
-use crate::error::TestError;
 
 /// What becomes of the next connect to a database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,25 +62,6 @@ impl FakeServer {
         let server = Self::default();
         server.state().databases.insert("postgres".to_owned());
         server
-    }
-
-    /// A manager on this server, with settings as `adjust` makes them. Databases are named `fake_ws_…`.
-    ///
-    /// # Errors
-    /// [`TestError::Build`] when the limits cannot hold, or outside a runtime.
-    pub fn manager(
-        &self,
-        limits: Limits,
-        adjust: impl FnOnce(&mut Settings),
-    ) -> Result<PoolManager<FakeDriver>, TestError> {
-        let build = |error| TestError::Build(pool_postgres::BuildError::Config(error));
-        let naming = Arc::new(PrefixNaming::new("fake").map_err(|error| build(error.into()))?);
-        let system = DatabaseName::new("postgres").map_err(|error| build(error.into()))?;
-        let mut settings = Settings::new(limits, system, naming.clone());
-        adjust(&mut settings);
-        let catalog = Arc::new(FakeCatalog::new(self.clone(), naming));
-        PoolManager::start(FakeDriver::new(self.clone()), catalog, settings)
-            .map_err(|error| TestError::Build(pool_postgres::BuildError::Start(error)))
     }
 
     /// Scripts the next connects to `database`; after them, all succeed.

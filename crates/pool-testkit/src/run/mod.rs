@@ -8,7 +8,7 @@ mod record;
 mod sampler;
 mod timeline;
 
-pub use crate::naming::{RunId, in_tag};
+pub use crate::naming::{RUN_ENV, RunId, in_tag};
 pub use figure::{Figure, figure, figure_series, read_figures};
 pub(crate) use leftovers::{ALIVE_CLASS, drop_database, reap_databases};
 pub use leftovers::{Cleaned, TaggedConnection, clean, connections, terminate};
@@ -17,8 +17,6 @@ pub use record::{Record, read_records};
 pub use sampler::{LeftConnection, LeftDatabase, Sampled, Sampler};
 pub use timeline::{Point, Timeline};
 
-/// Names the run to the test processes: six characters of a-z and 0-9.
-pub const RUN_ENV: &str = "POOL_TEST_RUN";
 /// Names the directory in which each test pool leaves a [`Record`], and each figure itself.
 pub const RECORDS_ENV: &str = "POOL_TEST_RECORDS";
 /// Gives the tests their seed, as a decimal number.

@@ -15,8 +15,8 @@ use sqlx::{Connection, Error, Row};
 
 use super::leftovers::drop_database;
 use super::timeline::{Point, Timeline};
-use crate::janitor::budget;
 use crate::naming::{RunId, Tag, in_tag, serial_of_database};
+use crate::room::budget;
 use crate::server::{ServerError, TestServer};
 
 /// How often the server is asked how many sessions the run has.

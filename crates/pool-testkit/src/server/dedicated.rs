@@ -19,8 +19,9 @@ use tokio::time::sleep;
 use super::binaries::{Binaries, Search};
 use super::error::{Doing, ServerError};
 use super::guarded::GuardedDirectory;
+use super::postmaster::Postmaster;
 use super::settings::{setting, settings};
-use super::start::{self, HOST, Postmaster};
+use super::start::{self, HOST};
 
 const USER: &str = "pool_test";
 const POLL: Duration = Duration::from_millis(5);
@@ -407,7 +408,7 @@ fn child_in(line: &str, parent: Pid) -> Option<Pid> {
 mod tests {
     use std::io::{BufRead, BufReader};
 
-    use super::super::reap;
+    use super::super::postmaster::is_postgres_on;
     use super::*;
     use crate::wait_for_condition;
 
@@ -434,7 +435,7 @@ mod tests {
     const JOB: &str = "POOL_TESTKIT_OWN_SERVER";
 
     fn runs(pid: u32, dir: &Path) -> bool {
-        reap::is_postgres_on(pid, &dir.join("data"))
+        is_postgres_on(pid, &dir.join("data"))
     }
 
     #[tokio::test]

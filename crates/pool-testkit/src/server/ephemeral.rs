@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use super::base::{Base, Locked};
 use super::error::ServerError;
 use super::hold::{self, Hold};
+use super::postmaster::is_postgres_on;
 use super::record::{self, Record};
 use super::{reap, start};
 
@@ -227,7 +228,7 @@ fn attempt(lock: &Locked<'_>) -> Result<Attempt, ServerError> {
         return Ok(Attempt::Ending);
     };
     // A server that has just crashed is still named until its watchdog hears of it.
-    let runs = reap::is_postgres_on(record.postmaster_pid, &dir.join("data"));
+    let runs = is_postgres_on(record.postmaster_pid, &dir.join("data"));
     if !runs || !record::names(lock.base(), &record.name)? {
         return Ok(Attempt::Ending);
     }

@@ -28,6 +28,7 @@ mod guarded;
 mod hold;
 mod kept;
 mod owner;
+mod postmaster;
 mod reap;
 mod record;
 mod settings;

@@ -8,23 +8,16 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
-
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use super::base::{Base, Locked, SERVER_PREFIX};
 use super::error::{Doing, ServerError};
 use super::hold;
+use super::postmaster::end_postmaster;
 use super::record::{self, DRAFT_PREFIX};
-use super::start::Postmaster;
 
 const POLL: Duration = Duration::from_millis(10);
-
-/// How long a server may take to obey, before it is killed.
-const OBEY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a directory may keep filling up again while its last writers die.
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -95,58 +88,6 @@ pub(super) fn name_of(dir: &Path) -> String {
     dir.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// Ends the server that runs on this directory, if one does, and says which.
-pub(super) fn end_postmaster(dir: &Path) -> Option<u32> {
-    let data = dir.join("data");
-    let pid = Postmaster::read(dir)?.pid;
-    if !is_postgres_on(pid, &data) {
-        return None;
-    }
-    for signal in [Signal::SIGQUIT, Signal::SIGKILL] {
-        let _ = kill(Pid::from_raw(i32::try_from(pid).ok()?), signal);
-        if ends(pid, &data) {
-            return Some(pid);
-        }
-    }
-    tracing::warn!(pid, "a server does not even obey SIGKILL");
-    None
-}
-
-fn ends(pid: u32, data: &Path) -> bool {
-    let begun = Instant::now();
-    while is_postgres_on(pid, data) {
-        if begun.elapsed() > OBEY_TIMEOUT {
-            return false;
-        }
-        thread::sleep(POLL);
-    }
-    true
-}
-
-/// Whether this process is a postgres with this data directory on its command line, as the watchdog starts it.
-/// A zombie has no command line, so it does not count.
-pub(super) fn is_postgres_on(pid: u32, data: &Path) -> bool {
-    let data = data.as_os_str().as_bytes();
-    if Path::new("/proc/self/cmdline").exists() {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let mut words = line.split(|byte| *byte == 0);
-        return words.next().is_some_and(ends_in_postgres) && words.any(|word| word == data);
-    }
-    // macOS has no /proc, but always ps.
-    let Ok(ps) =
-        Command::new("ps").args(["-ww", "-o", "args=", "-p", &pid.to_string()]).stdin(Stdio::null()).output()
-    else {
-        return false;
-    };
-    let line = ps.stdout.trim_ascii();
-    let command = line.split(|byte| *byte == b' ').next().unwrap_or_default();
-    ends_in_postgres(command) && line.ends_with(data)
-}
-
-fn ends_in_postgres(program: &[u8]) -> bool {
-    program.ends_with(b"/postgres")
-}
-
 /// Deletes a directory, also while its last writers are still dying in it.
 pub(super) fn remove_directory(dir: &Path) -> Result<(), ServerError> {
     let begun = Instant::now();
@@ -168,6 +109,8 @@ fn passes(why: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
 
     fn used_base() -> tempfile::TempDir {

@@ -19,6 +19,7 @@ use super::base::{Locked, SERVER_PREFIX};
 use super::binaries::{Binaries, Search};
 use super::error::{Doing, ServerError};
 use super::hold::{self, Hold};
+use super::postmaster::{Postmaster, end_postmaster};
 use super::reap;
 use super::record::{self, Record};
 
@@ -203,7 +204,7 @@ impl Drop for Launch<'_> {
         // left of its process group, such as initdb.
         if let Some(pid) = pid_of(&watchdog).filter(|_| matches!(watchdog.try_wait(), Ok(None))) {
             let _ = kill(pid, Signal::SIGKILL);
-            reap::end_postmaster(&self.dir);
+            end_postmaster(&self.dir);
             let _ = killpg(pid, Signal::SIGKILL);
             let _ = watchdog.wait();
         }
@@ -310,29 +311,6 @@ fn write_private(lock: &Locked<'_>, path: &Path, secret: &str) -> Result<(), Ser
     lock.base().owner().give(path)
 }
 
-/// What `postmaster.pid` says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Postmaster {
-    pub(super) pid: u32,
-    pub(super) ready: bool,
-    /// It recovers, and will go on doing so.
-    pub(super) standby: bool,
-}
-
-impl Postmaster {
-    pub(super) fn read(dir: &Path) -> Option<Self> {
-        Self::parse(&fs::read_to_string(dir.join("data/postmaster.pid")).ok()?)
-    }
-
-    /// The first line is the process id (negative for a server that initdb runs by itself), the eighth the status.
-    fn parse(text: &str) -> Option<Self> {
-        let mut lines = text.lines();
-        let pid = lines.next()?.trim().parse().ok().filter(|pid| *pid > 1)?;
-        let status = lines.nth(6).map(str::trim);
-        Some(Self { pid, ready: status == Some("ready"), standby: status == Some("standby") })
-    }
-}
-
 /// The last lines of both logs, to be shown in an error.
 pub(super) fn log_tail(dir: &Path) -> String {
     const LINES: usize = 20;
@@ -356,19 +334,6 @@ pub(super) fn log_tail(dir: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const READY: &str = "4711\n/d\n1700000000\n5433\n/s\n127.0.0.1\n  1  2\nready   \n";
-
-    #[test]
-    fn the_postmaster_is_ready_when_its_status_says_so() {
-        let status = |text: &str| Postmaster::parse(text);
-        let up = |ready| Some(Postmaster { pid: 4711, ready, standby: false });
-        assert_eq!(status(READY), up(true));
-        assert_eq!(status(&READY.replace("ready   ", "starting")), up(false));
-        assert_eq!(status("4711\n/d\n"), up(false));
-        assert_eq!(status("-4711\n/d\n"), None);
-        assert_eq!(status(""), None);
-    }
 
     #[test]
     fn a_long_or_odd_path_means_no_socket() {
