@@ -3,6 +3,7 @@
 //! Each rule lives in a file of its own as a table and a pure function from what it reads to [`Violation`]s, and has a test
 //! that plants a violation: a rule that cannot fail protects nothing.
 
+mod circles;
 mod clauses;
 mod files;
 mod layers;
@@ -69,7 +70,7 @@ pub fn tidy(interrupts: &Interrupts) -> Result<(), Failure> {
     let denied = !deny(interrupts)?;
     if violations.is_empty() && !denied {
         say(&format!(
-            "{GOOD}tidy{GOOD:#}: layers, modules, clauses, the table of faults and file sizes are in order"
+            "{GOOD}tidy{GOOD:#}: layers, modules, circles, clauses, the table of faults and file sizes are in order"
         ));
         return Ok(());
     }
@@ -86,6 +87,7 @@ fn check_sources(root: &Path) -> Result<Vec<Violation>, Failure> {
     let sources = sources(root)?;
     let mut violations = size::check(&sources);
     violations.extend(modules::check(&sources));
+    violations.extend(circles::check(&sources));
     let contract = std::fs::read_to_string(root.join(clauses::CONTRACT)).ok();
     violations.extend(clauses::check(contract.as_deref(), &sources));
     let table = std::fs::read_to_string(root.join(RELIABILITY_TABLE)).ok();

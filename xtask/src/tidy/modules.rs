@@ -48,11 +48,12 @@ pub fn check(sources: &[SourceFile]) -> Vec<Violation> {
             continue;
         };
         let Ok(stream) = tokens::parse(&source.text) else { continue }; // `super::unreadable` reports it
-        for Named { segments, line } in paths::named(stream, path) {
-            let Some(to) = segments.first().filter(|to| *to != module) else { continue };
-            if !row.contains(&to.as_str()) {
-                found.push(not_allowed(source, (module, row), (to, line), &modules));
-            }
+        let named = paths::named(stream, path).into_iter();
+        // Each line tells of a module once.
+        let uses: BTreeSet<(usize, String)> =
+            named.filter_map(|Named { segments, line }| Some((line, segments.into_iter().next()?))).collect();
+        for (line, to) in uses.iter().filter(|(_, to)| to != module && !row.contains(&to.as_str())) {
+            found.push(not_allowed(source, (module, row), (to, *line), &modules));
         }
     }
     found

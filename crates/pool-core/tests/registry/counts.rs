@@ -127,8 +127,8 @@ fn w2_fewer_opens_at_a_time_can_be_set_while_running() {
 fn e4_a_connection_that_is_idle_for_exactly_as_long_as_it_may_expires() {
     let mut world = World::new(2, 2);
     world.idle("a");
-    let timeout = Duration::from_mins(5);
-    world.pass(timeout - Duration::from_nanos(1));
+    let almost = Duration::from_mins(5).saturating_sub(Duration::from_nanos(1));
+    world.pass(almost);
     let effects = world.registry.expire(world.now);
     world.take(effects);
     assert_eq!(world.asked, nothing());
@@ -144,12 +144,13 @@ fn e4_a_connection_that_has_lived_exactly_as_long_as_it_may_expires() {
     let mut world = World::new(2, 2);
     let ticket = world.ask("a");
     let work = world.opens.remove(0);
-    let ends = world.now + Duration::from_secs(1);
+    let almost = world.now + Duration::from_secs(1);
+    let ends = almost + Duration::from_nanos(1);
     let (_, effects) = world.registry.opened(work, 1, Some(ends), world.now);
     world.take(effects);
     let leased = world.served(ticket);
     world.release(leased);
-    let effects = world.registry.expire(ends - Duration::from_nanos(1));
+    let effects = world.registry.expire(almost);
     world.take(effects);
     assert_eq!(world.asked, nothing());
     let effects = world.registry.expire(ends);
