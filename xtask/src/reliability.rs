@@ -15,30 +15,8 @@ use crate::tidy::{RELIABILITY_TABLE, fault_tests};
 
 const HEAD: Style = Style::new().bold();
 
-const INTRODUCTION: &str = "\
-# Reliability
-
-What callers see of each fault, how long it takes until they are served again, and what is left of it. Every row is a
-test on a PostgreSQL server of its own, through the public interface; `cargo xtask reliability` runs them and writes this
-table from what they observed, and each run fails if a row breaks its law (see [the contract](contract.md)).
-
-- **Seen by callers**: the errors that a caller of the workspace that was hit was given, by the statement that met the fault
-  or by the next acquire. \"Retryable\" is what `AcquireError` says of itself.
-- **Other workspaces**: somebody uses another workspace all the time. Where the fault is none of its business, one error
-  there fails the test.
-- **Recovery**: from the end of the fault, or from the fault itself where it does not last, to the first query that is
-  served. The numbers depend on the machine and on the tests that ran beside; what does not: an open that failed is tried
-  again after 50 ms, doubled with each failure up to 5 s, so an outage of any length is followed by at most 5 s; an idle
-  connection that says nothing is given up after the check's time limit (1 s, here and by default); an open that hangs is
-  told after the connect timeout (0.5 or 1 s here where it is to hang, 10 s by default).
-- **Leaked**: the server's count of the pool's sessions less the pool's own, once all is quiet and each connection that the
-  pool believes in has been used: a connection that broke while idle counts until then. It must be 0, and after
-  `close()` the server must count none at all.
-
-One limit is by design, and shows: an open whose packets are lost for good keeps its slot, and its workspace waiting, for 30
-connect timeouts, since the server may count it (B1). A workspace that has a connection is not affected.
-
-";
+/// The head of the table, which is replaced in a page that says what it means.
+const COLUMNS: &str = "| fault | law | seen by callers | other workspaces | recovery | leaked | test |\n|---|---|---|---|---|---|---|\n";
 
 /// Runs the matrix and writes the table.
 ///
@@ -64,8 +42,11 @@ pub fn reliability(interrupts: &Interrupts) -> Result<(), Failure> {
         return Err(Failure::FOUND);
     }
     let path = workspace_root().join(RELIABILITY_TABLE);
-    fs::write(&path, format!("{INTRODUCTION}{table}"))
-        .map_err(|why| Failure::while_doing(&format!("write {}", path.display()), why))?;
+    let page = fs::read_to_string(&path)
+        .map_err(|why| Failure::while_doing(&format!("read {}", path.display()), why))?;
+    let page = with_table(&page, &table)
+        .ok_or_else(|| Failure::Infrastructure(format!("{RELIABILITY_TABLE} has no table to replace")))?;
+    fs::write(&path, page).map_err(|why| Failure::while_doing(&format!("write {}", path.display()), why))?;
     say(&format!("{} rows, written to {RELIABILITY_TABLE}", rows.len()));
     Ok(())
 }
@@ -84,10 +65,15 @@ fn in_order(tests: Vec<String>, rows: Vec<Row>) -> (Vec<Row>, Vec<String>) {
     (found, missing)
 }
 
+/// The page with another table in the place of its own.
+fn with_table(page: &str, table: &str) -> Option<String> {
+    let (before, old) = page.split_once(COLUMNS)?;
+    let after = old.find("\n\n").map_or("", |end| &old[end + 1..]);
+    Some(format!("{before}{table}{after}"))
+}
+
 fn table(rows: &[Row]) -> String {
-    let mut table = "| fault | law | seen by callers | other workspaces | recovery | leaked | test |\n\
-                     |---|---|---|---|---|---|---|\n"
-        .to_owned();
+    let mut table = COLUMNS.to_owned();
     for row in rows {
         let Row { test, fault, law, seen, others, recovery, leaked } = row;
         let cells = [fault, law, seen, others].map(|cell| cell.replace('|', "\\|")).join(" | ");
@@ -107,7 +93,7 @@ fn rounded(time: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Duration, Row, in_order, rounded, table};
+    use super::{COLUMNS, Duration, Row, in_order, rounded, table, with_table};
 
     fn row(test: &str) -> Row {
         Row {
@@ -119,6 +105,14 @@ mod tests {
             recovery: Duration::from_millis(83),
             leaked: 0,
         }
+    }
+
+    #[test]
+    fn only_the_table_of_a_page_is_replaced() {
+        let page = format!("what it means\n\n{COLUMNS}| old | row |\n\n## More\n");
+        let new = table(&[row("a")]);
+        assert_eq!(with_table(&page, &new), Some(format!("what it means\n\n{new}\n## More\n")));
+        assert_eq!(with_table("no table", &new), None);
     }
 
     #[test]
