@@ -285,3 +285,158 @@ pub(super) fn turns(ahead: Virtual, turn: Duration) -> u32 {
 fn scaled(time: Duration) -> Virtual {
     time.as_nanos() * SCALE
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::WorkspaceId;
+
+    const TURN: Duration = Duration::from_millis(10);
+    const MS: Duration = Duration::from_millis(1);
+
+    fn target(number: u32) -> Target {
+        Target::Workspace(WorkspaceId::new(format!("w{number}")).unwrap())
+    }
+
+    /// Somebody who stands ready, so that slot-time is contended from `now` on.
+    fn contended(fair: &mut Fair, now: Instant) {
+        let mut rival = fair.account(&target(999), 1);
+        fair.stand(999, &mut rival, Wish::Ready, TURN, true, now);
+    }
+
+    #[test]
+    fn slot_time_is_charged_by_slot_and_weight_while_somebody_stands_ready() {
+        let (mut fair, now) = (Fair::default(), Instant::now());
+        let (mut single, mut double) = (fair.account(&target(1), 1), fair.account(&target(2), 2));
+        fair.tick(now);
+        fair.charge(&mut single, 1, 0);
+        assert_eq!(single.used(), 0, "nobody waits");
+        contended(&mut fair, now);
+        fair.tick(now + 6 * MS);
+        fair.charge(&mut single, 1, 1);
+        fair.charge(&mut double, 1, 0);
+        assert_eq!((single.used(), double.used()), (2 * scaled(6 * MS), scaled(3 * MS)));
+        fair.charge(&mut single, 1, 1);
+        assert_eq!(single.used(), 2 * scaled(6 * MS), "a moment is charged once");
+    }
+
+    #[test]
+    fn a_turn_is_charged_in_advance_by_weight_and_given_back() {
+        let (mut fair, now) = (Fair::default(), Instant::now());
+        let mut account = fair.account(&target(1), 2);
+        fair.serve(1, &mut account, TURN, 4, now);
+        assert_eq!((account.used(), account.had()), (0, scaled(TURN) / 2));
+        Fair::refund(&mut account, TURN);
+        assert_eq!(account.had(), 0);
+        Fair::refund(&mut account, TURN);
+        assert_eq!(account.had(), 0, "no more than was charged");
+    }
+
+    #[test]
+    fn what_is_used_is_taken_from_what_was_charged_in_advance_and_the_rest_is_let_go() {
+        let (mut fair, now) = (Fair::default(), Instant::now());
+        let mut account = fair.account(&target(1), 1);
+        fair.serve(1, &mut account, TURN, 4, now);
+        contended(&mut fair, now);
+        fair.tick(now + 4 * MS);
+        fair.charge(&mut account, 1, 0);
+        assert_eq!((account.used(), account.had()), (scaled(4 * MS), scaled(TURN)));
+        fair.charge(&mut account, 0, 0);
+        assert_eq!(account.had(), scaled(4 * MS), "it has left its turn");
+    }
+
+    #[test]
+    fn a_debt_outlives_its_account_until_the_others_have_caught_up() {
+        let mut fair = Fair::default();
+        let mut account = fair.account(&target(1), 1);
+        account.used = scaled(5 * MS);
+        fair.close_account(target(1), &account);
+        assert_eq!(fair.account(&target(2), 1).used(), 0);
+        assert_eq!(fair.account(&target(1), 1).used(), scaled(5 * MS));
+        assert_eq!(fair.account(&target(1), 1).used(), 0, "it is taken along");
+        account.used = 0;
+        fair.close_account(target(3), &account);
+        assert!(fair.debts.is_empty(), "who owes nothing is not remembered");
+    }
+
+    #[test]
+    fn debts_that_the_others_have_caught_up_with_are_forgotten_now_and_then() {
+        let mut fair = Fair::default();
+        let mut account = fair.account(&target(0), 1);
+        for number in 0..64 {
+            account.used = scaled(MS) + u128::from(number);
+            fair.close_account(target(number), &account);
+        }
+        assert_eq!(fair.debts.len(), 64);
+        fair.virtual_time = scaled(MS) + 32;
+        account.used = scaled(2 * MS);
+        fair.close_account(target(64), &account);
+        // Those of more than 32, and the last one.
+        assert_eq!((fair.debts.len(), fair.debts_kept), (31 + 1, 32));
+        for number in 100..196 {
+            account.used = scaled(3 * MS);
+            fair.close_account(target(number), &account);
+        }
+        assert_eq!(fair.debts.len(), 32 + 96, "twice as many, and some, are allowed");
+        fair.virtual_time = scaled(3 * MS);
+        account.used = scaled(4 * MS);
+        fair.close_account(target(200), &account);
+        assert_eq!(fair.debts.len(), 1);
+    }
+
+    #[test]
+    fn who_comes_starts_within_a_turn_of_who_is_next_and_owes_no_more_than_some_turns() {
+        let (mut fair, now) = (Fair::default(), Instant::now());
+        let mut first = fair.account(&target(1), 1);
+        first.used = scaled(100 * MS);
+        fair.virtual_time = scaled(95 * MS);
+        fair.stand(1, &mut first, Wish::Ready, TURN, false, now);
+        let mut new = fair.account(&target(2), 1);
+        new.used = 0;
+        fair.stand(2, &mut new, Wish::Ready, TURN, true, now);
+        assert_eq!(new.used(), scaled(95 * MS));
+        assert!(new.is_new && new.is_ready());
+        let mut debtor = fair.account(&target(3), 1);
+        debtor.used = scaled(900 * MS);
+        fair.stand(3, &mut debtor, Wish::Later, TURN, true, now);
+        assert_eq!(debtor.used(), scaled(95 * MS) + TURNS_MAX * scaled(TURN));
+        assert!(!debtor.is_new && !debtor.is_ready() && debtor.stands());
+        assert_eq!(fair.ready().collect::<Vec<_>>(), [2, 1]);
+        assert_eq!((fair.later().collect::<Vec<_>>(), fair.first_later()), (vec![3], Some(3)));
+    }
+
+    #[test]
+    fn who_was_charged_while_standing_is_put_where_it_belongs() {
+        let (mut fair, now) = (Fair::default(), Instant::now());
+        let (mut first, mut second) = (fair.account(&target(1), 1), fair.account(&target(2), 1));
+        for wish in [Wish::Ready, Wish::Later] {
+            fair.stand(1, &mut first, wish, TURN, false, now);
+            fair.stand(2, &mut second, wish, TURN, false, now);
+            let order = |fair: &Fair| fair.ready().chain(fair.later()).collect::<Vec<_>>();
+            let before = order(&fair);
+            let account = if before[0] == 1 { &mut first } else { &mut second };
+            account.used += scaled(TURN);
+            fair.reorder(before[0], account);
+            assert_eq!(order(&fair), [before[1], before[0]]);
+            assert!(!fair.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_new_one_that_is_served_moves_the_time_of_the_share_on() {
+        let (mut fair, now) = (Fair::default(), Instant::now());
+        contended(&mut fair, now);
+        let mut new = fair.account(&target(1), 1);
+        fair.stand(1, &mut new, Wish::Ready, TURN, true, now);
+        fair.serve(1, &mut new, TURN, 4, now);
+        assert_eq!(fair.virtual_time, scaled(TURN) / 5, "four slots and one rival");
+        assert!(!new.stands());
+    }
+
+    #[test]
+    fn a_difference_is_so_many_turns_rounded_down() {
+        assert_eq!(turns(3 * scaled(TURN) - 1, TURN), 2);
+        assert_eq!(turns(3 * scaled(TURN), TURN), 3);
+        assert_eq!(turns(7, Duration::ZERO), 7);
+    }
+}
