@@ -24,14 +24,17 @@ async fn max_connections_respected() -> Outcome {
     let watch = Watch::of(&pool);
     let served = watch
         .during(async {
-            // Full to the brim: one more has to wait, and the server counts exactly the budget.
+            // Full to the brim: one more has to wait, and the server counts exactly the budget, less the one that is kept
+            // free for a successor of the driver's own.
             let leases = hold(&pool, &ids[..15]).await?;
             let system = hold_system(&pool).await?;
             let (pools, id) = (pool.pools().clone(), ids[15].clone());
             let one_more = tokio::spawn(async move { pools.acquire(&id).await.map(drop) });
             wait_for_queue(&pool, 1).await?;
-            assert_eq!(pool.active_connection_count().await?, 20);
-            let full = || async { watch.peaks().total == 20 };
+            let stats = pool.stats();
+            assert_eq!((stats.limit(), stats.control_reserve), (20, 1));
+            assert_eq!(pool.active_connection_count().await?, 19);
+            let full = || async { watch.peaks().total >= 19 };
             eventually("the watch having seen the pool full", SOON, full).await?;
             assert!(!one_more.is_finished(), "a sixteenth connection was had out of fifteen");
             drop((leases, system));
@@ -58,10 +61,11 @@ async fn max_connections_respected() -> Outcome {
 
     assert_eq!(served, TASKS * ROUNDS, "everybody was served");
     let seen = watch.peaks();
-    assert_eq!((seen.total, seen.workspaces, seen.system), (20, 15, 5), "reached, never passed: {seen:?}");
+    assert!((19..=20).contains(&seen.total) && (4..=5).contains(&seen.system), "never passed: {seen:?}");
+    assert_eq!(seen.workspaces, 15, "reached, never passed: {seen:?}");
     assert!(seen.by_database.values().all(|peak| *peak <= 10), "{seen:?}");
     let stats = pool.stats();
-    assert_eq!((stats.workspaces.peak, stats.system.peak), (15, 4), "{stats:?}");
+    assert_eq!((stats.workspaces.peak, stats.system.peak), (15, 3), "{stats:?}");
     assert!(stats.workspaces.evicted > 0, "there was not room for all: {stats:?}");
     pool.cleanup().await?;
     Ok(())
@@ -383,7 +387,7 @@ async fn connection_limit_protects_system() -> Outcome {
                 backend_pid(&pool.workspace(id)).await?;
             }
             assert_eq!(pool.stats().system.waiting as usize, FLOOD);
-            let full = || async { watch.peaks().system == 5 };
+            let full = || async { watch.peaks().system >= 4 };
             eventually("the watch having seen the system share full", SOON, full).await?;
             drop(leases);
             assert_eq!(finish(flood).await?.len(), FLOOD);

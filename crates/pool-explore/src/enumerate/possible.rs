@@ -94,6 +94,9 @@ impl World {
         } else if self.scenario.outages && self.mishaps_left > 0 {
             steps.push(Step::ServerIsLost);
         }
+        if self.scenario.outages && self.mishaps_left > 0 {
+            steps.push(Step::RuntimeEnds);
+        }
     }
 
     fn steps_of_closers(&self, steps: &mut Vec<Step>) {
@@ -155,6 +158,7 @@ impl World {
             | Step::IsMissing(_)
             | Step::SessionVanishes(_)
             | Step::ServerIsLost
+            | Step::RuntimeEnds
             | Step::DatabaseIsMade(_)
             | Step::BeginClose(_)
             | Step::CloseAll => true,

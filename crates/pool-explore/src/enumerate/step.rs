@@ -36,6 +36,8 @@ pub enum Step {
     ServerIsLost,
     /// The server answers again.
     ServerAnswers,
+    /// Whoever was to do what was asked is gone, and somebody else begins: the runtime has ended, and there is another.
+    RuntimeEnds,
     /// A close under way is confirmed by the server.
     CloseIsConfirmed(usize),
     /// A close under way takes long.
@@ -93,6 +95,7 @@ impl fmt::Display for Step {
             Self::OpenIsOvertaken(i) => write!(f, "open number {i} began before the server answered again"),
             Self::ServerIsLost => f.write_str("the server does not answer"),
             Self::ServerAnswers => f.write_str("the server answers again"),
+            Self::RuntimeEnds => f.write_str("the runtime ends, and another begins"),
             Self::CloseIsConfirmed(i) => write!(f, "close number {i} is confirmed"),
             Self::CloseIsSlow(i) => write!(f, "close number {i} takes long"),
             Self::RetryIsDue(i) => write!(f, "the pause of retry number {i} is over"),

@@ -137,6 +137,7 @@ impl World {
             | Step::VanishedIsTold
             | Step::ServerIsLost
             | Step::ServerAnswers
+            | Step::RuntimeEnds
             | Step::DatabaseIsMade(_) => self.step_of_the_world(step),
             Step::BeginClose(w) => {
                 let target = self.target(w);
@@ -199,6 +200,7 @@ impl World {
             }
             Step::ServerIsLost => self.server_is_lost(),
             Step::ServerAnswers => self.server_answers(),
+            Step::RuntimeEnds => self.runtime_ends(),
             Step::DatabaseIsMade(w) => {
                 let effects = self.registry.clear_failure(&self.target(w), self.now);
                 self.perform(effects)
@@ -391,6 +393,19 @@ impl World {
             }
         }
         let effects = self.registry.server_answers(self.now);
+        self.perform(effects)
+    }
+
+    /// What had been asked, and not done yet, is asked of nobody any more; those who wait are told, and what they do about it
+    /// is their own affair.
+    fn runtime_ends(&mut self) -> Result<(), Broken> {
+        (self.is_dark, self.history.outage) = (false, true);
+        let effects = self.registry.nobody_is_left(&unreachable_server());
+        self.perform(effects)?;
+        self.retries.clear();
+        self.look_ups.clear();
+        self.due_at = None;
+        let effects = self.registry.begin_again(self.now);
         self.perform(effects)
     }
 
