@@ -30,8 +30,8 @@ struct Search {
 
 /// The search that must find a bug planted in the registry.
 const PLANTED: Search = Search {
-    what: "every schedule of a small world through a registry with a planted bug",
-    test: "planted",
+    what: "every schedule of small worlds through the registry",
+    test: "planted_bugs",
     filter: "no_schedule",
 };
 

@@ -194,3 +194,39 @@ impl<C> Registry<C> {
         ws.is_some_and(|ws| ws.counted() >= ws.ceiling)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::budget::Budget;
+    use crate::ids::WorkspaceId;
+
+    fn target(name: &str) -> Target {
+        Target::Workspace(WorkspaceId::new(name).unwrap())
+    }
+
+    #[test]
+    fn what_was_lost_with_the_server_is_counted_and_held_against_nobody() {
+        let (mut lost, mut budget) = (Lost::default(), Budget::new(4));
+        let mut add = |lost: &mut Lost, name: &str, number| {
+            let slot = budget.reserve().unwrap();
+            lost.add(target(name), slot, number)
+        };
+        let (first, second) = (add(&mut lost, "b", 1), add(&mut lost, "a", 2));
+        assert_eq!((lost.all(), lost.hung()), (2, 2));
+        lost.forgive(2);
+        assert_eq!((lost.all(), lost.hung()), (2, 0));
+        let third = add(&mut lost, "b", 3);
+        assert_eq!((lost.all(), lost.hung(), lost.of(&target("b"))), (3, 1, 2));
+        assert_eq!(lost.view(), (vec![(target("a"), 1), (target("b"), 2)], 1, false));
+        for open in [first, second] {
+            lost.remove(&open.target, open.number);
+            budget.free(open.slot);
+        }
+        assert_eq!((lost.all(), lost.hung(), lost.of(&target("b"))), (1, 1, 1));
+        lost.remove(&third.target, third.number);
+        budget.free(third.slot);
+        assert_eq!((lost.all(), lost.hung(), lost.of(&target("b"))), (0, 0, 0));
+        assert_eq!(lost.view(), (Vec::new(), 0, false));
+    }
+}
