@@ -11,6 +11,7 @@ use tokio::time::timeout_at;
 
 use crate::effects::is_stranded;
 use crate::engine::Engine;
+use crate::job::Orderer;
 use crate::lease::Lease;
 use crate::share::Share;
 
@@ -33,7 +34,9 @@ pub(crate) async fn lease_within<D: Driver>(
         engine.revive();
         match serve(engine, target, started, limit).await {
             // Somebody who waits is inside of a runtime, on which it can be performed.
-            Err(AcquireError::OpenFailed { source, .. }) if is_stranded(&source) => {
+            Err(AcquireError::OpenFailed { source, .. })
+                if is_stranded(&source) && Engine::<D>::now() < Engine::<D>::after(started, limit) =>
+            {
                 engine.step(target, "clear failure", |registry, now| registry.clear_failure(target, now));
                 tokio::task::yield_now().await;
             }
@@ -100,7 +103,9 @@ async fn wait<D: Driver>(
             Acquire::Leased(leased) => leased,
             Acquire::Queued(ticket, effects) => {
                 let queued = QueuedAcquire::new(ShareDoor { engine, share }, ticket);
-                engine.perform(share, effects);
+                engine.perform_for(Orderer::Waits, share, effects);
+                // They may have ended since this caller looked.
+                engine.revive();
                 queue(queued, engine, target, started, deadline).await?
             }
             Acquire::Refused(error) => return Err(error),

@@ -28,8 +28,9 @@ pub(crate) fn revive<D: Driver>(engine: &Arc<Engine<D>>) {
     if !engine.is_stranded() || is_closed {
         return;
     }
-    *tasks = spawn(engine, &runtime);
+    // First, since a runtime that is about to end drops them at once.
     engine.set_stranded(false);
+    *tasks = spawn(engine, &runtime);
     drop(tasks);
     tracing::debug!("the pool's background tasks run on another runtime now");
     engine.step_both("begin again", Registry::begin_again);

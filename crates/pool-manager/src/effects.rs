@@ -12,7 +12,7 @@ use thiserror::Error;
 use tokio::runtime;
 
 use crate::engine::Engine;
-use crate::job::{Job, Returned};
+use crate::job::{Job, Orderer, Returned};
 use crate::share::Share;
 
 /// The cause of an open that failed because nobody was left to perform it.
@@ -35,28 +35,39 @@ pub(crate) fn stranded(address: String) -> DriverError {
 impl<D: Driver> Engine<D> {
     /// Performs what a transition of `share` asked for.
     pub(crate) fn perform(&self, share: &Share<D>, effects: Effects<D::Connection>) {
+        self.perform_for(Orderer::Leaves, share, effects);
+    }
+
+    /// The same for `by`.
+    pub(crate) fn perform_for(&self, by: Orderer, share: &Share<D>, effects: Effects<D::Connection>) {
         if effects.is_empty() {
             return;
         }
         let mut unrun = VecDeque::new();
-        self.submit(share, effects, &mut unrun);
+        self.submit(by, share, effects, &mut unrun);
         self.settle(unrun);
     }
 
     fn settle(&self, mut unrun: VecDeque<Job<D>>) {
         while let Some(job) = unrun.pop_front() {
             let (share, effects) = self.settle_one(job);
-            self.submit(share, effects, &mut unrun);
+            self.submit(Orderer::Leaves, share, effects, &mut unrun);
         }
     }
 
-    fn submit(&self, share: &Share<D>, effects: Effects<D::Connection>, unrun: &mut VecDeque<Job<D>>) {
+    fn submit(
+        &self,
+        by: Orderer,
+        share: &Share<D>,
+        effects: Effects<D::Connection>,
+        unrun: &mut VecDeque<Job<D>>,
+    ) {
         let Effects { opens, closes, dead, wakes, drained, retry_at, due_at, look_ups } = effects;
         let opens = opens.into_iter().map(|work| Job::Open(work));
         let closes = closes.into_iter().map(|work| Job::Close(work));
         let retry = retry_at.map(|(target, at)| Job::Retry { target, at });
         for job in opens.chain(closes).chain(retry) {
-            unrun.extend(self.order(job).err());
+            unrun.extend(self.order(job, by).err());
         }
         for target in look_ups {
             if self.is_seen(&target) {
@@ -75,9 +86,9 @@ impl<D: Driver> Engine<D> {
         drop(dead);
     }
 
-    fn order(&self, job: Job<D>) -> Result<(), Job<D>> {
+    fn order(&self, job: Job<D>, by: Orderer) -> Result<(), Job<D>> {
         match &*self.outlets() {
-            Some(outlets) => outlets.order(job),
+            Some(outlets) => outlets.order(job, by),
             None => Err(job),
         }
     }
@@ -152,7 +163,7 @@ impl<D: Driver> Engine<D> {
 
     /// Hands a connection that is not known to be clean to the task that makes it so.
     pub(crate) fn recycle(&self, returned: Returned<D::Connection>) {
-        if let Err(job) = self.order(Job::Recycle(returned)) {
+        if let Err(job) = self.order(Job::Recycle(returned), Orderer::Leaves) {
             self.settle_unrun(job);
         }
     }

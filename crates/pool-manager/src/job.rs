@@ -30,10 +30,19 @@ pub(crate) struct Returned<C> {
 }
 
 /// A job, and where it is to run, if not beside the dispatcher: what is opened lives as long as the runtime on which that
-/// happens, so it happens on the one of whoever asked for it.
+/// happens, so it happens on the one of whoever waits for it.
 pub(crate) struct Ordered<D: Driver> {
     pub(crate) job: Job<D>,
     pub(crate) runtime: Option<Handle>,
+}
+
+/// Who has a job ordered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Orderer {
+    /// Somebody who is going to wait, and so drives the runtime that he is on.
+    Waits,
+    /// Somebody who goes away.
+    Leaves,
 }
 
 /// The ways to the background tasks.
@@ -45,8 +54,8 @@ pub(crate) struct Outlets<D: Driver> {
 
 impl<D: Driver> Outlets<D> {
     /// Hands `job` on, or back where nobody takes it.
-    pub(crate) fn order(&self, job: Job<D>) -> Result<(), Job<D>> {
-        let is_open = matches!(job, Job::Open(_));
+    pub(crate) fn order(&self, job: Job<D>, by: Orderer) -> Result<(), Job<D>> {
+        let is_open = by == Orderer::Waits && matches!(job, Job::Open(_));
         let runtime = Handle::try_current().ok().filter(|_| is_open);
         self.jobs.send(Ordered { job, runtime }).map_err(|mpsc::error::SendError(order)| order.job)
     }

@@ -55,23 +55,19 @@ pub(crate) async fn watch_over<D: Driver>(engine: Weak<Engine<D>>, health: Arc<S
                 known_start = start;
                 measure_budget(&asked).await;
             }
-            // Whoever is silent when asked for a login is asked for an answer.
-            Err(error) if question == Question::Admits && error.kind.may_concern_all() => health.suspect(),
-            Err(error) if question == Question::Admits || is_lost(&error, &health, asked_at) => {
+            Err(error) if question.is_proved_by(&error, &health, asked_at) => {
                 drop(asked);
                 let Some(()) = outlast(&engine, &health, Arc::new(error), question).await else { return };
                 // It may be another one now.
                 health.suspect();
                 continue;
             }
+            // Whoever is silent when asked for a login is asked for an answer.
+            Err(_) if question == Question::Admits => health.suspect(),
             Ok(_) | Err(_) => {}
         }
         sleep(PAUSE_MAX).await;
     }
-}
-
-fn is_lost(error: &DriverError, health: &ServerHealth, asked_at: Instant) -> bool {
-    error.kind.may_concern_all() && !health.has_succeeded_since(asked_at)
 }
 
 /// Returns when a server that does not answer, or refuses everybody, has answered again, or lets in; none if the engine is
@@ -119,6 +115,14 @@ async fn outlast<D: Driver>(
 }
 
 impl Question {
+    /// Whether `error` proves that the server is lost, or refuses everybody, when it was asked this at `asked_at`.
+    fn is_proved_by(self, error: &DriverError, health: &ServerHealth, asked_at: Instant) -> bool {
+        match self {
+            Self::Answers => error.kind.may_concern_all() && !health.has_succeeded_since(asked_at),
+            Self::Admits => error.kind == DriverErrorKind::Refused,
+        }
+    }
+
     /// The first pause between two, and the longest.
     fn pauses(self) -> (Duration, Duration) {
         match self {
@@ -153,9 +157,13 @@ async fn ask<D: Driver>(engine: &Engine<D>, question: Question) -> Result<Option
             Question::Admits => engine.driver.admits().await.map(|()| None),
         }
     };
-    timeout(ANSWER_LIMIT, answer).await.unwrap_or_else(|_| {
+    let limit = match question {
+        Question::Answers => ANSWER_LIMIT,
+        Question::Admits => engine.settings.connect_timeout,
+    };
+    timeout(limit, answer).await.unwrap_or_else(|_| {
         let address = engine.driver.address(&engine.endpoint(&Target::System));
         let error = DriverError::new(Phase::Check, DriverErrorKind::TimedOut, address);
-        Err(error.caused_by(format!("the server has not answered within {ANSWER_LIMIT:?}")))
+        Err(error.caused_by(format!("the server has not answered within {limit:?}")))
     })
 }

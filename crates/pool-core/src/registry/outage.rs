@@ -49,12 +49,13 @@ impl<C> Registry<C> {
 
     /// Nobody is left to do what has been asked: all who wait are told, as `error` says, and may ask again where somebody is.
     /// Costs a pass over the targets.
-    pub fn nobody_is_left(&mut self, error: &Arc<DriverError>) -> Effects<C> {
+    pub fn nobody_is_left(&mut self, error: &Arc<DriverError>, now: Instant) -> Effects<C> {
         let mut effects = Effects::default();
         let all: Vec<u32> = self.workspaces.iter().map(|(ws, _)| u32_of(ws)).collect();
         for ws in all {
             let told = open_error(&self.workspace(ws).target, error, Duration::ZERO);
             self.fail_waiters(ws, &told, &mut effects);
+            self.review(ws, now);
         }
         effects
     }

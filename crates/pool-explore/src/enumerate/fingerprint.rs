@@ -24,6 +24,7 @@ pub(super) struct Fingerprint {
     history: History,
     limits: [u32; 2],
     left: [u32; 2],
+    is_stranded: bool,
 }
 
 /// A close under way: for whom; how many leases were listed; told, cut, confirmed.
@@ -67,6 +68,7 @@ impl World {
             history: self.history,
             limits: [self.budget, self.allowed],
             left: [self.mishaps_left, self.quanta_left],
+            is_stranded: self.is_stranded,
         }
     }
 

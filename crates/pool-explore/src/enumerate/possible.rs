@@ -13,9 +13,10 @@ impl World {
         self.steps_of_callers(&mut steps);
         self.steps_of_connections(&mut steps);
         self.steps_of_closers(&mut steps);
-        steps.extend((0..self.retries.len()).map(Step::RetryIsDue));
-        steps.extend(self.due_at.map(|_| Step::DueComes));
-        for i in 0..self.look_ups.len() {
+        let somebody_is_there = !self.is_stranded;
+        steps.extend((0..self.retries.len()).filter(|_| somebody_is_there).map(Step::RetryIsDue));
+        steps.extend(self.due_at.filter(|_| somebody_is_there).map(|_| Step::DueComes));
+        for i in (0..self.look_ups.len()).filter(|_| somebody_is_there) {
             steps.push(Step::IsFound(i));
             steps.extend((self.mishaps_left > 0).then_some(Step::IsMissing(i)));
         }
@@ -94,7 +95,9 @@ impl World {
         } else if self.scenario.outages && self.mishaps_left > 0 {
             steps.push(Step::ServerIsLost);
         }
-        if self.scenario.outages && self.mishaps_left > 0 {
+        if self.is_stranded {
+            steps.push(Step::AnotherBegins);
+        } else if self.scenario.outages && self.mishaps_left > 0 {
             steps.push(Step::RuntimeEnds);
         }
     }
@@ -138,6 +141,7 @@ impl World {
             | Step::VanishedIsTold
             | Step::OpenIsOvertaken(_)
             | Step::ServerAnswers
+            | Step::AnotherBegins
             | Step::CutIsConfirmed(_)
             | Step::CloserLooks(_) => true,
             // The server lets go of a lost open in the end.

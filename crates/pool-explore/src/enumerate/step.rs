@@ -36,8 +36,10 @@ pub enum Step {
     ServerIsLost,
     /// The server answers again.
     ServerAnswers,
-    /// Whoever was to do what was asked is gone, and somebody else begins: the runtime has ended, and there is another.
+    /// Whoever was to do what was asked is gone: the runtime has ended.
     RuntimeEnds,
+    /// Somebody else begins to do what is asked, on another runtime.
+    AnotherBegins,
     /// A close under way is confirmed by the server.
     CloseIsConfirmed(usize),
     /// A close under way takes long.
@@ -95,7 +97,8 @@ impl fmt::Display for Step {
             Self::OpenIsOvertaken(i) => write!(f, "open number {i} began before the server answered again"),
             Self::ServerIsLost => f.write_str("the server does not answer"),
             Self::ServerAnswers => f.write_str("the server answers again"),
-            Self::RuntimeEnds => f.write_str("the runtime ends, and another begins"),
+            Self::RuntimeEnds => f.write_str("the runtime ends"),
+            Self::AnotherBegins => f.write_str("another runtime begins"),
             Self::CloseIsConfirmed(i) => write!(f, "close number {i} is confirmed"),
             Self::CloseIsSlow(i) => write!(f, "close number {i} takes long"),
             Self::RetryIsDue(i) => write!(f, "the pause of retry number {i} is over"),

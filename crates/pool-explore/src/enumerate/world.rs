@@ -51,6 +51,8 @@ pub(super) struct World {
     pub(super) vanished: Option<ConnectionId>,
     /// Whether the server has been found not to answer.
     pub(super) is_dark: bool,
+    /// Whether nobody does what is asked.
+    pub(super) is_stranded: bool,
     pub(super) history: History,
     pub(super) mishaps_left: u32,
     pub(super) quanta_left: u32,
@@ -87,6 +89,7 @@ impl World {
             dead: Vec::new(),
             vanished: None,
             is_dark: false,
+            is_stranded: false,
             history: History::default(),
             mishaps_left: scenario.mishaps,
             quanta_left: scenario.quanta,
@@ -138,6 +141,7 @@ impl World {
             | Step::ServerIsLost
             | Step::ServerAnswers
             | Step::RuntimeEnds
+            | Step::AnotherBegins
             | Step::DatabaseIsMade(_) => self.step_of_the_world(step),
             Step::BeginClose(w) => {
                 let target = self.target(w);
@@ -201,6 +205,7 @@ impl World {
             Step::ServerIsLost => self.server_is_lost(),
             Step::ServerAnswers => self.server_answers(),
             Step::RuntimeEnds => self.runtime_ends(),
+            Step::AnotherBegins => self.another_begins(),
             Step::DatabaseIsMade(w) => {
                 let effects = self.registry.clear_failure(&self.target(w), self.now);
                 self.perform(effects)
@@ -396,12 +401,16 @@ impl World {
         self.perform(effects)
     }
 
-    /// What had been asked, and not done yet, is asked of nobody any more; those who wait are told, and what they do about it
-    /// is their own affair.
+    /// Those who wait are told that nobody is left, and what they do about it is their own affair.
     fn runtime_ends(&mut self) -> Result<(), Broken> {
-        (self.is_dark, self.history.outage) = (false, true);
-        let effects = self.registry.nobody_is_left(&unreachable_server());
-        self.perform(effects)?;
+        (self.is_stranded, self.history.outage) = (true, true);
+        let effects = self.registry.nobody_is_left(&unreachable_server(), self.now);
+        self.perform(effects)
+    }
+
+    /// What had been asked, and not done yet, was asked of nobody.
+    fn another_begins(&mut self) -> Result<(), Broken> {
+        (self.is_stranded, self.is_dark) = (false, false);
         self.retries.clear();
         self.look_ups.clear();
         self.due_at = None;

@@ -9,16 +9,21 @@ mod recycle;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use pool_core::Driver;
 use tokio::runtime;
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{sleep, timeout};
 
 use crate::effects::stranded;
 use crate::engine::Engine;
 use crate::job::{Job, Ordered};
+
+/// How long tasks on other runtimes are waited for at the end: one that is not driven never gets there.
+const ELSEWHERE_LIMIT: Duration = Duration::from_secs(1);
 
 /// The jobs that nobody has begun; dropped, they are settled as if there were no runtime.
 pub(crate) struct JobQueue<D: Driver> {
@@ -45,13 +50,18 @@ impl<D: Driver> Drop for JobQueue<D> {
         self.jobs.close();
         let Some(engine) = self.engine.upgrade() else { return };
         engine.set_stranded(!self.is_told_to_end);
-        while let Ok(Ordered { job, .. }) = self.jobs.try_recv() {
-            engine.settle_unrun(job);
+        // Who had begun to send when the way was closed comes to the end of it.
+        loop {
+            match self.jobs.try_recv() {
+                Ok(Ordered { job, .. }) => engine.settle_unrun(job),
+                Err(TryRecvError::Empty) => std::thread::yield_now(),
+                Err(TryRecvError::Disconnected) => break,
+            }
         }
         if !self.is_told_to_end {
             engine.runtime_ended(self.runtime);
             let error = Arc::new(stranded("the pool".to_owned()));
-            engine.step_both("nobody is left", |registry, _| registry.nobody_is_left(&error));
+            engine.step_both("nobody is left", |registry, now| registry.nobody_is_left(&error, now));
         }
     }
 }
@@ -94,6 +104,8 @@ impl<D: Driver> Drop for Guest<D> {
 /// and their guards settle what they owe.
 pub(crate) async fn dispatch<D: Driver>(mut queue: JobQueue<D>, mut stop: oneshot::Receiver<()>) {
     let mut tasks = JoinSet::new();
+    // Those on other runtimes, which may not be driven for a while.
+    let mut elsewhere = JoinSet::new();
     let mut runtimes = HashSet::from([queue.runtime]);
     loop {
         // In a fixed order, so that a schedule can be replayed.
@@ -110,23 +122,27 @@ pub(crate) async fn dispatch<D: Driver>(mut queue: JobQueue<D>, mut stop: onesho
                 };
                 if runtimes.insert(runtime.id()) {
                     let guest = Guest { engine: queue.engine.clone(), runtime: runtime.id() };
-                    tasks.spawn_on(guest.stay(), &runtime);
+                    elsewhere.spawn_on(guest.stay(), &runtime);
                 }
-                tasks.spawn_on(performed, &runtime);
+                elsewhere.spawn_on(performed, &runtime);
             }
-            Some(ended) = tasks.join_next() => {
-                if let Err(error) = ended
-                    && error.is_panic()
-                {
-                    tracing::error!(%error, "a task of the pool panicked; what it owed was settled");
-                }
-            }
+            Some(ended) = tasks.join_next() => tell_of_panic(ended),
+            Some(ended) = elsewhere.join_next() => tell_of_panic(ended),
         }
     }
     queue.is_told_to_end = true;
     // The door closes first: what the guards of the tasks ask for is then settled at once.
     queue.jobs.close();
     tasks.shutdown().await;
+    let _ = timeout(ELSEWHERE_LIMIT, elsewhere.shutdown()).await;
+}
+
+fn tell_of_panic(ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::error!(%error, "a task of the pool panicked; what it owed was settled");
+    }
 }
 
 async fn perform<D: Driver>(mut owed: JobGuard<D>) {

@@ -11,10 +11,11 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use pool_core::{DriverError, DriverErrorKind, Phase};
 use sqlx::Connection;
 use sqlx::postgres::{PgConnection, PgRow};
+use tokio::sync::oneshot;
 use tokio::time::{interval, sleep, timeout};
 
 use super::questions::{Query, Question};
-use super::{ANSWER_LIMIT, connect, now};
+use super::{ANSWER_LIMIT, connect, now, tell_all, without_cause};
 use crate::catch_panics::catch_panics;
 use crate::classify::{driver_error, is_fatal};
 use crate::connect::Connector;
@@ -26,6 +27,8 @@ const LATE: Duration = Duration::from_millis(500);
 const LATE_USUAL: u32 = 4;
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
 const KNOCK_EVERY: Duration = Duration::from_millis(500);
+/// How long a server may take to open to a knock, when everything else hangs.
+const KNOCK_LIMIT: Duration = Duration::from_millis(400);
 const GOODBYE_LIMIT: Duration = Duration::from_millis(500);
 /// By then the server has let go of a session that did not authenticate in time.
 const AUTHENTICATION_MARGIN: Duration = Duration::from_secs(1);
@@ -47,7 +50,13 @@ pub(super) struct Link {
     own: Option<Session>,
     /// Those who served it before, and are still to be ended.
     predecessors: Vec<Session>,
+    /// How many of them have not been seen to be gone.
+    leaving: usize,
     successor: Option<Successor>,
+    /// Who wants to be told whether a successor is let in.
+    renewals: Vec<oneshot::Sender<Result<(), DriverError>>>,
+    /// Whether the server did not open to a knock while a successor was connecting, so that this may be lost.
+    is_doubted: bool,
     /// How often the connection has been made anew.
     made: u64,
     /// How long an answer takes: a decayed mean.
@@ -65,12 +74,9 @@ struct Successor {
 }
 
 enum Stage {
-    /// Whether somebody has opened, and what is done then: what a refused knock has to say, the connect says better.
-    Knocking(BoxFuture<'static, bool>, Connecting),
-    Connecting {
-        is_opened: bool,
-        connecting: Connecting,
-    },
+    /// Until somebody opens, and what is done then: what a refused knock has to say, the connect says better.
+    Knocking(BoxFuture<'static, ()>, Connecting),
+    Connecting(Connecting),
 }
 
 type Connecting = BoxFuture<'static, Result<Served, DriverError>>;
@@ -90,7 +96,10 @@ impl Link {
             conn,
             own: own.flatten(),
             predecessors: Vec::new(),
+            leaving: 0,
             successor: None,
+            renewals: Vec::new(),
+            is_doubted: false,
             made: 0,
             usual: Duration::ZERO,
             used_at: now(),
@@ -121,9 +130,43 @@ impl Link {
         self.conn
     }
 
-    /// Whether a server that does not answer on this connection has answered a knock all the same: what hangs is the database.
-    pub(super) fn is_opened_to(&self) -> bool {
-        matches!(&self.successor, Some(Successor { stage: Stage::Connecting { is_opened: true, .. }, .. }))
+    /// Predecessors have been seen to be gone.
+    pub(super) fn have_left(&mut self, count: usize) {
+        self.leaving = self.leaving.saturating_sub(count);
+    }
+
+    /// Whether a server that does not answer, and hangs when a successor connects, opens to a knock: then it is there, and what
+    /// hangs is the database. A successor that connects while it opens to nobody, and then does, has been lost.
+    pub(super) async fn is_there(&mut self) -> bool {
+        if !self.is_connecting() {
+            return false;
+        }
+        let options = self.connector.config().connect_options(&self.database);
+        let opened = timeout(KNOCK_LIMIT, first_of(KNOCK_EVERY, || knock(&options))).await;
+        let is_there = matches!(opened, Ok(Ok(())));
+        if is_there && std::mem::take(&mut self.is_doubted) {
+            self.successor = None;
+        }
+        self.is_doubted |= !is_there;
+        is_there
+    }
+
+    /// Has `told` told whether a new session is let in to take the place of the connection.
+    pub(super) fn renew(&mut self, told: oneshot::Sender<Result<(), DriverError>>) {
+        self.renewals.push(told);
+    }
+
+    /// Whether somebody waits for a successor, and none is on its way.
+    pub(super) fn wants_renewal(&self) -> bool {
+        !self.renewals.is_empty() && self.successor.is_none() && self.leaving == 0
+    }
+
+    /// Begins the successor that somebody waits for.
+    pub(super) fn begin_renewal(&mut self) {
+        self.renewals.retain(|told| !told.is_closed());
+        if self.wants_renewal() {
+            self.successor = Some(Successor::begin(&self.connector, &self.database, self.authentication));
+        }
     }
 
     /// Whether a session has been asked for that is not there yet.
@@ -139,26 +182,33 @@ impl Link {
         arguments: impl Fn(Query<'q>) -> Query<'q>,
     ) -> Result<Vec<PgRow>, Unanswered> {
         let mut why = self.error(DriverErrorKind::ConnectionLost);
-        for _ in 0..question.tries() {
+        for time in 0..question.tries() {
             if let Err(error) = self.connected().await {
                 return Err(Unanswered::Lost(error));
             }
-            match self.ask_once(arguments(sqlx::query(question.sql()))).await {
+            // One successor for a question: a server that is slow to answer is not made quicker by another.
+            match self.ask_once(arguments(sqlx::query(question.sql())), time == 0).await {
                 Err(Unanswered::Lost(error)) => why = error,
                 heard => return heard,
             }
             tracing::debug!(%why, "the control connection failed");
+            if self.is_connecting() {
+                break;
+            }
         }
         Err(Unanswered::Lost(why))
     }
 
-    async fn ask_once(&mut self, query: Query<'_>) -> Result<Vec<PgRow>, Unanswered> {
-        let Self { connector, database, authentication, conn: Some(conn), successor, usual, .. } = self
+    async fn ask_once(&mut self, query: Query<'_>, is_first: bool) -> Result<Vec<PgRow>, Unanswered> {
+        let Self { connector, database, authentication, conn: Some(conn), successor, usual, leaving, .. } =
+            self
         else {
             return Err(Unanswered::Lost(self.error(DriverErrorKind::ConnectionLost)));
         };
         let (asked, late) = (now(), (*usual * LATE_USUAL).clamp(LATE, ANSWER_LIMIT));
-        let begin = || Successor::begin(connector, database, *authentication);
+        // Two sessions are all that there is place for.
+        let may_begin = is_first && *leaving == 0;
+        let begin = || may_begin.then(|| Successor::begin(connector, database, *authentication));
         let heard = hear(catch_panics(query.fetch_all(conn)), late, successor, begin).await;
         self.used_at = now();
         let why = match heard {
@@ -174,7 +224,11 @@ impl Link {
                 self.succeed(served);
                 return Err(Unanswered::Lost(self.error(DriverErrorKind::TimedOut)));
             }
-            Heard::Silence(refusal) => refusal.unwrap_or_else(|| self.error(DriverErrorKind::TimedOut)),
+            Heard::Silence(Some(refusal)) => {
+                self.was_refused(&refusal);
+                refusal
+            }
+            Heard::Silence(None) => self.error(DriverErrorKind::TimedOut),
         };
         self.conn = None;
         Err(Unanswered::Lost(why))
@@ -195,6 +249,7 @@ impl Link {
                 return Ok(());
             }
             Ok(Err(error)) => {
+                self.was_refused(&error);
                 sleep(RECONNECT_PAUSE).await;
                 error
             }
@@ -208,29 +263,27 @@ impl Link {
         Err(error)
     }
 
-    /// Has a new session take the place of the connection, and returns when it has, or why it was not let in.
-    pub(super) async fn renewed(&mut self) -> Result<(), DriverError> {
-        let Self { connector, database, authentication, successor, .. } = self;
-        successor.get_or_insert_with(|| Successor::begin(connector, database, *authentication));
-        match timeout(ANSWER_LIMIT, outcome_of(&mut self.successor)).await {
-            Ok(Ok(served)) => {
+    /// Returns when a successor that nobody waits for has taken its place, or has failed.
+    pub(super) async fn replaced(&mut self) {
+        match outcome_of(&mut self.successor).await {
+            Ok(served) => {
                 if let Some(old) = self.conn.take() {
                     let _ = timeout(GOODBYE_LIMIT, catch_panics(old.close())).await;
                 }
                 self.succeed(served);
-                Ok(())
             }
-            Ok(Err(error)) => Err(error),
-            Err(_) => Err(self.error(DriverErrorKind::TimedOut)),
+            Err(error) => {
+                tracing::debug!(%error, "no successor of the control connection");
+                self.was_refused(&error);
+            }
         }
     }
 
-    /// Returns when a successor that nobody waits for has taken its place, or has failed.
-    pub(super) async fn replaced(&mut self) {
-        match outcome_of(&mut self.successor).await {
-            Ok(served) => self.succeed(served),
-            Err(error) => tracing::debug!(%error, "no successor of the control connection"),
-        }
+    /// Tells who waits for a successor why there is none. A refusal that may be one database's is none of the server's.
+    fn was_refused(&mut self, error: &DriverError) {
+        let is_everybodys = error.kind.may_concern_all() || is_of_the_password(error);
+        let told = if is_everybodys { Err(without_cause(error)) } else { Ok(()) };
+        tell_all(self.renewals.drain(..), told);
     }
 
     /// Whoever served the connection before may not have noticed its end, and would be counted on. It is ended like any other,
@@ -239,7 +292,11 @@ impl Link {
         self.made += 1;
         self.used_at = now();
         self.conn = Some(conn);
-        self.predecessors.extend(std::mem::replace(&mut self.own, own));
+        self.is_doubted = false;
+        let before = std::mem::replace(&mut self.own, own);
+        self.leaving += usize::from(before.is_some());
+        self.predecessors.extend(before);
+        tell_all(self.renewals.drain(..), Ok(()));
     }
 
     fn error(&self, kind: DriverErrorKind) -> DriverError {
@@ -249,6 +306,15 @@ impl Link {
     fn address(&self) -> String {
         self.connector.config().address(&self.database)
     }
+}
+
+/// Whether a login was refused for its password, which is the role's and not a database's.
+fn is_of_the_password(error: &DriverError) -> bool {
+    let cause = error.source.as_deref().and_then(|cause| cause.downcast_ref::<sqlx::Error>());
+    cause
+        .and_then(sqlx::Error::as_database_error)
+        .and_then(sqlx::error::DatabaseError::code)
+        .is_some_and(|code| code == "28P01")
 }
 
 /// What comes of a question.
@@ -264,13 +330,15 @@ async fn hear<T>(
     answer: impl Future<Output = T>,
     late: Duration,
     successor: &mut Option<Successor>,
-    begin: impl FnOnce() -> Successor,
+    begin: impl FnOnce() -> Option<Successor>,
 ) -> Heard<T> {
     let mut answer = pin!(answer);
     if let Ok(answer) = timeout(late, &mut answer).await {
         return Heard::Answer(answer);
     }
-    successor.get_or_insert_with(begin);
+    if successor.is_none() {
+        *successor = begin();
+    }
     let mut refusal = None;
     let heard = async {
         loop {
@@ -300,33 +368,42 @@ impl Successor {
     fn begin(connector: &Arc<Connector>, database: &str, authentication: Duration) -> Self {
         let options = connector.config().connect_options(database);
         let knocking = async move {
-            let knocks = first_of(KNOCK_EVERY, || knock(&options));
-            knocks.await.is_ok()
+            let _ = first_of(KNOCK_EVERY, || knock(&options)).await;
         };
         let (connector, database) = (Arc::clone(connector), database.to_owned());
         let limit = authentication + AUTHENTICATION_MARGIN;
         let connecting = async move {
             let mut conn = connect(&connector, &database, limit).await?;
+            // One that cannot be named could not be ended by its successor.
             let own = timeout(ANSWER_LIMIT, catch_panics(session_of(&mut conn))).await;
-            Ok((conn, own.ok().and_then(Result::ok)))
+            match own {
+                Ok(Ok(own)) => Ok((conn, Some(own))),
+                Ok(Err(error)) => {
+                    Err(driver_error(error, Phase::Connect, connector.config().address(&database)))
+                }
+                Err(_) => {
+                    let address = connector.config().address(&database);
+                    Err(DriverError::new(Phase::Connect, DriverErrorKind::TimedOut, address))
+                }
+            }
         };
         Self { began: now(), stage: Stage::Knocking(knocking.boxed(), connecting.boxed()) }
     }
 
     fn is_connecting(&self) -> bool {
-        matches!(self.stage, Stage::Connecting { .. })
+        matches!(self.stage, Stage::Connecting(_))
     }
 
     async fn outcome(&mut self) -> Result<Served, DriverError> {
         loop {
             match &mut self.stage {
                 Stage::Knocking(knocking, connecting) => {
-                    let is_opened = knocking.await;
+                    knocking.await;
                     let nothing = std::future::pending().boxed();
                     let connecting = std::mem::replace(connecting, nothing);
-                    self.stage = Stage::Connecting { is_opened, connecting };
+                    self.stage = Stage::Connecting(connecting);
                 }
-                Stage::Connecting { connecting, .. } => return connecting.await,
+                Stage::Connecting(connecting) => return connecting.await,
             }
         }
     }

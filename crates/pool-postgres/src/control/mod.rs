@@ -28,8 +28,9 @@ use worker::Worker;
 
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(4);
 
-/// How long the server may take to answer before the control connection counts as lost.
-const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+/// How long the server may take to answer before the control connection counts as lost. With a knock after it, that is less
+/// than the pool waits for an answer whether the server is there.
+const ANSWER_LIMIT: Duration = Duration::from_millis(1_500);
 
 /// In seconds.
 const AUTHENTICATION_DEFAULT: u64 = 60;
@@ -230,4 +231,23 @@ async fn connect(
 /// Tests pause this clock.
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
+}
+
+/// Tells all of them; the cause of an error goes to the first.
+fn tell_all<T: Copy>(
+    all: impl Iterator<Item = oneshot::Sender<Result<T, DriverError>>>,
+    mut outcome: Result<T, DriverError>,
+) {
+    for told in all {
+        let next = match &outcome {
+            Ok(answer) => Ok(*answer),
+            Err(error) => Err(without_cause(error)),
+        };
+        let _ = told.send(std::mem::replace(&mut outcome, next));
+    }
+}
+
+/// The same error, whose cause goes elsewhere.
+fn without_cause(error: &DriverError) -> DriverError {
+    DriverError::new(error.phase, error.kind, error.address.as_str())
 }

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-use pool_core::{Capacity, DriverError, DriverErrorKind};
+use pool_core::{Capacity, DriverError};
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Connection, Error, Row};
 use tokio::sync::{mpsc, oneshot};
@@ -13,7 +13,7 @@ use tokio::time::{sleep_until, timeout};
 use super::exits::Exits;
 use super::link::{Link, Unanswered};
 use super::questions::{Query, Question};
-use super::{Request, now};
+use super::{Request, now, tell_all};
 use crate::catch_panics::catch_panics;
 use crate::connection::Session;
 use crate::tag::Tag;
@@ -44,7 +44,6 @@ struct Asked {
     uncounted: Vec<(Tag, String, oneshot::Sender<bool>)>,
     capacity: Vec<(Vec<Session>, oneshot::Sender<Capacity>)>,
     answers: Vec<oneshot::Sender<Result<u64, DriverError>>>,
-    admits: Vec<oneshot::Sender<Result<(), DriverError>>>,
 }
 
 /// Where in a list some are.
@@ -105,7 +104,7 @@ impl Worker {
             Request::IsUncounted(tag, database, told) => self.asked.uncounted.push((tag, database, told)),
             Request::Capacity(own, told) => self.asked.capacity.push((own, told)),
             Request::Answers(told) => self.asked.answers.push(told),
-            Request::Admits(told) => self.asked.admits.push(told),
+            Request::Admits(told) => self.link.renew(told),
             Request::Shutdown => return false,
         }
         true
@@ -115,14 +114,15 @@ impl Worker {
     fn due(&self) -> Instant {
         let asked = self.asked.wants_look().then(|| self.exits.rest_until());
         let used_at = self.link.used_at();
-        let predecessors = self.link.has_predecessors().then_some(used_at);
-        let dues = [asked, self.exits.look_at(), predecessors, Some(used_at + KEEPALIVE)];
+        let own = (self.link.has_predecessors() || self.link.wants_renewal()).then_some(used_at);
+        let dues = [asked, self.exits.look_at(), own, Some(used_at + KEEPALIVE)];
         dues.into_iter().flatten().min().unwrap_or(used_at)
     }
 
     async fn round(&mut self) {
         // An asker who has gone would only keep the others waiting.
         self.asked.forget_the_gone();
+        self.link.begin_renewal();
         for predecessor in self.link.take_predecessors() {
             self.exits.expect(predecessor, true, None, now());
         }
@@ -134,7 +134,6 @@ impl Worker {
             let _ = self.ask_about(Question::End, leaving).await;
         }
         self.tell_capacity().await;
-        self.tell_whether_it_admits().await;
         if self.due() <= now() {
             self.look().await;
         }
@@ -166,18 +165,6 @@ impl Worker {
         }
     }
 
-    /// Has a new session let in, and ended again unless it is needed. Only a refusal that would be everybody's counts as one.
-    async fn tell_whether_it_admits(&mut self) {
-        if self.asked.admits.is_empty() {
-            return;
-        }
-        let admits = match self.link.renewed().await {
-            Err(error) if error.kind == DriverErrorKind::Refused && !is_of_the_password(&error) => Ok(()),
-            admits => admits,
-        };
-        tell_all(self.asked.admits.drain(..), admits);
-    }
-
     /// Asks who is there, and tells all who want to know.
     async fn look(&mut self) {
         let Asked { who, departed, uncounted, .. } = &self.asked;
@@ -188,18 +175,28 @@ impl Worker {
         // In this order: who was hidden may have come to be shown.
         let hidden = self.hidden().await;
         let began = now();
+        let made = self.link.made();
         let seen = self.seen(&pids, &tags).await;
         let gone = match &seen {
             Ok(seen) => self.exits.looked(&seen.sessions, now().saturating_duration_since(began), now()),
             Err(_) => self.believe_gone(),
         };
+        let own = gone.iter().filter(|told| told.is_none()).count();
+        self.link.have_left(own);
         for told in gone.into_iter().flatten() {
             let _ = told.send(());
         }
         if let (Some(hidden), Ok(seen)) = (hidden, &seen) {
             self.tell_uncounted(&hidden, seen);
         }
-        self.asked.tell(seen, &self.link);
+        // A server that has let in a session meanwhile, or opens to a knock, is there, whatever hangs in it.
+        let is_there = match &seen {
+            Err(Unanswered::Lost(_)) if !self.asked.answers.is_empty() => {
+                self.link.made() > made || self.link.is_there().await
+            }
+            _ => true,
+        };
+        self.asked.tell(seen, is_there, self.link.made());
     }
 
     /// In which databases somebody waits unseen, of those that somebody asks about.
@@ -277,7 +274,6 @@ impl Asked {
         self.uncounted.retain(|(_, _, told)| !told.is_closed());
         self.capacity.retain(|(_, told)| !told.is_closed());
         self.answers.retain(|told| !told.is_closed());
-        self.admits.retain(|told| !told.is_closed());
     }
 
     fn wants_look(&self) -> bool {
@@ -286,15 +282,14 @@ impl Asked {
     }
 
     /// Tells all who wanted a look what was seen, if anything was.
-    fn tell(&mut self, seen: Result<Seen, Unanswered>, link: &Link) {
+    fn tell(&mut self, seen: Result<Seen, Unanswered>, is_there: bool, made: u64) {
         let (seen, lost) = match seen {
             Ok(seen) => (Some(seen), None),
             Err(Unanswered::Refused(_)) => (None, None),
-            // A server that has answered a knock is there, whatever hangs in it.
-            Err(Unanswered::Lost(error)) => (None, Some(error).filter(|_| !link.is_opened_to())),
+            Err(Unanswered::Lost(error)) => (None, Some(error).filter(|_| !is_there)),
         };
         self.uncounted.clear();
-        tell_all(self.answers.drain(..), lost.map_or(Ok(link.made()), Err));
+        tell_all(self.answers.drain(..), lost.map_or(Ok(made), Err));
         let seen = seen.as_ref();
         for (tag, told) in self.who.drain(..) {
             let _ = told.send(seen.and_then(|seen| seen.by_tag.get(tag.as_str()).copied()));
@@ -329,29 +324,6 @@ impl Seen {
 
 fn names(rows: &[PgRow]) -> HashSet<String> {
     rows.iter().filter_map(|row| row.try_get(0).ok()).collect()
-}
-
-/// Tells all of them; the cause of an error goes to the first.
-fn tell_all<T: Copy>(
-    all: impl Iterator<Item = oneshot::Sender<Result<T, DriverError>>>,
-    mut outcome: Result<T, DriverError>,
-) {
-    for told in all {
-        let next = match &outcome {
-            Ok(answer) => Ok(*answer),
-            Err(error) => Err(DriverError::new(error.phase, error.kind, error.address.as_str())),
-        };
-        let _ = told.send(std::mem::replace(&mut outcome, next));
-    }
-}
-
-/// Whether a login was refused for its password, which is the role's and not a database's.
-fn is_of_the_password(error: &DriverError) -> bool {
-    let cause = error.source.as_deref().and_then(|cause| cause.downcast_ref::<Error>());
-    cause
-        .and_then(Error::as_database_error)
-        .and_then(sqlx::error::DatabaseError::code)
-        .is_some_and(|code| code == "28P01")
 }
 
 /// Ends the last session and returns when its backend has exited: nobody is left to ask about it, so it

@@ -129,3 +129,44 @@ fn l2_an_idle_connection_of_a_runtime_that_has_ended_is_not_handed_out_unchecked
         pools.close().await.unwrap();
     });
 }
+
+/// What was opened on it is of no use meanwhile, and is ended from outside.
+#[test]
+fn l2_a_runtime_that_is_not_driven_does_not_keep_a_close_waiting() {
+    let server = server();
+    let home = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let pools = home.block_on(pool_on(server.config()));
+    let resting = runtime();
+    resting.block_on(one(&pools, &id("a")));
+    home.block_on(async {
+        let began = Instant::now();
+        pools.close().await.unwrap();
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        assert_eq!(sessions(&server.config()).await, 0);
+    });
+    drop(resting);
+}
+
+/// A waiter of another workspace is told when the runtime of the background tasks ends, and asks again on its own.
+#[test]
+fn l2_who_waits_for_a_slot_when_the_tasks_end_is_served_on_its_own_runtime() {
+    let server = server();
+    let home = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let pools = home.block_on(pool_on(server.config()));
+    runtime().block_on(async {
+        let (a, b) = (id("a"), id("b"));
+        pools.ensure_workspace(&b).await.unwrap();
+        let of_a = try_join_all((0..4).map(|_| pools.acquire(&a))).await.unwrap();
+        let of_b = try_join_all((0..3).map(|_| pools.acquire(&b))).await.unwrap();
+        let mut waits = Box::pin(pools.acquire(&b));
+        assert!(futures_util::poll!(&mut waits).is_pending(), "every slot is in use");
+        home.shutdown_background();
+        drop((of_a, of_b));
+        let mut lease = tokio::time::timeout(Duration::from_secs(10), waits).await.unwrap().unwrap();
+        let two: i32 = sqlx::query_scalar("select 1 + 1").fetch_one(&mut lease).await.unwrap();
+        assert_eq!(two, 2);
+        drop(lease);
+        pools.close().await.unwrap();
+        assert_eq!(sessions(&server.config()).await, 0);
+    });
+}
