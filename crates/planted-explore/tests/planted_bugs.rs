@@ -5,18 +5,7 @@ use pool_core::{Bug, plant};
 use rstest::rstest;
 
 /// Callers 0 and 2 share a workspace; caller 3 shares caller 1's. Everything may happen.
-const SMALL: Scenario = Scenario {
-    workspaces: 2,
-    budget: 1,
-    per_workspace: 2,
-    opens: 8,
-    callers: 4,
-    mishaps: 1,
-    quanta: 1,
-    limits: true,
-    look_ups: true,
-    outages: true,
-};
+const SMALL: Scenario = Scenario { callers: 4, ..Scenario::ALL };
 
 #[rstest]
 #[case::w4_grant_lost_on_cancel(Bug::GrantLostOnCancel, "W4", SMALL)]

@@ -53,19 +53,25 @@ pub struct Scenario {
     pub outages: bool,
 }
 
+impl Scenario {
+    /// A small world in which everything may happen.
+    pub const ALL: Self = Self {
+        workspaces: 2,
+        budget: 1,
+        per_workspace: 2,
+        opens: 8,
+        callers: 3,
+        mishaps: 1,
+        quanta: 1,
+        limits: true,
+        look_ups: true,
+        outages: true,
+    };
+}
+
 impl Default for Scenario {
     fn default() -> Self {
-        Self {
-            workspaces: 2,
-            budget: 1,
-            per_workspace: 2,
-            opens: 8,
-            callers: 3,
-            mishaps: 1,
-            quanta: 1,
-            limits: false,
-            look_ups: false,
-            outages: false,
-        }
+        let all = Self::ALL;
+        Self { limits: false, look_ups: false, outages: false, ..all }
     }
 }

@@ -19,30 +19,16 @@ fn no_schedule_breaks_a_law(#[case] scenario: Scenario, #[case] states: usize) {
     search(scenario, states);
 }
 
-/// In which everything may happen.
-const ALL: Scenario = Scenario {
-    workspaces: 2,
-    budget: 1,
-    per_workspace: 2,
-    opens: 8,
-    callers: 3,
-    mishaps: 1,
-    quanta: 1,
-    limits: true,
-    look_ups: true,
-    outages: true,
-};
-
 /// Larger worlds, for `cargo xtask test-pools --race`; minutes.
 #[rstest]
-#[case::two_workspaces(Scenario { mishaps: 2, ..ALL })]
-#[case::two_connections(Scenario { budget: 2, callers: 4, ..ALL })]
-#[case::three_workspaces(Scenario { workspaces: 3, budget: 2, opens: 1, ..ALL })]
+#[case::two_workspaces(Scenario { mishaps: 2, ..Scenario::ALL })]
+#[case::two_connections(Scenario { budget: 2, callers: 4, ..Scenario::ALL })]
+#[case::three_workspaces(Scenario { workspaces: 3, budget: 2, opens: 1, ..Scenario::ALL })]
 #[case::more_callers(Scenario { callers: 5, mishaps: 2, ..Scenario::default() })]
 #[case::more_mishaps(Scenario { budget: 2, callers: 3, mishaps: 3, quanta: 0, ..Scenario::default() })]
 #[case::more_connections(Scenario { budget: 2, callers: 4, mishaps: 2, quanta: 0, ..Scenario::default() })]
-#[case::more_workspaces(Scenario { workspaces: 3, budget: 2, callers: 5, ..ALL })]
-#[case::more_of_all(Scenario { workspaces: 3, budget: 3, callers: 5, quanta: 0, ..ALL })]
+#[case::more_workspaces(Scenario { workspaces: 3, budget: 2, callers: 5, ..Scenario::ALL })]
+#[case::more_of_all(Scenario { workspaces: 3, budget: 3, callers: 5, quanta: 0, ..Scenario::ALL })]
 #[ignore = "minutes; cargo xtask test-pools --race runs it"]
 fn no_schedule_of_a_larger_world_breaks_a_law(#[case] scenario: Scenario) {
     search(scenario, 1);

@@ -56,7 +56,7 @@ impl<D: Driver> Outlets<D> {
     /// Hands `job` on, or back where nobody takes it.
     pub(crate) fn order(&self, job: Job<D>, by: Orderer) -> Result<(), Job<D>> {
         let is_open = by == Orderer::Waits && matches!(job, Job::Open(_));
-        let runtime = Handle::try_current().ok().filter(|_| is_open);
+        let runtime = if is_open { Handle::try_current().ok() } else { None };
         self.jobs.send(Ordered { job, runtime }).map_err(|mpsc::error::SendError(order)| order.job)
     }
 

@@ -30,9 +30,10 @@ pub(crate) async fn answer<D: Driver>(engine: Weak<Engine<D>>, mut asked: mpsc::
 fn answer_from_facts<D: Driver>(engine: &Engine<D>, asked: impl Iterator<Item = Target>) -> Vec<WorkspaceId> {
     let mut unknown = Vec::new();
     for target in asked {
-        match target {
-            Target::Workspace(id) if !engine.facts.contains_key(&id) => unknown.push(id),
-            known => looked_up(engine, &known, None),
+        if engine.is_seen(&target) {
+            looked_up(engine, &target, None);
+        } else if let Target::Workspace(id) = target {
+            unknown.push(id);
         }
     }
     unknown

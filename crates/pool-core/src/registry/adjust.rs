@@ -40,8 +40,7 @@ impl<C> Registry<C> {
         }
         self.config = RegistryConfig { limit, per_target, opens, waiting_per_target, ..self.config };
         self.budget.set_limit(limit);
-        let all: Vec<u32> = self.workspaces.iter().map(|(ws, _)| super::u32_of(ws)).collect();
-        for ws in all {
+        for ws in self.all_workspaces() {
             let terms = self.terms_of(&self.workspace(ws).target);
             self.set_ceiling(ws, terms.ceiling(per_target), now, &mut effects);
             self.settle(ws, now, &mut effects);

@@ -38,8 +38,7 @@ impl<C> Registry<C> {
     pub fn close_all(&mut self, now: Instant) -> Effects<C> {
         self.closed = true;
         let mut effects = Effects { drained: self.is_empty(), ..Effects::default() };
-        let all: Vec<u32> = self.workspaces.iter().map(|(ws, _)| super::u32_of(ws)).collect();
-        for ws in all {
+        for ws in self.all_workspaces() {
             self.fail_waiters(ws, &AcquireError::Closed, &mut effects);
             self.retire_all_idle(ws, CloseReason::PoolClosed, now, &mut effects);
             self.settle(ws, now, &mut effects);

@@ -360,6 +360,11 @@ impl<C> Registry<C> {
         u32_of(self.waiters.len())
     }
 
+    /// All targets that have an entry now, for a pass in which some may lose it.
+    fn all_workspaces(&self) -> Vec<u32> {
+        self.workspaces.iter().map(|(ws, _)| u32_of(ws)).collect()
+    }
+
     fn workspace(&self, ws: u32) -> &Workspace {
         &self.workspaces[ws as usize]
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::open::open_error;
-use super::{Existence, Registry, u32_of};
+use super::{Existence, Registry};
 use crate::error::{AcquireError, DriverError};
 use crate::ids::Target;
 use crate::token::{Effects, LostOpen, OpenWork};
@@ -51,8 +51,7 @@ impl<C> Registry<C> {
     /// Costs a pass over the targets.
     pub fn nobody_is_left(&mut self, error: &Arc<DriverError>, now: Instant) -> Effects<C> {
         let mut effects = Effects::default();
-        let all: Vec<u32> = self.workspaces.iter().map(|(ws, _)| u32_of(ws)).collect();
-        for ws in all {
+        for ws in self.all_workspaces() {
             let told = open_error(&self.workspace(ws).target, error, Duration::ZERO);
             self.fail_waiters(ws, &told, &mut effects);
             self.review(ws, now);
@@ -72,8 +71,7 @@ impl<C> Registry<C> {
             }
         }
         let mut effects = self.all_change(now);
-        let all: Vec<u32> = self.workspaces.iter().map(|(ws, _)| u32_of(ws)).collect();
-        for ws in all {
+        for ws in self.all_workspaces() {
             self.ask_whether_it_exists(ws, &mut effects);
         }
         effects
@@ -96,8 +94,7 @@ impl<C> Registry<C> {
     fn all_change(&mut self, now: Instant) -> Effects<C> {
         let mut effects = Effects::default();
         self.hold_back_the_hung(now, &mut effects);
-        let all: Vec<u32> = self.workspaces.iter().map(|(ws, _)| u32_of(ws)).collect();
-        for ws in all {
+        for ws in self.all_workspaces() {
             self.fail_the_hopeless(ws, now, &mut effects);
             self.review(ws, now);
         }

@@ -106,7 +106,7 @@ pub(crate) async fn dispatch<D: Driver>(mut queue: JobQueue<D>, mut stop: onesho
     let mut tasks = JoinSet::new();
     // Those on other runtimes, which may not be driven for a while.
     let mut elsewhere = JoinSet::new();
-    let mut runtimes = HashSet::from([queue.runtime]);
+    let mut runtimes = HashSet::new();
     loop {
         // In a fixed order, so that a schedule can be replayed.
         tokio::select! {
@@ -116,7 +116,7 @@ pub(crate) async fn dispatch<D: Driver>(mut queue: JobQueue<D>, mut stop: onesho
                 let Some(Ordered { job, runtime }) = order else { break };
                 let Some(engine) = queue.engine.upgrade() else { break };
                 let performed = perform(JobGuard { engine, job: Some(job) });
-                let Some(runtime) = runtime else {
+                let Some(runtime) = runtime.filter(|runtime| runtime.id() != queue.runtime) else {
                     tasks.spawn(performed);
                     continue;
                 };

@@ -376,15 +376,11 @@ impl Successor {
             let mut conn = connect(&connector, &database, limit).await?;
             // One that cannot be named could not be ended by its successor.
             let own = timeout(ANSWER_LIMIT, catch_panics(session_of(&mut conn))).await;
+            let address = || connector.config().address(&database);
             match own {
                 Ok(Ok(own)) => Ok((conn, Some(own))),
-                Ok(Err(error)) => {
-                    Err(driver_error(error, Phase::Connect, connector.config().address(&database)))
-                }
-                Err(_) => {
-                    let address = connector.config().address(&database);
-                    Err(DriverError::new(Phase::Connect, DriverErrorKind::TimedOut, address))
-                }
+                Ok(Err(error)) => Err(driver_error(error, Phase::Connect, address())),
+                Err(_) => Err(DriverError::new(Phase::Connect, DriverErrorKind::TimedOut, address())),
             }
         };
         Self { began: now(), stage: Stage::Knocking(knocking.boxed(), connecting.boxed()) }
