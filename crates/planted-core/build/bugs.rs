@@ -34,6 +34,19 @@ pub const PLAIN: &[Edit] = &[
 
 pub const BUGS: &[Bug] = &[
     Bug {
+        name: "AnswersForgotten",
+        what: "What a workspace was counted with is forgotten with its entry.",
+        edits: &[edit(
+            "registry/grant.rs",
+            r#"            self.remembered.keep(workspace.target.clone(), workspace.answers);
+"#,
+            r#"            if !has(Bug::AnswersForgotten) {
+                self.remembered.keep(workspace.target.clone(), workspace.answers);
+            }
+"#,
+        )],
+    },
+    Bug {
         name: "GrantLostOnCancel",
         what: "A cancelled caller takes the connection granted to it along.",
         edits: &[edit(

@@ -25,6 +25,7 @@ const SMALL: Scenario = Scenario { callers: 4, ..Scenario::ALL };
 #[case::s1_cut_keeps_slot(Bug::CutKeepsSlot, "S1", SMALL)]
 #[case::c1_forgotten_closer(Bug::ForgottenCloser, "C1", SMALL)]
 #[case::w5_yields_early(Bug::YieldsEarly, "W5", SMALL)]
+#[case::s3_answers_forgotten(Bug::AnswersForgotten, "S3", SMALL)]
 #[case::o6_forgotten_moment(Bug::ForgottenMoment, "O6", SMALL)]
 fn a_planted_bug_is_found_with_a_short_story(
     #[case] bug: Bug,

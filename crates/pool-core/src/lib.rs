@@ -68,7 +68,7 @@ pub use queued::{Door, LastLook, QueuedAcquire};
 pub use registry::{
     Acquire, Broken, CancelledWait, Claim, Registry, RegistryConfig, Terms, View, WorkspaceView,
 };
-pub use stats::{CloseReason, Counts, Event, PoolStats, ShareStats};
+pub use stats::{Answers, CloseReason, Counts, Event, PoolStats, ShareStats, TargetStats, WorkspaceStats};
 pub use token::{
     CloseDebt, CloseWork, Effects, EffectsDescription, LeaseDebt, Leased, LostOpen, OpenWork, Ticket, Wakes,
 };

@@ -1,9 +1,10 @@
 //! Snapshots whose sums agree, and the events that observers are told.
 
+use std::collections::BTreeMap;
 use std::ops::Add;
 use std::time::Duration;
 
-use crate::ids::Target;
+use crate::ids::{Target, WorkspaceId};
 
 /// Connections by state. The sum is what counts against a ceiling (law S1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,12 +60,86 @@ pub struct ShareStats {
     pub evicted: u64,
     /// Opens that failed.
     pub open_failures: u64,
-    /// Leases handed out; a connection that proved broken before its caller saw it is none.
+    /// Leases handed out, as in [`Answers`].
     pub acquired: u64,
     /// Of those, the ones served by an idle connection at once.
     pub hits: u64,
+    /// Callers that were told an error.
+    pub errors: u64,
+    /// Callers that went away, or whose time was over.
+    pub given_up: u64,
     /// How often the registry found one of its own counts wrong: zero, or a bug of this library.
     pub miscounts: u64,
+}
+
+/// What callers were answered since the start. Each acquire that has come to its end is counted once (law S3); a
+/// `try_acquire` that found nothing idle is not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Answers {
+    /// Leases handed out; a connection that proved broken before its caller saw it is none.
+    pub acquired: u64,
+    /// Of those, the ones that an idle connection served at once. The others have stood in the queue.
+    pub hits: u64,
+    /// Callers that were told an error.
+    pub errors: u64,
+    /// Callers that had no answer, or did not fetch it: their time was over, or they went away.
+    pub given_up: u64,
+}
+
+impl Answers {
+    /// All of them: every acquire that has ended.
+    pub fn total(self) -> u64 {
+        self.acquired + self.errors + self.given_up
+    }
+
+    /// The leases that had to wait.
+    pub fn waits(self) -> u64 {
+        self.acquired - self.hits
+    }
+
+    pub(crate) fn add_lease(&mut self, was_hit: bool) {
+        self.acquired += 1;
+        self.hits += u64::from(was_hit);
+    }
+
+    pub(crate) fn take_lease(&mut self, was_hit: bool) {
+        self.acquired = self.acquired.saturating_sub(1);
+        self.hits = self.hits.saturating_sub(u64::from(was_hit));
+    }
+}
+
+impl Add for Answers {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            acquired: self.acquired + other.acquired,
+            hits: self.hits + other.hits,
+            errors: self.errors + other.errors,
+            given_up: self.given_up + other.given_up,
+        }
+    }
+}
+
+/// One target at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TargetStats {
+    /// Its connections, by state.
+    pub connections: Counts,
+    /// Callers in its queue.
+    pub waiting: u32,
+    /// What its callers were answered.
+    pub answers: Answers,
+}
+
+/// All workspaces at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WorkspaceStats {
+    /// Each workspace that is remembered, in the order of the ids: all that have a connection or a waiter, and thousands
+    /// besides.
+    pub by_workspace: BTreeMap<WorkspaceId, TargetStats>,
+    /// What those were answered that have been forgotten.
+    pub forgotten: Answers,
 }
 
 /// A consistent snapshot of the whole manager.

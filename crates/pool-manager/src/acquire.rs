@@ -37,8 +37,11 @@ pub(crate) async fn lease_within<D: Driver>(
             Err(AcquireError::OpenFailed { source, .. })
                 if is_stranded(&source) && Engine::<D>::now() < Engine::<D>::after(started, limit) =>
             {
-                engine.step(target, "clear failure", |registry, now| registry.clear_failure(target, now));
                 tokio::task::yield_now().await;
+                engine.step(target, "ask again", |registry, now| {
+                    registry.asks_again(target);
+                    registry.clear_failure(target, now)
+                });
             }
             outcome => break outcome,
         }
@@ -82,10 +85,10 @@ pub(crate) async fn try_lease<D: Driver>(
     let idle = engine.share(target).with("try acquire", |registry, now| registry.try_acquire(target, now));
     let Some(Leased { conn, debt, check_first, .. }) = idle? else { return Ok(None) };
     let lease = Lease::new(Arc::clone(engine), target.clone(), conn, debt);
-    if !check_first && !engine.driver.wants_check(&lease) {
+    if is_ready(&lease, check_first, true) {
         return Ok(Some(lease));
     }
-    check_idle(lease, !check_first, started).await
+    check_idle(lease, started).await
 }
 
 /// Serves one caller from the registry's first answer to a lease that may be used.
@@ -112,28 +115,22 @@ async fn wait<D: Driver>(
         };
         let Leased { conn, debt, check_first, waited } = leased;
         let mut lease = Lease::new(Arc::clone(engine), target.clone(), conn, debt);
-        if !check_first && !engine.driver.wants_check(&lease) {
+        let was_hit = waited.is_none();
+        if is_ready(&lease, check_first, was_hit) {
             return Ok(lease);
         }
-        // What the registry does not want checked, it has counted as served.
-        let (was_hit, is_counted) = (waited.is_none(), !check_first);
         lease.unchecked = true;
         match check(lease, started, deadline).await? {
-            Checked::Alive(lease) if is_counted => return Ok(lease),
             Checked::Alive(lease) => {
-                share.with("checked", |registry, _| registry.checked(was_hit));
+                share.with("checked", |registry, _| registry.checked(target, was_hit));
                 return Ok(lease);
             }
             Checked::Broken(mut lease, error) => {
                 let Some((conn, debt)) = lease.take() else {
                     unreachable!("a checked lease is not dropped yet")
                 };
-                let (again, mut effects) = share.with("replace", |registry, now| {
-                    if is_counted {
-                        registry.not_served(was_hit);
-                    }
-                    registry.replace(debt, conn, error, now)
-                });
+                let (again, mut effects) =
+                    share.with("replace", |registry, now| registry.replace(debt, conn, error, now));
                 engine.breakage.notify_one();
                 engine.health.suspect();
                 if let Acquire::Queued(ticket, more) = again {
@@ -146,6 +143,17 @@ async fn wait<D: Driver>(
             }
         }
     }
+}
+
+/// Whether nobody wants the connection checked before its use. What the registry does not want checked, it has counted as
+/// served; that is taken back where the driver wants it.
+fn is_ready<D: Driver>(lease: &Lease<D>, check_first: bool, was_hit: bool) -> bool {
+    let (engine, target) = (lease.engine(), lease.target());
+    let is_ready = !check_first && !engine.driver.wants_check(lease);
+    if !check_first && !is_ready {
+        engine.share(target).with("not served", |registry, _| registry.not_served(target, was_hit));
+    }
+    is_ready
 }
 
 enum Checked<D: Driver> {
@@ -189,7 +197,6 @@ fn no_answer<D: Driver>(engine: &Engine<D>, target: &Target) -> DriverError {
 /// The same for a caller that does not wait for another connection if this one is broken.
 async fn check_idle<D: Driver>(
     mut lease: Lease<D>,
-    is_counted: bool,
     started: Instant,
 ) -> Result<Option<Lease<D>>, AcquireError> {
     let engine = Arc::clone(lease.engine());
@@ -197,9 +204,8 @@ async fn check_idle<D: Driver>(
     lease.unchecked = true;
     match check(lease, started, deadline).await? {
         Checked::Alive(lease) => {
-            if !is_counted {
-                engine.share(lease.target()).with("checked", |registry, _| registry.checked(true));
-            }
+            let target = lease.target();
+            engine.share(target).with("checked", |registry, _| registry.checked(target, true));
             Ok(Some(lease))
         }
         Checked::Broken(lease, _) => {

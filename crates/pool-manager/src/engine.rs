@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use moka::future::Cache;
 use pool_core::{
     Catalog, Ceilings, Counts, Driver, Effects, Endpoint, Event, LeaseDebt, Limits, LimitsError, PoolStats,
-    Registry, RegistryConfig, Target, WorkspaceId,
+    Registry, RegistryConfig, Target, TargetStats, WorkspaceId, WorkspaceStats,
 };
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 
@@ -280,6 +280,22 @@ impl<D: Driver> Engine<D> {
     /// The connections of one target, by state.
     pub(crate) fn counts(&self, target: &Target) -> Counts {
         self.share(target).with("counts", |registry, _| registry.target_counts(target))
+    }
+
+    /// All that is known of one target.
+    pub(crate) fn target_stats(&self, target: &Target) -> TargetStats {
+        self.share(target).with("target stats", |registry, _| registry.target_stats(target))
+    }
+
+    /// The same of all workspaces.
+    pub(crate) fn workspace_stats(&self) -> WorkspaceStats {
+        let (targets, forgotten) =
+            self.workspaces.with("workspace stats", |registry, _| registry.all_target_stats());
+        let by_workspace = targets.into_iter().filter_map(|(target, stats)| match target {
+            Target::Workspace(id) => Some((id, stats)),
+            Target::System | Target::Catalog => None,
+        });
+        WorkspaceStats { by_workspace: by_workspace.collect(), forgotten }
     }
 
     /// Both shares at one moment: both locks are held while it is taken, always in this order.

@@ -74,8 +74,13 @@ impl<D: Driver> Lease<D> {
 
 impl<D: Driver> Drop for Lease<D> {
     fn drop(&mut self) {
-        // Inspected in place: a driver that panics here loses the connection, not the count of it.
         let Some(held) = self.held.as_mut() else { return };
+        if self.unchecked {
+            let target = &self.target;
+            let share = self.engine.share(target);
+            share.with("check given up", |registry, _| registry.check_given_up(target));
+        }
+        // Inspected in place: a driver that panics here loses the connection, not the count of it.
         let inspected = std::panic::AssertUnwindSafe(|| self.engine.driver.inspect(&mut held.conn));
         let condition = std::panic::catch_unwind(inspected).unwrap_or(Condition::Broken);
         let Some((conn, debt)) = self.take() else { return };

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pool_core::{AcquireError, Counts, Driver, Target};
+use pool_core::{AcquireError, Counts, Driver, Target, TargetStats};
 
 use crate::acquire;
 use crate::engine::Engine;
@@ -63,6 +63,11 @@ impl<D: Driver> WorkspacePool<D> {
     /// This target's connections at the moment, by state.
     pub fn counts(&self) -> Counts {
         self.engine.counts(&self.target)
+    }
+
+    /// This target's connections and waiters at the moment, and what its callers were answered since the start. Cost: O(1).
+    pub fn stats(&self) -> TargetStats {
+        self.engine.target_stats(&self.target)
     }
 }
 

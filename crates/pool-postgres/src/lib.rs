@@ -35,6 +35,8 @@
 //!
 //! let stats = pools.stats();                                     // a consistent snapshot; sums agree
 //! assert!(stats.connections().total() + stats.control <= stats.limit());
+//! let of_acme = db.stats();                                      // its connections, its waiters, what callers were answered
+//! assert!(of_acme.answers.acquired >= 2 && pools.workspace_stats().by_workspace.contains_key(&acme));
 //! pools.close_workspace(&acme).await?;
 //! pools.close().await?;                                          // graceful drain; idempotent
 //! # Ok(())
@@ -71,9 +73,9 @@ pub use driver::{PgDriver, PgHandle};
 pub use errors::{BuildError, acquire_error};
 pub use lease::PgLease;
 pub use pool_core::{
-    AcquireError, CatalogError, CloseError, Counts, DatabaseName, DatabaseNaming, DriverError,
+    AcquireError, Answers, CatalogError, CloseError, Counts, DatabaseName, DatabaseNaming, DriverError,
     DriverErrorKind, EvictionPolicy, Limits, LimitsError, Observer, Phase, PoolStats, PrefixNaming,
-    ShareStats, Stage, Target, Terms, WorkspaceId, WorkspacePools,
+    ShareStats, Stage, Target, TargetStats, Terms, WorkspaceId, WorkspacePools, WorkspaceStats,
 };
 pub use pool_manager::{PolicyFactory, Settings, StartError};
 pub use pools::{PgPools, PgPoolsBuilder};

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use pool_core::{
     AcquireError, Capacity, CatalogError, CloseError, DatabaseName, DatabaseNaming, Driver as _, Limits,
-    LimitsError, Observer, PoolStats, Terms, WorkspaceId, WorkspacePools,
+    LimitsError, Observer, PoolStats, Terms, WorkspaceId, WorkspacePools, WorkspaceStats,
 };
 use pool_manager::{PolicyFactory, PoolManager, Settings};
 use tokio::time::timeout;
@@ -178,6 +178,11 @@ impl PgPools {
     /// A consistent snapshot; its sums agree.
     pub fn stats(&self) -> PoolStats {
         self.manager.stats()
+    }
+
+    /// What callers of each workspace were answered, and its connections; see [`PoolManager::workspace_stats`].
+    pub fn workspace_stats(&self) -> WorkspaceStats {
+        self.manager.workspace_stats()
     }
 
     /// How the server is reached.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
 use futures_util::TryStreamExt;
-use pool_core::{AcquireError, Counts, Target};
+use pool_core::{AcquireError, Counts, Target, TargetStats};
 use pool_manager::WorkspacePool;
 use sqlx::postgres::{PgRow, PgStatement, PgTypeInfo};
 use sqlx::{Describe, Error, Execute, Executor, Postgres, SqlStr};
@@ -85,6 +85,11 @@ impl PgWorkspacePool {
     /// This target's connections at the moment, by state.
     pub fn counts(&self) -> Counts {
         self.pool.counts()
+    }
+
+    /// This target's connections and waiters at the moment, and what its callers were answered since the start. Cost: O(1).
+    pub fn stats(&self) -> TargetStats {
+        self.pool.stats()
     }
 }
 

@@ -67,13 +67,19 @@ impl<C> Registry<C> {
     }
 
     fn acquire_at(&mut self, target: &Target, end: QueueEnd, now: Instant) -> Acquire<C> {
-        if self.closed {
-            return Acquire::Refused(AcquireError::Closed);
+        let answer = self.serve_or_queue(target, end, now);
+        if let Acquire::Refused(_) = answer {
+            self.count(target, |answers| answers.errors += 1);
         }
-        if let Some(ws) = self.by_target.get(target).copied() {
-            if self.workspace(ws).closers > 0 {
-                return Acquire::Refused(AcquireError::WorkspaceClosing { target: target.clone() });
-            }
+        answer
+    }
+
+    fn serve_or_queue(&mut self, target: &Target, end: QueueEnd, now: Instant) -> Acquire<C> {
+        let ws = self.by_target.get(target).copied();
+        if let Some(refusal) = self.refusal_while_closing(target, ws) {
+            return Acquire::Refused(refusal);
+        }
+        if let Some(ws) = ws {
             self.learn_habit(ws, now);
             if let Some(leased) = self.lease_idle(ws, now) {
                 return Acquire::Leased(leased);
@@ -87,15 +93,23 @@ impl<C> Registry<C> {
     /// # Errors
     /// [`AcquireError`]: the share or the target is being closed.
     pub fn try_acquire(&mut self, target: &Target, now: Instant) -> Result<Option<Leased<C>>, AcquireError> {
-        if self.closed {
-            return Err(AcquireError::Closed);
+        let ws = self.by_target.get(target).copied();
+        if let Some(refusal) = self.refusal_while_closing(target, ws) {
+            self.count(target, |answers| answers.errors += 1);
+            return Err(refusal);
         }
-        let Some(ws) = self.by_target.get(target).copied() else { return Ok(None) };
-        if self.workspace(ws).closers > 0 {
-            return Err(AcquireError::WorkspaceClosing { target: target.clone() });
-        }
+        let Some(ws) = ws else { return Ok(None) };
         self.learn_habit(ws, now);
         Ok(self.lease_idle(ws, now))
+    }
+
+    /// The answer to everybody while `target`, or everything, is being closed.
+    fn refusal_while_closing(&self, target: &Target, ws: Option<u32>) -> Option<AcquireError> {
+        if self.closed {
+            return Some(AcquireError::Closed);
+        }
+        let is_closing = ws.is_some_and(|ws| self.workspace(ws).closers > 0);
+        is_closing.then(|| AcquireError::WorkspaceClosing { target: target.clone() })
     }
 
     /// Discards a leased connection that proved broken before its caller saw it, and asks again for
@@ -161,19 +175,23 @@ impl<C> Registry<C> {
             return Claim::Waiting(ticket);
         }
         let Waiter { workspace, state, .. } = self.waiters.remove(ticket.waiter as usize);
-        self.one_less(workspace, |ws| &mut ws.unclaimed);
-        self.forget_if_spent(workspace);
-        match state {
+        let claim = match state {
             WaiterState::Granted { mut leased, since } => {
                 leased.check_first = self.needs_check(workspace, since, now);
                 if !leased.check_first {
-                    self.count_lease(false);
+                    self.count_in(workspace, |answers| answers.add_lease(false));
                 }
                 Claim::Leased(leased)
             }
-            WaiterState::Failed(error) => Claim::Failed(error),
+            WaiterState::Failed(error) => {
+                self.count_in(workspace, |answers| answers.errors += 1);
+                Claim::Failed(error)
+            }
             WaiterState::Queued => Claim::Waiting(ticket),
-        }
+        };
+        self.one_less(workspace, |ws| &mut ws.unclaimed);
+        self.forget_if_spent(workspace);
+        claim
     }
 
     /// Gives up a place in the queue. It leaves no trace, and a grant that met it goes to the next
@@ -187,6 +205,7 @@ impl<C> Registry<C> {
             effects: Effects::default(),
             waker: None,
         };
+        self.count_in(ws, |answers| answers.given_up += 1);
         let id = ticket.waiter;
         let waiter = self.waiters.remove(id as usize);
         cancelled.waker = waiter.waker;
@@ -220,7 +239,7 @@ impl<C> Registry<C> {
         self.budget.shift(&mut entry.slot, SlotState::InUse);
         let check_first = self.needs_check(ws, since, now);
         if !check_first {
-            self.count_lease(true);
+            self.count_in(ws, |answers| answers.add_lease(true));
         }
         let debt = LeaseDebt { id };
         Some(Leased { conn, debt, check_first, waited: None })
@@ -230,23 +249,6 @@ impl<C> Registry<C> {
     fn needs_check(&self, ws: u32, since: Instant, now: Instant) -> bool {
         let stale = now.saturating_duration_since(since) > self.config.check_after;
         stale || self.broken_at.max(self.workspace(ws).broken_at).is_some_and(|broken| since <= broken)
-    }
-
-    /// The check of a connection has come to a good end, so that its caller has a lease; one that is replaced is not
-    /// counted before. `was_hit` says whether it was served at once.
-    pub fn checked(&mut self, was_hit: bool) {
-        self.count_lease(was_hit);
-    }
-
-    /// A connection that was counted as served proved broken after all, before its caller saw it.
-    pub fn not_served(&mut self, was_hit: bool) {
-        self.totals.acquired = self.totals.acquired.saturating_sub(1);
-        self.totals.hits = self.totals.hits.saturating_sub(u64::from(was_hit));
-    }
-
-    fn count_lease(&mut self, was_hit: bool) {
-        self.totals.acquired += 1;
-        self.totals.hits += u64::from(was_hit);
     }
 
     fn queue(&mut self, target: &Target, end: QueueEnd, now: Instant) -> Acquire<C> {

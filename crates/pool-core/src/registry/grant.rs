@@ -51,6 +51,7 @@ impl<C> Registry<C> {
         if self.workspaces.get(ws as usize).is_some_and(super::Workspace::is_spent) {
             let workspace = self.workspaces.remove(ws as usize);
             self.by_target.remove(&workspace.target);
+            self.remembered.keep(workspace.target.clone(), workspace.answers);
             self.fair.close_account(workspace.target, &workspace.account);
         }
     }

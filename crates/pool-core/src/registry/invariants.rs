@@ -134,6 +134,10 @@ impl<C> Registry<C> {
         let alive = u64::from(live + counts.closing);
         hold("S2", totals.opened == totals.closed + alive, || {
             format!("opened {} closed {} alive {alive}", totals.opened, totals.closed)
+        })?;
+        let recounted = self.recounted_answers();
+        hold("S3", recounted == totals.answers, || {
+            format!("{:?} were counted in all, {recounted:?} by target", totals.answers)
         })
     }
 

@@ -13,11 +13,13 @@
 //! - `closing`: `begin_close`, `end_close`, `close_all`;
 //! - `adjust`: `set_limits`, `set_terms`;
 //! - `schedule`: who gets the next slot, and for how long, at the end of every transition; `due`;
+//! - `answers`: what callers were answered, target by target;
 //! - `fair`, `cost`, `grant`: whose turn it is; what a switch costs; who of a target is served;
 //! - `invariants`: `check`, every law that holds between transitions, and `view`.
 
 mod acquire;
 mod adjust;
+mod answers;
 mod closing;
 mod cost;
 mod fair;
@@ -42,9 +44,10 @@ use crate::error::{AcquireError, DriverError};
 use crate::ids::{ConnectionId, Target};
 use crate::links::{Chain, Links};
 use crate::policy::EvictionPolicy;
-use crate::stats::{Counts, ShareStats};
+use crate::stats::{Answers, Counts, ShareStats};
 use crate::token::Leased;
 
+use answers::Remembered;
 use cost::Costs;
 use fair::{Account, Fair};
 use lost::Lost;
@@ -52,6 +55,7 @@ use outage::Outage;
 
 pub use acquire::{Acquire, CancelledWait, Claim};
 pub use adjust::Terms;
+pub use answers::ANSWERS_KEPT;
 pub use cost::{CLOSE_DEFAULT, LEASE_DEFAULT, OPEN_DEFAULT, QUANTUM_MAX, QUANTUM_MIN};
 pub use invariants::{Broken, View, WorkspaceView};
 
@@ -141,6 +145,8 @@ pub struct Registry<C> {
     slow_closes: u32,
     policy: Box<dyn EvictionPolicy>,
     failures: HashMap<Target, Failure>,
+    /// What callers of targets without an entry were answered.
+    remembered: Remembered,
     /// Leases whose sessions have been ended behind their holders: nothing is counted for them any more, and they have
     /// no entry. Each is forgotten when its holder brings it back.
     cut: HashMap<ConnectionId, Target>,
@@ -163,6 +169,8 @@ struct Workspace {
     unclaimed: u32,
     /// How many closes of this target are under way; it takes no new work until they end.
     closers: u32,
+    /// What its callers were answered.
+    answers: Answers,
     /// What it has had of the slots, and where it stands in the order of those that want one.
     account: Account,
     /// The most connections that it may have.
@@ -256,8 +264,7 @@ struct Totals {
     closed: u64,
     evicted: u64,
     open_failures: u64,
-    acquired: u64,
-    hits: u64,
+    answers: Answers,
     /// How often one of the counts beside the budget's was found wrong.
     miscounts: u64,
 }
@@ -291,6 +298,7 @@ impl<C> Registry<C> {
             slow_closes: 0,
             policy,
             failures: HashMap::new(),
+            remembered: Remembered::default(),
             cut: HashMap::new(),
             broken_at: None,
             closed: false,
@@ -311,8 +319,10 @@ impl<C> Registry<C> {
             closed: totals.closed,
             evicted: totals.evicted,
             open_failures: totals.open_failures,
-            acquired: totals.acquired,
-            hits: totals.hits,
+            acquired: totals.answers.acquired,
+            hits: totals.answers.hits,
+            errors: totals.answers.errors,
+            given_up: totals.answers.given_up,
             miscounts: totals.miscounts + self.budget.miscounts(),
         }
     }
@@ -394,6 +404,7 @@ impl<C> Registry<C> {
             waiters: Chain::default(),
             unclaimed: 0,
             closers: 0,
+            answers: self.remembered.take(target),
             account: self.fair.account(target, terms.weight),
             ceiling: terms.ceiling(self.config.per_target),
             ceiling_allowed: terms.ceiling(self.config.per_target),

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pool_core::{
-    Acquire, AcquireError, CloseReason, DriverError, DriverErrorKind, Effects, Phase, Pressure,
-    RegistryConfig, Stage, Terms,
+    Acquire, AcquireError, Answers, Claim, CloseReason, DriverError, DriverErrorKind, Effects, Phase,
+    Pressure, RegistryConfig, Stage, Terms,
 };
 
 use crate::world::{World, closes, nothing, opens, refused, target};
@@ -25,13 +25,13 @@ fn s1_a_checked_lease_counts_when_its_check_has_come_to_a_good_end() {
     let leased = world.hit("a");
     assert!(leased.check_first);
     assert_eq!(counted(&world), (1, 0), "nobody has it yet");
-    world.registry.checked(true);
+    world.registry.checked(&target("a"), true);
     assert_eq!(counted(&world), (2, 1));
-    world.registry.checked(false);
+    world.registry.checked(&target("a"), false);
     assert_eq!(counted(&world), (3, 1), "one that has waited is no hit");
-    world.registry.not_served(true);
+    world.registry.not_served(&target("a"), true);
     assert_eq!(counted(&world), (2, 0));
-    world.registry.not_served(false);
+    world.registry.not_served(&target("a"), false);
     assert_eq!(counted(&world), (1, 0));
     world.release(leased);
 }
@@ -238,4 +238,44 @@ fn o4_a_missing_database_counts_as_one_failure_for_all_who_wait() {
         assert!(matches!(world.claim(ticket), pool_core::Claim::Failed(AcquireError::OpenFailed { .. })));
     }
     assert_eq!(world.registry.stats().open_failures, 1);
+}
+
+#[test]
+fn s3_answers_are_counted_for_their_workspace_and_outlive_its_entry() {
+    let mut world = World::new(1, 1);
+    let answers = |world: &World, name: &str| {
+        let stats = world.registry.target_stats(&target(name));
+        let Answers { acquired, hits, errors, given_up } = stats.answers;
+        (stats.connections.total(), stats.waiting, [acquired, hits, errors, given_up])
+    };
+    world.idle("a");
+    let held = world.hit("a");
+    let waits = world.ask("a");
+    assert_eq!(answers(&world, "a"), (1, 1, [2, 1, 0, 0]));
+    let gave_up = world.registry.cancel_wait(waits, world.now);
+    world.take(gave_up.effects);
+    world.release(held);
+    assert_eq!(answers(&world, "a"), (1, 0, [2, 1, 0, 1]));
+    // Another one takes its only connection, and it has no entry any more.
+    let b = world.ask("b");
+    world.close_all_owed();
+    assert_eq!((answers(&world, "a"), world.registry.stats().targets), ((0, 0, [2, 1, 0, 1]), 1));
+    world.fail_first();
+    assert!(matches!(world.claim(b), Claim::Failed(_)));
+    world.refusal("b");
+    assert_eq!((answers(&world, "b"), world.registry.stats().targets), ((0, 0, [0, 0, 2, 0]), 0));
+    world.registry.asks_again(&target("b"));
+    assert_eq!(answers(&world, "b").2, [0, 0, 1, 0]);
+    // It goes on where it was.
+    world.idle("a");
+    assert_eq!(answers(&world, "a"), (1, 0, [3, 1, 0, 1]));
+    let effects = world.registry.close_all(world.now);
+    world.take(effects);
+    world.registry.try_acquire(&target("a"), world.now).unwrap_err();
+    let (mut all, forgotten) = world.registry.all_target_stats();
+    all.sort_by(|a, b| a.0.cmp(&b.0));
+    let sums: Vec<_> = all.into_iter().map(|(target, stats)| (target, stats.answers.total())).collect();
+    assert_eq!((sums, forgotten), (vec![(target("a"), 5), (target("b"), 1)], Answers::default()));
+    let stats = world.registry.stats();
+    assert_eq!([stats.acquired, stats.hits, stats.errors, stats.given_up], [3, 1, 2, 1]);
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pool_core::{AcquireError, Condition, Driver, DriverErrorKind, Phase, Stage};
+use pool_core::{AcquireError, Answers, Condition, Driver, DriverErrorKind, Phase, Stage};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::{id, settle, start};
@@ -142,4 +142,25 @@ async fn l3_a_dead_connection_whose_check_was_cut_short_reaches_nobody() {
     let mut lease = manager.acquire(&id("a")).await.unwrap();
     assert_eq!(manager.driver().inspect(&mut lease), Condition::Clean);
     assert_eq!(manager.stats().workspaces.opened, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s3_a_check_that_nobody_waits_for_is_counted_as_given_up() {
+    let adjust = |s: &mut pool_manager::Settings| {
+        s.acquire_timeout = Duration::from_millis(200);
+        s.check_after = Duration::ZERO;
+    };
+    let (server, manager) = start(1, &["a"], adjust).await;
+    drop(manager.acquire(&id("a")).await.unwrap());
+    server.checks_take(Duration::from_millis(500));
+    for given_up in 1..=3 {
+        sleep(Duration::from_secs(1)).await;
+        match given_up {
+            1 => drop(manager.acquire(&id("a")).await.unwrap_err()),
+            2 => drop(manager.try_acquire(&id("a")).await.unwrap_err()),
+            _ => drop(timeout(Duration::from_millis(100), manager.acquire(&id("a"))).await.unwrap_err()),
+        }
+        let expected = Answers { acquired: 1, hits: 0, errors: 0, given_up };
+        assert_eq!(manager.workspace(&id("a")).stats().answers, expected);
+    }
 }
