@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -190,7 +190,12 @@ impl Acceptor {
     }
 
     async fn switch(&mut self, on: bool) -> io::Result<()> {
-        self.listener = if on { Some(TcpListener::bind(self.address).await?) } else { None };
+        if on {
+            self.listener = Some(TcpListener::bind(self.address).await?);
+        } else if let Some(listener) = self.listener.take() {
+            // To close it is not enough: a child that another thread has forked, and that has not come to its `exec`, has it, too.
+            socket2::SockRef::from(&listener).shutdown(Shutdown::Both)?;
+        }
         Ok(())
     }
 }
