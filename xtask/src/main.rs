@@ -1,7 +1,8 @@
 //! `cargo xtask`: plans and runs the suites, keeps the layers, and does what CI does.
 //!
-//! Start here: the commands and their help are below, and each has a file of its own. [`plan`], [`events`], [`report`] and
-//! the rules under [`tidy`] are pure and tested as such; [`run`] and [`process`] hold everything that starts a process.
+//! Start here: the commands and their help are below, and most have a file of their own. [`plan`], [`events`], [`report`] and
+//! the rules under [`tidy`] are pure and tested as such; most child processes go through [`process`], which
+//! passes signals on.
 
 mod case_result;
 mod ci;
@@ -123,7 +124,9 @@ Figures:
   most / least         the most slot-time over the least, in ten cycles
   longest unserved     the longest time that a workspace waited without a grant
   longest wait         of one caller
-  of the peer's        beside the same world without what is the matter with it
+  of the peer's        as a multiple of the same in another world: one connection
+                       a workspace (walk-*), a fresh connection for each request
+                       (picks-*), no unknown ids (storm)
 
   A turn is the quantum, up to the end of the query under way; a switch is a
   close and a connect, or slots x connect / permits where that is longer; a

@@ -9,6 +9,9 @@ use std::fmt;
 /// Where the tests live that are in no module of their own; a suite is a module of the test binary.
 const ROOT_SUITE: &str = "main";
 
+/// The suites, of which each must have a case that runs.
+const SUITES: [&str; 5] = ["lifecycle", "concurrency", "limits", "failure", LONG_SUITE];
+
 /// The suite that `--short` leaves out.
 const LONG_SUITE: &str = "performance";
 
@@ -105,6 +108,12 @@ impl Catalogue {
     pub fn suites(&self) -> Vec<String> {
         let names: BTreeSet<&String> = self.cases.iter().map(|case| &case.suite).collect();
         names.into_iter().cloned().collect()
+    }
+
+    /// The suites that would run no case: all of theirs are gone, or ignored.
+    pub fn empty_suites(&self) -> Vec<&'static str> {
+        let runs = |suite: &str| self.cases.iter().any(|case| case.suite == suite && !case.ignored);
+        SUITES.into_iter().filter(|suite| !runs(suite)).collect()
     }
 
     /// The chosen cases: those named, within the suites named.
@@ -244,6 +253,13 @@ mod tests {
         let ignored: Vec<&str> =
             catalogue.cases.iter().filter(|c| c.ignored).map(|c| c.name.as_str()).collect();
         assert_eq!(ignored, ["failover"]);
+    }
+
+    #[test]
+    fn a_suite_whose_cases_are_gone_or_all_ignored_is_empty() {
+        let all = "limits::a: test\nlifecycle::b: test\nfailure::c: test\nperformance::d: test\n";
+        let catalogue = Catalogue::from_terse(all, "failure::c: test\n");
+        assert_eq!(catalogue.empty_suites(), ["concurrency", "failure"]);
     }
 
     #[rstest]

@@ -14,7 +14,7 @@ use pool_testkit::run::{RunId, Sampler, read_figures, read_records};
 use pool_testkit::server::TestServer;
 
 use crate::case_result::{CaseResult, Ending};
-use crate::display::{say, spinner};
+use crate::display::{complain, say, spinner};
 use crate::failure::Failure;
 use crate::kept;
 use crate::leftovers;
@@ -64,6 +64,10 @@ pub struct Options {
 pub fn test_pools(options: &Options, interrupts: &Interrupts) -> Result<(), Failure> {
     let binary = run::build(options.planted, interrupts)?;
     let catalogue = run::catalogue(&binary)?;
+    if let [first, ..] = catalogue.empty_suites()[..] {
+        complain(&format!("suite {first} has no case that runs; a suite that proves nothing does not pass"));
+        return Err(Failure::FOUND);
+    }
     let chosen = catalogue.choose(&selection(options)).map_err(|why| Failure::Usage(why.to_string()))?;
     if options.list {
         say(&listing(&chosen));

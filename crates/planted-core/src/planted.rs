@@ -23,7 +23,7 @@ pub(super) fn has(bug: Bug) -> bool {
     PLANTED.get() == Some(bug)
 }
 
-impl<C> Registry<C> {
+impl<C, S> Registry<C, S> {
     /// A slot that is somebody else's, if a bug says so.
     pub(super) fn reserve_wrongly(&mut self) -> Option<Slot> {
         let (counted, limit) = (self.budget.counted(), self.budget.limit());

@@ -94,7 +94,7 @@ impl std::str::FromStr for WorkspaceId {
     }
 }
 
-/// What a connection belongs to for life: the system database, or one workspace's.
+/// What a connection belongs to for life: one workspace's database, the system database, or the catalog's own sessions with that.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Target {
     /// The system database, served from the reserved share.

@@ -21,7 +21,7 @@
 //! let open = effects.opens.into_iter().next().expect("an open is owed");
 //!
 //! // The world has opened a connection: it is granted to the caller, who fetches it.
-//! let (_, effects) = registry.opened(open, "a connection", None, now);
+//! let (_, effects) = registry.opened(open, "a connection", (), None, now);
 //! effects.wakes.wake();
 //! let Claim::Leased(leased) = registry.claim(ticket, &mut None, now) else { unreachable!() };
 //! assert_eq!(registry.stats().connections.in_use, 1);

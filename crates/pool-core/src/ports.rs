@@ -1,5 +1,6 @@
-//! The ports: what the engine asks of a driver, a catalog and an observer, and what an application asks
-//! of the engine. An adapter implements the first ones; an application depends on, and mocks, the last.
+//! The ports: what the engine asks of a driver, a catalog and an observer, and what an application asks of the engine. An
+//! adapter implements [`Driver`] and [`Catalog`]; an application may implement [`Observer`], and depends on, and mocks,
+//! [`WorkspacePools`].
 
 use std::future::Future;
 
@@ -41,8 +42,9 @@ pub trait Driver: Send + Sync + 'static {
     /// What is needed to end a session from outside, while somebody else holds the connection.
     type Handle: Clone + Send + Sync + 'static;
 
-    /// Opens a session. Bounded by the caller's connect timeout; a server that is full for a moment is
-    /// to be asked again inside.
+    /// Opens a session. After the connect timeout those who wait are told, but the future is polled on, for up to thirty
+    /// timeouts, since the server may count its session: let it end as soon as the server counts none. A server that is full
+    /// for a moment is to be asked again inside.
     fn connect(
         &self,
         endpoint: &Endpoint,

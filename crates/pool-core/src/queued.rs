@@ -15,12 +15,14 @@ use crate::token::{Effects, Leased, Ticket};
 pub trait Door {
     /// What is pooled.
     type Connection;
+    /// What ends a session from outside.
+    type Session;
 
     /// Runs the section `name` of code on the registry, under the lock.
     fn with<R>(
         &self,
         name: &'static str,
-        section: impl FnOnce(&mut Registry<Self::Connection>, Instant) -> R,
+        section: impl FnOnce(&mut Registry<Self::Connection, Self::Session>, Instant) -> R,
     ) -> R;
 
     /// Performs what a transition has asked for. Called without the lock.

@@ -1,6 +1,6 @@
-//! Debts: what the registry asks of the world, and what the world owes the registry. Each is must-use,
-//! cannot be cloned, has private fields, and is consumed by exactly one report. As long as every debt is
-//! paid, the count cannot drift from the truth.
+//! What the registry asks of the world, and what the world owes the registry. The debts ([`OpenWork`], [`LostOpen`],
+//! [`CloseWork`], [`CloseDebt`], [`LeaseDebt`], [`Ticket`]) are must-use, cannot be cloned, have private fields, and each is consumed
+//! by one final report. As long as every debt is paid, the count cannot drift from the truth.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::Waker;
@@ -122,7 +122,8 @@ pub struct Leased<C> {
     pub waited: Option<Duration>,
 }
 
-/// The report owed for a connection in use. Paid with [`Registry::release`](crate::Registry::release),
+/// The report owed for a connection in use, whose slot stays in the registry: it travels in a debt only while a connection is
+/// being opened or closed. Paid with [`Registry::release`](crate::Registry::release),
 /// [`Registry::discard`](crate::Registry::discard) or [`Registry::discard_broken`](crate::Registry::discard_broken).
 #[derive(Debug)]
 #[must_use = "a lease that is never returned keeps its connection in use"]

@@ -25,6 +25,7 @@ struct LoomDoor {
 
 impl Door for LoomDoor {
     type Connection = Conn;
+    type Session = ();
 
     fn with<R>(&self, _: &'static str, section: impl FnOnce(&mut Registry<Conn>, Instant) -> R) -> R {
         section(&mut self.registry.lock().unwrap(), self.now)
@@ -33,10 +34,14 @@ impl Door for LoomDoor {
     /// As a shell does, only that connects and closes are over at once.
     fn perform(&self, effects: Effects<Conn>) {
         let mut todo = vec![effects];
-        while let Some(Effects { opens, closes, wakes, .. }) = todo.pop() {
+        while let Some(effects) = todo.pop() {
+            // The rest is about failures, patience and closing, which these worlds have none of.
+            let Effects { opens, closes, wakes, dead, drained: _, retry_at, due_at, look_ups } = effects;
+            assert!(dead.is_empty() && retry_at.is_none() && due_at.is_none() && look_ups.is_empty());
             wakes.wake();
             todo.extend(opens.into_iter().map(|work: OpenWork| {
-                let (_, effects) = self.with("opened", |registry, now| registry.opened(work, 1, None, now));
+                let (_, effects) =
+                    self.with("opened", |registry, now| registry.opened(work, 1, (), None, now));
                 effects
             }));
             todo.extend(closes.into_iter().map(|work: CloseWork<Conn>| {

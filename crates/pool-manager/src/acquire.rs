@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use pool_core::{
     Acquire, AcquireError, Door, Driver, DriverError, DriverErrorKind, Effects, Event, LastLook, Leased,
-    Phase, Pressure, QueuedAcquire, Registry, Stage, Target,
+    Phase, Pressure, QueuedAcquire, Stage, Target,
 };
 use tokio::time::timeout_at;
 
@@ -13,7 +13,7 @@ use crate::effects::is_stranded;
 use crate::engine::Engine;
 use crate::job::Orderer;
 use crate::lease::Lease;
-use crate::share::Share;
+use crate::share::{Session, Share, ShareRegistry};
 
 /// A lease on a connection to `target`, within the acquire timeout.
 pub(crate) async fn lease<D: Driver>(
@@ -33,7 +33,7 @@ pub(crate) async fn lease_within<D: Driver>(
     let outcome = loop {
         engine.revive();
         match serve(engine, target, started, limit).await {
-            // Somebody who waits is inside of a runtime, on which it can be performed.
+            // The open failed because its runtime had ended. This caller is on a live one, so it forgets the failure and asks again.
             Err(AcquireError::OpenFailed { source, .. })
                 if is_stranded(&source) && Engine::<D>::now() < Engine::<D>::after(started, limit) =>
             {
@@ -107,7 +107,7 @@ async fn wait<D: Driver>(
             Acquire::Queued(ticket, effects) => {
                 let queued = QueuedAcquire::new(ShareDoor { engine, share }, ticket);
                 engine.perform_for(Orderer::Waits, share, effects);
-                // They may have ended since this caller looked.
+                // The background tasks may have ended since this caller looked.
                 engine.revive();
                 queue(queued, engine, target, started, deadline).await?
             }
@@ -255,12 +255,9 @@ struct ShareDoor<'a, D: Driver> {
 
 impl<D: Driver> Door for ShareDoor<'_, D> {
     type Connection = D::Connection;
+    type Session = Session<D::Handle>;
 
-    fn with<R>(
-        &self,
-        name: &'static str,
-        section: impl FnOnce(&mut Registry<D::Connection>, Instant) -> R,
-    ) -> R {
+    fn with<R>(&self, name: &'static str, section: impl FnOnce(&mut ShareRegistry<D>, Instant) -> R) -> R {
         self.share.with(name, section)
     }
 

@@ -8,7 +8,7 @@ use pool_core::{CloseError, CloseReason, ConnectionId, Driver, Event, Target};
 use tokio::time::{timeout, timeout_at};
 
 use crate::engine::Engine;
-use crate::share::Share;
+use crate::share::{Share, handles_of};
 
 /// How long the server is given to confirm that cut sessions are gone.
 pub(crate) const CONFIRM_LIMIT: Duration = Duration::from_secs(5);
@@ -113,9 +113,9 @@ async fn cut<D: Driver>(engine: &Engine<D>, shares: &[&Share<D>], target: Option
             for id in &held {
                 registry.retire_on_return(*id, now);
             }
-            held
+            handles_of::<D>(registry, held)
         });
-        for (id, handle) in held.into_iter().filter_map(|id| Some((id, share.handle(id)?))) {
+        for (id, handle) in held {
             leases.push((*share, id));
             handles.push(handle);
         }
@@ -141,7 +141,6 @@ async fn cut<D: Driver>(engine: &Engine<D>, shares: &[&Share<D>], target: Option
 /// The server has said that the session of a lease is gone: it counts no longer, although its holder has it.
 fn settle_cut<D: Driver>(engine: &Engine<D>, share: &Share<D>, id: ConnectionId, target: Option<&Target>) {
     let Some((whose, effects)) = share.with("cut", |registry, now| registry.cut(id, now)) else { return };
-    share.forget(id);
     engine.perform(share, effects);
     let reason = target.map_or(CloseReason::PoolClosed, |_| CloseReason::WorkspaceClosed);
     engine.emit(&Event::Closed { target: &whose, reason });

@@ -93,7 +93,7 @@ impl<D: Driver> Engine<D> {
         }
     }
 
-    /// Without a runtime nobody can be asked; the open would show the truth, and there will be none.
+    /// Where nobody takes questions, the look-up becomes a retry, which is settled without effect: `Registry::begin_again` asks again.
     fn ask_about(&self, target: Target) -> Result<(), Job<D>> {
         let asked = match &*self.outlets() {
             Some(outlets) => outlets.ask_about(target),
@@ -118,7 +118,7 @@ impl<D: Driver> Engine<D> {
             Job::Retry { target, .. } => (self.share(&target), Effects::default()),
             Job::Found(target) => {
                 let share = self.share(&target);
-                let found = |registry: &mut Registry<_>, now| registry.looked_up(&target, None, now);
+                let found = |registry: &mut Registry<_, _>, now| registry.looked_up(&target, None, now);
                 (share, share.with("looked up", found))
             }
         }
@@ -132,10 +132,12 @@ impl<D: Driver> Engine<D> {
     /// A runtime has ended, and with it the connections that were opened on it.
     pub(crate) fn runtime_ended(&self, runtime: runtime::Id) {
         for share in self.shares() {
-            let ids = share.opened_on(runtime);
-            if !ids.is_empty() {
-                self.perform(share, share.with("orphaned", |registry, now| registry.orphaned(&ids, now)));
-            }
+            let effects = share.with("orphaned", |registry, now| {
+                let its = registry.sessions().filter(|(_, session)| session.runtime == runtime);
+                let ids: Vec<_> = its.map(|(id, _)| id).collect();
+                if ids.is_empty() { Effects::default() } else { registry.orphaned(&ids, now) }
+            });
+            self.perform(share, effects);
         }
     }
 
@@ -149,7 +151,6 @@ impl<D: Driver> Engine<D> {
     fn closed(&self, debt: CloseDebt) -> (&Share<D>, Effects<D::Connection>) {
         let (target, reason) = (debt.target().clone(), debt.reason());
         let share = self.share(&target);
-        share.forget(debt.connection());
         let effects = share.with("closed", |registry, now| registry.closed(debt, now));
         self.emit(&Event::Closed { target: &target, reason });
         (share, effects)

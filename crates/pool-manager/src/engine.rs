@@ -15,7 +15,7 @@ use tokio::sync::{Mutex as AsyncMutex, Notify};
 use crate::health::ServerHealth;
 use crate::job::Outlets;
 use crate::settings::Settings;
-use crate::share::{self, Share};
+use crate::share::{self, Share, ShareRegistry};
 use crate::tasks::Tasks;
 
 /// One of the two shares.
@@ -60,7 +60,8 @@ pub(crate) struct Engine<D: Driver> {
     outlets: Mutex<Option<Outlets<D>>>,
     /// Whether the runtime has ended that the background tasks ran on, without their having been told to end.
     is_stranded: AtomicBool,
-    /// Starts the background tasks again.
+    /// Starts the background tasks again. A function pointer, since `crew` imports this module, and modules do not import each
+    /// other in a circle.
     revive: fn(&Arc<Self>),
     /// Held by a `close` under way; another one waits here for it.
     pub(crate) tasks: AsyncMutex<Tasks>,
@@ -162,7 +163,7 @@ impl<D: Driver> Engine<D> {
         &self,
         target: &Target,
         name: &'static str,
-        transition: impl FnOnce(&mut Registry<D::Connection>, Instant) -> Effects<D::Connection>,
+        transition: impl FnOnce(&mut ShareRegistry<D>, Instant) -> Effects<D::Connection>,
     ) {
         let share = self.share(target);
         self.perform(share, share.with(name, transition));
@@ -172,7 +173,7 @@ impl<D: Driver> Engine<D> {
     pub(crate) fn step_both(
         &self,
         name: &'static str,
-        transition: impl Fn(&mut Registry<D::Connection>, Instant) -> Effects<D::Connection>,
+        transition: impl Fn(&mut ShareRegistry<D>, Instant) -> Effects<D::Connection>,
     ) {
         for share in self.shares() {
             self.perform(share, share.with(name, &transition));

@@ -46,7 +46,7 @@ impl<D: Driver> Lease<D> {
     /// Other connections are not doubted for it.
     pub fn discard(mut self) {
         if let Some((conn, debt)) = self.take() {
-            let discard = |registry: &mut Registry<_>, now| registry.discard(debt, conn, now);
+            let discard = |registry: &mut Registry<_, _>, now| registry.discard(debt, conn, now);
             self.engine.step(&self.target, "discard", discard);
         }
     }

@@ -1,5 +1,5 @@
-//! The async shell around `pool-core`: it holds the registry under one mutex, never awaits while holding
-//! it, performs the answers in tasks it owns, and reports back.
+//! The async shell around `pool-core`: it holds two registries (workspaces, system), each under a mutex of its own, never
+//! awaits while holding one, performs the answers in tasks it owns, and reports back.
 mod acquire;
 mod closing;
 mod crew;

@@ -10,7 +10,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::engine::Engine;
 use crate::settings::Settings;
-use crate::share::{self, Share};
+use crate::share::{self, Share, handles_of};
 
 /// How often the server is asked which idle connections it still has, while there are any.
 const ASK_EVERY: Duration = Duration::from_secs(1);
@@ -62,7 +62,8 @@ pub(crate) async fn maintain<D: Driver>(engine: Weak<Engine<D>>, every: Duration
         engine.approach_ceilings();
         let mut miscounts = 0;
         for share in engine.shares() {
-            let expire = |registry: &mut Registry<_>, now| (registry.expire(now), registry.stats().miscounts);
+            let expire =
+                |registry: &mut Registry<_, _>, now| (registry.expire(now), registry.stats().miscounts);
             let (effects, found) = share.with("expire", expire);
             engine.perform(share, effects);
             miscounts += found;
@@ -102,11 +103,9 @@ async fn ask<D: Driver>(engine: &Engine<D>) {
     let mut asked: Vec<(&Share<D>, ConnectionId)> = Vec::new();
     let mut handles = Vec::new();
     for share in engine.shares() {
-        for id in share.with("idle", |registry, _| registry.idle()) {
-            if let Some(handle) = share.handle(id) {
-                asked.push((share, id));
-                handles.push(handle);
-            }
+        for (id, handle) in share.with("idle", |registry, _| handles_of::<D>(registry, registry.idle())) {
+            asked.push((share, id));
+            handles.push(handle);
         }
     }
     if handles.is_empty() {

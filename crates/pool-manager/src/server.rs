@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::engine::Engine;
 use crate::health::ServerHealth;
-use crate::share::{self, Share};
+use crate::share::{self, ShareRegistry};
 
 /// The pause between two questions while there is no answer, doubled from the first to the most.
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
@@ -138,7 +138,7 @@ async fn measure_budget<D: Driver>(engine: &Engine<D>) {
     if !limits.is_of_server() {
         return;
     }
-    let own = engine.shares().into_iter().flat_map(Share::handles).collect();
+    let own = engine.shares().into_iter().flat_map(|share| share.with("handles", all_handles::<D>)).collect();
     let Ok(Ok(Some(capacity))) = timeout(ANSWER_LIMIT, engine.driver.capacity(own)).await else { return };
     match engine.divide(limits.on(capacity)) {
         Ok(ceilings) => {
@@ -147,6 +147,10 @@ async fn measure_budget<D: Driver>(engine: &Engine<D>) {
         }
         Err(error) => tracing::warn!(%error, ?capacity, "the budget stays as it was"),
     }
+}
+
+fn all_handles<D: Driver>(registry: &mut ShareRegistry<D>, _: Instant) -> Vec<D::Handle> {
+    registry.sessions().map(|(_, session)| session.handle.clone()).collect()
 }
 
 /// The answer, and the number by which a server that was started again is known, if that was asked for.

@@ -1,10 +1,9 @@
-//! One share of the budget: one registry behind one lock with one door, and what ends its sessions from outside.
-//! A transition runs inside; nothing is awaited, woken, performed or dropped there. The caller performs the effects.
+//! One share of the budget: one registry behind one lock with one door. A transition runs inside; nothing is awaited, woken,
+//! performed or dropped there. The caller performs the effects.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use dashmap::DashMap;
 use pool_core::{ConnectionId, Driver, Registry};
 use tokio::runtime;
 use tokio::sync::watch;
@@ -16,28 +15,31 @@ const SECTION_MAX: Duration = Duration::from_millis(1);
 pub(crate) struct Share<D: Driver> {
     /// The moment at which the registry wants to be called.
     promised: watch::Sender<Option<Instant>>,
-    registry: Mutex<Registry<D::Connection>>,
-    sessions: DashMap<ConnectionId, Session<D::Handle>>,
+    registry: Mutex<ShareRegistry<D>>,
 }
 
+/// The registry of a share.
+pub(crate) type ShareRegistry<D> = Registry<<D as Driver>::Connection, Session<<D as Driver>::Handle>>;
+
 /// A live session, from outside.
-struct Session<H> {
+pub(crate) struct Session<H> {
     /// What ends it, for closes that have to cut.
-    handle: H,
+    pub(crate) handle: H,
     /// On which it was opened, and with which it is of no use any more.
-    runtime: runtime::Id,
+    pub(crate) runtime: runtime::Id,
 }
 
 impl<D: Driver> Share<D> {
-    pub(crate) fn new(registry: Registry<D::Connection>) -> Self {
-        Self { promised: watch::Sender::new(None), registry: Mutex::new(registry), sessions: DashMap::new() }
+    pub(crate) fn new(registry: ShareRegistry<D>) -> Self {
+        Self { promised: watch::Sender::new(None), registry: Mutex::new(registry) }
     }
 
-    /// Runs the section `name` of code on the registry, under the lock.
+    /// Runs the section `name` of code on the registry, under the lock. Its moment is read before the lock is taken, so it may lie
+    /// before that of the section that ran last.
     pub(crate) fn with<R>(
         &self,
         name: &'static str,
-        section: impl FnOnce(&mut Registry<D::Connection>, Instant) -> R,
+        section: impl FnOnce(&mut ShareRegistry<D>, Instant) -> R,
     ) -> R {
         let now = now();
         // Only an eviction policy is plugged-in code in here; one that panics leaves a state that is not
@@ -69,33 +71,17 @@ impl<D: Driver> Share<D> {
     pub(crate) fn promised(&self) -> watch::Receiver<Option<Instant>> {
         self.promised.subscribe()
     }
-
-    /// Remembers a session that has just been opened, on `runtime`.
-    pub(crate) fn remember(&self, id: ConnectionId, handle: D::Handle, runtime: runtime::Id) {
-        self.sessions.insert(id, Session { handle, runtime });
-    }
-
-    pub(crate) fn forget(&self, id: ConnectionId) {
-        self.sessions.remove(&id);
-    }
-
-    /// Those of all connections.
-    pub(crate) fn handles(&self) -> Vec<D::Handle> {
-        self.sessions.iter().map(|entry| entry.handle.clone()).collect()
-    }
-
-    pub(crate) fn handle(&self, id: ConnectionId) -> Option<D::Handle> {
-        self.sessions.get(&id).map(|entry| entry.handle.clone())
-    }
-
-    /// The connections that were opened on `runtime`.
-    pub(crate) fn opened_on(&self, runtime: runtime::Id) -> Vec<ConnectionId> {
-        let its = self.sessions.iter().filter(|entry| entry.runtime == runtime);
-        its.map(|entry| *entry.key()).collect()
-    }
 }
 
-/// The moment at which the next transition happens; tests pause this clock.
+/// What ends the sessions of `ids`, but for those that are being closed.
+pub(crate) fn handles_of<D: Driver>(
+    registry: &ShareRegistry<D>,
+    ids: Vec<ConnectionId>,
+) -> Vec<(ConnectionId, D::Handle)> {
+    ids.into_iter().filter_map(|id| Some((id, registry.session(id)?.handle.clone()))).collect()
+}
+
+/// The shell's clock; tests pause it.
 pub(crate) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }

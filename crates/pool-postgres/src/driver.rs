@@ -29,7 +29,8 @@ const CANCEL_LIMIT: Duration = Duration::from_secs(1);
 const TERMINATE_LIMIT: Duration = Duration::from_secs(3);
 /// How long the control connection may take to say who a new session is; then that is asked itself.
 const WHO_LIMIT: Duration = Duration::from_millis(250);
-/// The pause between two questions whether a session that was asked for is counted.
+/// The pause between two questions whether a session that was asked for is counted; also added to the time in which it may
+/// authenticate.
 const FORGOTTEN_MARGIN: Duration = Duration::from_secs(1);
 /// How long saying goodbye may take before the session is ended from outside.
 const GOODBYE_LIMIT: Duration = Duration::from_millis(500);
@@ -98,8 +99,9 @@ impl PgDriver {
         Ok((new.open(), session))
     }
 
-    /// Returns when the server counts no session with `tag`, and will not: after the time in which it lets one authenticate,
-    /// unseen, it shows none, and none that waits for the lock on its database.
+    /// Returns when the server counts no session with `tag`, and will count none. It is asked first after the time in which a session may
+    /// authenticate, since before version 18 such a one is not shown; one that waits for the lock on its database is looked for
+    /// among the locks.
     async fn is_forgotten(&self, tag: &Tag, database: &str) {
         sleep(self.control.authentication_limit() + FORGOTTEN_MARGIN).await;
         // Twice: between the lock on its database and its being shown, a session is nowhere to be seen.

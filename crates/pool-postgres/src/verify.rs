@@ -1,6 +1,7 @@
 //! Whose answer comes next. sqlx can leave a connection one answer behind: the end of a COPY that was dropped
-//! half-way is not counted, and every later statement reads what the one before it was answered. So the
-//! adapter believes no answer but one that echoes a nonce made for that question. It is the last thing that
+//! half-way is not counted, and every later statement reads what the one before it was answered. So a
+//! connection about which that is not certain (raw access, a statement dropped or failed, idle for long) is believed only after it has
+//! echoed a nonce made for that question. It is the last thing that
 //! was sent, so when its own answer has been read, nothing else is on the wire.
 //!
 //! Names, types and operators are qualified: a holder's `search_path` must not choose who answers.

@@ -59,7 +59,7 @@ enum QueueEnd {
     Front,
 }
 
-impl<C> Registry<C> {
+impl<C, S> Registry<C, S> {
     /// Asks for a connection to `target`. Cost: one hash of the target; no allocation when a connection
     /// is idle.
     pub fn acquire(&mut self, target: &Target, now: Instant) -> Acquire<C> {

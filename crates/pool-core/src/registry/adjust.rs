@@ -28,7 +28,7 @@ impl Terms {
     }
 }
 
-impl<C> Registry<C> {
+impl<C, S> Registry<C, S> {
     /// Sets the limits of the share: `limit`, `per_target`, `opens` and `waiting_per_target` of `config`. Growing starts
     /// opens; shrinking closes idle connections until the count is below the new limit, and the others as they come back.
     /// No lease is cut, and nothing opens until there is room (law B1).

@@ -47,7 +47,7 @@ impl Remembered {
     }
 }
 
-impl<C> Registry<C> {
+impl<C, S> Registry<C, S> {
     /// What callers of `target` were answered, and its connections. Cost: O(1).
     pub fn target_stats(&self, target: &Target) -> TargetStats {
         let entry = self.by_target.get(target).map(|ws| self.workspace(*ws));

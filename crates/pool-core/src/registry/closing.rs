@@ -9,7 +9,7 @@ use crate::ids::Target;
 use crate::stats::CloseReason;
 use crate::token::Effects;
 
-impl<C> Registry<C> {
+impl<C, S> Registry<C, S> {
     /// Begins to close `target`: it takes no new work until as many `end_close` have come. Wait for
     /// `is_drained`.
     pub fn begin_close(&mut self, target: &Target, now: Instant) -> Effects<C> {

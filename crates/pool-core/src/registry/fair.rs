@@ -1,11 +1,11 @@
 //! Whose turn it is: the targets that want a slot, ordered by the slot-time that they have had.
 //!
 //! Start-time fair queueing (Goyal, Vin and Cheng 1996) over slots. Each target has a *virtual time*: the slot-time it
-//! has had while somebody waited, divided by its weight. The target with the least is next, so equals that want more
+//! has had while some target stood ready, divided by its weight. The target with the least is next, so equals that want more
 //! than they have get equal time (max-min). A target that comes to want starts at the virtual time of the share, so
 //! wanting nothing earns no credit. A target that leaves with a debt is remembered until the others have caught up.
 //! Each newcomer that is served moves the virtual time of the share on by its part of a turn, so that an endless stream
-//! of newcomers cannot keep out those that have been served before. Debts and credits are bounded in turns.
+//! of newcomers cannot keep out those that have been served before. Debts are at most eight turns; there is no credit.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ pub(super) type Virtual = u128;
 
 /// A weight of one; large enough that dividing by a weight loses nothing that matters.
 const SCALE: u128 = 1 << 16;
-/// How many turns a target may be ahead of the share's virtual time, or behind it.
+/// How many turns a target may be ahead of the share's virtual time when it comes to stand.
 const TURNS_MAX: u128 = 8;
 
 /// Where a target stands.
@@ -82,6 +82,7 @@ impl Account {
 pub(super) struct Fair {
     ready: BTreeSet<(Key, u32)>,
     later: BTreeSet<(Key, u32)>,
+    /// The most that any target had used when it was served, and what newcomers have moved it on by.
     virtual_time: Virtual,
     /// How long somebody has stood ready, in all: only then does a slot that one target has cost another.
     contended: Duration,

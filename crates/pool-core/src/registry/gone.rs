@@ -8,12 +8,22 @@ use crate::ids::{ConnectionId, Target};
 use crate::stats::CloseReason;
 use crate::token::{Effects, LeaseDebt};
 
-impl<C> Registry<C> {
+impl<C, S> Registry<C, S> {
     /// The connections that are idle, for a driver that can tell which of them still exist. Costs a pass over the
     /// connections.
     pub fn idle(&self) -> Vec<ConnectionId> {
         let idle = self.conns.iter().filter(|(_, entry)| matches!(entry.state, ConnState::Idle { .. }));
         idle.map(|(_, entry)| entry.id).collect()
+    }
+
+    /// What ends the session of `id` from outside; none once it is being closed.
+    pub fn session(&self, id: ConnectionId) -> Option<&S> {
+        self.conns.get(id.index() as usize).filter(|entry| entry.id == id).map(|entry| &entry.session)
+    }
+
+    /// The same of all connections that are idle or in use.
+    pub fn sessions(&self) -> impl Iterator<Item = (ConnectionId, &S)> {
+        self.conns.iter().map(|(_, entry)| (entry.id, &entry.session))
     }
 
     /// What is idle at this moment may be dead, such as after the machine slept: it is checked before its next use.

@@ -6,7 +6,7 @@ use super::{ConnState, Registry, WaiterState};
 use crate::error::AcquireError;
 use crate::token::{Effects, LeaseDebt, Leased};
 
-impl<C> Registry<C> {
+impl<C, S> Registry<C, S> {
     /// Hands a connection to the eldest waiter of its target.
     pub(super) fn grant_eldest(
         &mut self,

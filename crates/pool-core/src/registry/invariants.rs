@@ -1,5 +1,6 @@
-//! Every law that holds between transitions, by name, in one place. [`Registry::check`] recounts from
-//! the entries what the counters claim; the schedule enumerator calls it after each step.
+//! The laws that one state alone can show (B1, B2, E4, O6, S1 to S3, W3, W4), by name, in one place. [`Registry::check`] recounts from
+//! the entries what the counters claim; the schedule enumerator calls it after each step. The laws about a step, and about what
+//! callers see, are checked from outside (`laws.rs` of pool-explore).
 
 use std::time::Instant;
 
@@ -90,7 +91,7 @@ pub struct WorkspaceView {
     pub closers: u32,
 }
 
-impl<C> Registry<C> {
+impl<C, S> Registry<C, S> {
     /// Checks every law that must hold between transitions.
     ///
     /// # Errors
@@ -237,7 +238,7 @@ impl<C> Registry<C> {
         let quantum = self.costs.quantum(self.config.quantum);
         let in_use = || {
             let in_use =
-                |conn: &Conn<C>| conn.workspace == id && matches!(conn.state, ConnState::InUse { .. });
+                |conn: &Conn<C, S>| conn.workspace == id && matches!(conn.state, ConnState::InUse { .. });
             self.conns.iter().map(|(_, conn)| conn).filter(move |conn| in_use(conn))
         };
         let new = || in_use().filter(|conn| conn.is_new);

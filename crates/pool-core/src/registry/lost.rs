@@ -74,7 +74,7 @@ impl Lost {
     }
 }
 
-impl<C> Registry<C> {
+impl<C, S> Registry<C, S> {
     /// An open has taken longer than anybody should wait: its waiters are told, and the next open of its target waits for
     /// a pause to pass, as after one that failed (law O3).
     pub fn open_given_up(
@@ -102,6 +102,7 @@ impl<C> Registry<C> {
         &mut self,
         lost: LostOpen,
         conn: C,
+        session: S,
         retire_at: Option<Instant>,
         now: Instant,
     ) -> Result<(ConnectionId, Effects<C>), (LostOpen, C)> {
@@ -112,7 +113,7 @@ impl<C> Registry<C> {
         self.lost.remove(&target, number);
         let ws = self.entry(&target);
         self.charge(ws, now);
-        let (id, mut effects) = self.admit(ws, slot, conn, retire_at, now);
+        let (id, mut effects) = self.admit(ws, slot, conn, session, retire_at, now);
         self.hold_back_the_hung(now, &mut effects);
         Ok((id, effects))
     }

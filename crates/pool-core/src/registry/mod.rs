@@ -1,21 +1,24 @@
 //! The registry: all policy of one share of the budget, as one synchronous state machine. It is told
 //! what happened and answers with what to do; it performs nothing, reads no clock, takes no lock, and
-//! never drops a connection (one leaves it inside a token). Generic in `C` without a bound, so it could
-//! not do I/O if it wanted to.
+//! never drops a connection (it hands each one out again). Generic in the connection `C`, and in `S`, what ends its session from
+//! outside, without a bound, so it could not do I/O if it wanted to.
+//!
+//! A *target* is what a connection belongs to for life. `Workspace`, `workspaces` and `ws` in here mean the entry of a target of any
+//! kind.
 //!
 //! The transitions, by file:
-//! - `acquire`: `acquire`, `try_acquire`, `checked`, `replace`, `claim`, `cancel_wait`;
+//! - `acquire`: `acquire`, `try_acquire`, `replace`, `claim`, `cancel_wait`;
 //! - `open`: `opened`, `open_failed`, `open_is_slow`, `looked_up`, `retry`, `clear_failure`;
 //! - `lost`: `open_given_up`, `lost_opened`, `lost_ended`;
 //! - `outage`: `server_is_lost`, `server_answers`, `open_overtaken`, `nobody_is_left`, `begin_again`;
-//! - `release`: `release`, `discard`, `discard_broken`, `closed`, `close_is_slow`, `expire`, `retire_on_return`;
-//! - `gone`: `vanished`, `cut` and `doubt_idle`, for sessions that ended behind the registry's back;
+//! - `release`: `release`, `discard`, `discard_broken`, `discard_unclean`, `closed`, `close_is_slow`, `expire`, `retire_on_return`;
+//! - `gone`: `vanished`, `orphaned`, `cut` and `doubt_idle`, for sessions that ended behind the registry's back;
 //! - `closing`: `begin_close`, `end_close`, `close_all`;
 //! - `adjust`: `set_limits`, `set_terms`;
-//! - `schedule`: who gets the next slot, and for how long, at the end of every transition; `due`;
-//! - `answers`: what callers were answered, target by target;
+//! - `schedule`: who gets the next slot, and for how long, at the end of most transitions; `due`;
+//! - `answers`: `checked`, `not_served`, `check_given_up`, `asks_again`; what callers were answered, target by target;
 //! - `fair`, `cost`, `grant`: whose turn it is; what a switch costs; who of a target is served;
-//! - `invariants`: `check`, every law that holds between transitions, and `view`.
+//! - `invariants`: `check`, the laws that one state alone can show, and `view`.
 
 mod acquire;
 mod adjust;
@@ -105,14 +108,14 @@ impl RegistryConfig {
 }
 
 /// The state machine of one share. See the module's front page.
-pub struct Registry<C> {
+pub struct Registry<C, S = ()> {
     config: RegistryConfig,
     budget: Budget,
     /// Hashed once on every acquire, so by a hash that is quick for short keys; it is seeded at random, since ids come from
     /// outside. Nothing is ever decided by its order.
     by_target: HashMap<Target, u32, foldhash::fast::RandomState>,
     workspaces: Slab<Workspace>,
-    conns: Slab<Conn<C>>,
+    conns: Slab<Conn<C, S>>,
     next_serial: u32,
     idle_links: Links,
     waiters: Slab<Waiter<C>>,
@@ -209,8 +212,10 @@ enum Existence {
     Known,
 }
 
-struct Conn<C> {
+struct Conn<C, S> {
     id: ConnectionId,
+    /// What ends it from outside, whoever has it.
+    session: S,
     workspace: u32,
     slot: Slot,
     opened_at: Instant,
@@ -269,7 +274,7 @@ struct Totals {
     miscounts: u64,
 }
 
-impl<C> Registry<C> {
+impl<C, S> Registry<C, S> {
     /// An empty registry.
     pub fn new(config: RegistryConfig, policy: Box<dyn EvictionPolicy>) -> Self {
         Self {

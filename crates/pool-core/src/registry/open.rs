@@ -11,20 +11,22 @@ use crate::error::{AcquireError, DriverError, DriverErrorKind};
 use crate::ids::{ConnectionId, Target};
 use crate::token::{Effects, LeaseDebt, OpenWork};
 
-impl<C> Registry<C> {
+impl<C, S> Registry<C, S> {
     /// An open succeeded. The connection serves the target's eldest waiter, or is idle if the callers
-    /// have gone (law O2). `retire_at` ends its life at the next return after it.
+    /// have gone (law O2). `session` is kept for as long as it is open, and `retire_at` ends its life at the next return
+    /// after it.
     pub fn opened(
         &mut self,
         work: OpenWork,
         conn: C,
+        session: S,
         retire_at: Option<Instant>,
         now: Instant,
     ) -> (ConnectionId, Effects<C>) {
         let Open { ws, slot, took, .. } = self.end_open(work, now);
         self.costs.opened_in(took);
         self.workspace_mut(ws).patience_ends = None;
-        self.admit(ws, slot, conn, retire_at, now)
+        self.admit(ws, slot, conn, session, retire_at, now)
     }
 
     /// A connection of `ws` has come, with its slot.
@@ -33,6 +35,7 @@ impl<C> Registry<C> {
         ws: u32,
         mut slot: Slot,
         conn: C,
+        session: S,
         retire_at: Option<Instant>,
         now: Instant,
     ) -> (ConnectionId, Effects<C>) {
@@ -48,6 +51,7 @@ impl<C> Registry<C> {
         let state = ConnState::InUse { since: now };
         vacant.insert(Conn {
             id,
+            session,
             workspace: ws,
             slot,
             opened_at: now,

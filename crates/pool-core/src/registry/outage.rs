@@ -18,7 +18,7 @@ pub(super) struct Outage {
     asked_again_in: Duration,
 }
 
-impl<C> Registry<C> {
+impl<C, S> Registry<C, S> {
     /// The server does not answer, or refuses everybody, as `error` says. Nothing is opened until
     /// [`Registry::server_answers`], and callers that no live connection can serve are told so, and that the server is asked
     /// again after `asked_again_in`. Opens under way go on. Idle connections are checked before their next use. Costs a

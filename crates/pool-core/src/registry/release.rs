@@ -8,7 +8,7 @@ use crate::ids::ConnectionId;
 use crate::stats::CloseReason;
 use crate::token::{CloseDebt, CloseWork, Effects, LeaseDebt};
 
-impl<C> Registry<C> {
+impl<C, S> Registry<C, S> {
     /// A connection came back clean. Cost without waiters: O(1), no allocation.
     pub fn release(&mut self, debt: LeaseDebt, conn: C, now: Instant) -> Effects<C> {
         if self.forget_cut(&debt).is_some() {

@@ -1,5 +1,6 @@
-//! Who gets the next slot, and for how long. [`Registry::settle`] ends every transition: it puts the target where it is
-//! to stand, hands out what is free, and makes room where that is worth its price.
+//! Who gets the next slot, and for how long. [`Registry::settle`] ends each transition that changes what one target wants or holds: it
+//! puts the target where it is to stand, hands out what is free, and makes room where that is worth its price. Transitions about all
+//! targets, permits or promised moments end in [`Registry::start_opens`]; those that only begin closes leave it to `closed`.
 //!
 //! - A target *wants* a slot while it has more waiters than opens under way and may have another connection.
 //! - It takes a free slot at once (law W3). A connection of another target is closed for it only when it is *ready*: its
@@ -19,8 +20,8 @@ use crate::ids::ConnectionId;
 use crate::stats::CloseReason;
 use crate::token::{Effects, OpenWork};
 
-impl<C> Registry<C> {
-    /// Brings the world up to date after something about `ws` changed.
+impl<C, S> Registry<C, S> {
+    /// Brings the order of the targets up to date after something about `ws` changed.
     pub(super) fn settle(&mut self, ws: u32, now: Instant, effects: &mut Effects<C>) {
         if self.nothing_is_wanted(ws) {
             return self.forget_if_spent(ws);
@@ -380,7 +381,8 @@ impl<C> Registry<C> {
         self.policy.removed(id);
     }
 
-    /// Charges `ws` for the slots that it has had up to now.
+    /// Charges `ws` for its slots in use, opening and closing up to now. An idle one is not charged: while somebody stands ready it is
+    /// closed, or kept for a moment only.
     #[inline]
     pub(super) fn charge(&mut self, ws: u32, now: Instant) {
         self.fair.tick(now);

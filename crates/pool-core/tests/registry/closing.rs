@@ -1,8 +1,8 @@
 //! Closing, lifetimes, and sums that agree.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use pool_core::{Acquire, AcquireError, Claim, CloseReason, Effects, Leased};
+use pool_core::{Acquire, AcquireError, Claim, CloseReason, Effects, Leased, Lru, Registry, RegistryConfig};
 
 use crate::world::{Asked, Conn, World, broke, nothing, target};
 
@@ -53,7 +53,7 @@ fn a_connection_past_its_lifetime_is_closed_on_return() {
     let ticket = world.ask("a");
     let work = world.opens.remove(0);
     let retire_at = Some(world.now + Duration::from_mins(1));
-    let (_, effects) = world.registry.opened(work, 7, retire_at, world.now);
+    let (_, effects) = world.registry.opened(work, 7, (), retire_at, world.now);
     world.take(effects);
     let leased = world.served(ticket);
     world.pass(Duration::from_mins(1));
@@ -126,4 +126,26 @@ fn c1_a_grant_that_was_cut_before_it_was_fetched_is_refused() {
     assert_eq!(world.asked, Asked { dead: vec![1], drained: true, ..nothing() });
     let answer = world.claim(ticket);
     assert!(matches!(answer, Claim::Failed(AcquireError::WorkspaceClosing { .. })), "{answer:?}");
+}
+
+#[test]
+fn c1_what_ends_a_session_is_known_until_the_session_is_being_closed() {
+    let mut registry: Registry<&str, &str> =
+        Registry::new(RegistryConfig::new(2, 2), Box::new(Lru::default()));
+    let now = Instant::now();
+    let Acquire::Queued(ticket, effects) = registry.acquire(&target("a"), now) else { panic!("not queued") };
+    let work = effects.opens.into_iter().next().unwrap();
+    let (id, effects) = registry.opened(work, "connection", "session", None, now);
+    effects.wakes.wake();
+    assert_eq!(registry.session(id), Some(&"session"), "it is granted");
+    let Claim::Leased(leased) = registry.claim(ticket, &mut None, now) else { panic!("not served") };
+    assert_eq!(registry.sessions().collect::<Vec<_>>(), [(id, &"session")]);
+    assert!(registry.release(leased.debt, leased.conn, now).is_empty());
+    assert_eq!(registry.session(id), Some(&"session"), "it is idle");
+    let closes = registry.begin_close(&target("a"), now).closes;
+    assert_eq!((registry.session(id), registry.sessions().count()), (None, 0));
+    for work in closes {
+        let effects = registry.closed(work.split().1, now);
+        assert!(effects.drained);
+    }
 }

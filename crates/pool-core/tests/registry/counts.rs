@@ -146,7 +146,7 @@ fn e4_a_connection_that_has_lived_exactly_as_long_as_it_may_expires() {
     let work = world.opens.remove(0);
     let almost = world.now + Duration::from_secs(1);
     let ends = almost + Duration::from_nanos(1);
-    let (_, effects) = world.registry.opened(work, 1, Some(ends), world.now);
+    let (_, effects) = world.registry.opened(work, 1, (), Some(ends), world.now);
     world.take(effects);
     let leased = world.served(ticket);
     world.release(leased);

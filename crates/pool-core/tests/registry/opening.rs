@@ -393,7 +393,7 @@ fn o2_a_lost_open_that_ends_well_serves_whoever_comes() {
     let mut world = World::new(4, 4);
     let _gone = world.ask("hung");
     let lost = world.give_up_first();
-    let (_, effects) = world.registry.lost_opened(lost, 7, None, world.now).expect("there is room");
+    let (_, effects) = world.registry.lost_opened(lost, 7, (), None, world.now).expect("there is room");
     world.take(effects);
     assert_eq!(world.hit("hung").conn, 7);
 }
@@ -414,7 +414,7 @@ fn o5_a_lost_open_that_ends_well_where_nobody_may_have_it_is_handed_back(#[case]
         let _second = world.ask("hung");
         world.open_all();
     }
-    let (lost, conn) = world.registry.lost_opened(lost, 7, None, world.now).expect_err("no place for it");
+    let (lost, conn) = world.registry.lost_opened(lost, 7, (), None, world.now).expect_err("no place for it");
     assert_eq!(conn, 7);
     let effects = world.registry.lost_ended(lost, world.now);
     assert_eq!(effects.drained, is_closing);

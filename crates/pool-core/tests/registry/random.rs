@@ -104,7 +104,7 @@ impl Chaos {
 
     fn opened(&mut self, work: OpenWork, retire_at: Option<Instant>) {
         self.made += 1;
-        let (_, effects) = self.registry.opened(work, self.made, retire_at, self.now);
+        let (_, effects) = self.registry.opened(work, self.made, (), retire_at, self.now);
         self.perform(effects);
     }
 
@@ -200,7 +200,7 @@ impl Chaos {
             self.registry.lost_ended(lost, self.now)
         } else {
             self.made += 1;
-            match self.registry.lost_opened(lost, self.made, None, self.now) {
+            match self.registry.lost_opened(lost, self.made, (), None, self.now) {
                 Ok((_, effects)) => effects,
                 Err((lost, _)) => self.registry.lost_ended(lost, self.now),
             }

@@ -102,11 +102,13 @@ impl World {
 
     pub fn take(&mut self, effects: Effects<Conn>) {
         self.asked = effects.describe();
-        self.opens.extend(effects.opens);
-        self.closes.extend(effects.closes);
-        self.due_at = effects.due_at.into_iter().chain(self.due_at).min();
-        self.look_ups.extend(effects.look_ups);
-        effects.wakes.wake();
+        // Whoever waits for a drain looks at `asked`, which has the dead and the retries, too.
+        let Effects { opens, closes, wakes, due_at, look_ups, dead: _, drained: _, retry_at: _ } = effects;
+        self.opens.extend(opens);
+        self.closes.extend(closes);
+        self.due_at = due_at.into_iter().chain(self.due_at).min();
+        self.look_ups.extend(look_ups);
+        wakes.wake();
         self.registry.check(self.now).unwrap();
     }
 
@@ -167,7 +169,7 @@ impl World {
         let whom = work.target().clone();
         self.made += 1;
         self.belongs.insert(self.made, whom.clone());
-        let (_, effects) = self.registry.opened(work, self.made, None, self.now);
+        let (_, effects) = self.registry.opened(work, self.made, (), None, self.now);
         self.take(effects);
         whom
     }

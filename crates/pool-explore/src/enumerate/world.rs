@@ -358,8 +358,8 @@ impl World {
         let conn = Conn::try_from(self.clock).unwrap_or_default();
         let target = self.opens[i].target().clone();
         let (id, effects) = match self.opens.remove(i) {
-            Open::UnderWay { work, .. } => self.registry.opened(work, conn, None, self.now),
-            Open::Lost(lost) => match self.registry.lost_opened(lost, conn, None, self.now) {
+            Open::UnderWay { work, .. } => self.registry.opened(work, conn, (), None, self.now),
+            Open::Lost(lost) => match self.registry.lost_opened(lost, conn, (), None, self.now) {
                 Ok(admitted) => admitted,
                 Err((lost, _)) => {
                     let effects = self.registry.lost_ended(lost, self.now);

@@ -164,7 +164,7 @@ impl Shell {
         let workspace = self.number(work.target());
         let exists = workspace < self.existing;
         let effects = if exists {
-            self.registry.opened(work, workspace, None, self.start + now).1
+            self.registry.opened(work, workspace, (), None, self.start + now).1
         } else {
             self.registry.open_failed(work, Arc::new(missing_database()), self.start + now)
         };

@@ -14,6 +14,7 @@ use tokio::time::timeout;
 
 use crate::effects::stranded;
 use crate::engine::{Engine, Fact};
+use crate::share::{Session, ShareRegistry};
 
 /// How many connect timeouts an open that was given up may go on for, keeping its slot. A server that has
 /// not answered by then is taken not to count it either.
@@ -142,7 +143,7 @@ impl<'a, D: Driver> OpenJob<'a, D> {
     fn lose(
         &mut self,
         name: &'static str,
-        how: impl FnOnce(&mut Registry<D::Connection>, OpenWork, Instant) -> (LostOpen, Effects<D::Connection>),
+        how: impl FnOnce(&mut ShareRegistry<D>, OpenWork, Instant) -> (LostOpen, Effects<D::Connection>),
     ) {
         let work = match self.pay() {
             OpenDebt::Work(work) => work,
@@ -157,7 +158,7 @@ impl<'a, D: Driver> OpenJob<'a, D> {
     /// Reports the connection; returns it if there is no place for it, to be closed before the job ends.
     fn opened(&mut self, conn: D::Connection, took: Duration) -> Option<D::Connection> {
         let engine = self.engine;
-        let (handle, runtime) = (engine.driver.handle(&conn), Handle::current().id());
+        let session = Session { handle: engine.driver.handle(&conn), runtime: Handle::current().id() };
         engine.health.succeeded();
         let debt = self.pay();
         let share = engine.share(&self.target);
@@ -166,14 +167,13 @@ impl<'a, D: Driver> OpenJob<'a, D> {
                 let jitter = (lifetime / 10).mul_f64(fastrand::f64());
                 Engine::<D>::after(now, lifetime.saturating_sub(jitter))
             });
-            let (id, effects) = match debt {
-                OpenDebt::Work(work) => registry.opened(work, conn, retire_at, now),
+            let (_, effects) = match debt {
+                OpenDebt::Work(work) => registry.opened(work, conn, session, retire_at, now),
                 OpenDebt::Lost(lost) => registry
-                    .lost_opened(lost, conn, retire_at, now)
+                    .lost_opened(lost, conn, session, retire_at, now)
                     .map_err(|(lost, conn)| (OpenDebt::Lost(lost), conn))?,
                 OpenDebt::Paid => return Err((OpenDebt::Paid, conn)),
             };
-            share.remember(id, handle, runtime);
             Ok(effects)
         });
         match admitted {
@@ -195,7 +195,7 @@ impl<'a, D: Driver> OpenJob<'a, D> {
                 self.engine.health.failed(error.kind);
                 let error = Arc::new(error);
                 let told = Arc::clone(&error);
-                let step = |registry: &mut Registry<_>, now| registry.open_failed(work, told, now);
+                let step = |registry: &mut Registry<_, _>, now| registry.open_failed(work, told, now);
                 self.engine.step(&self.target, "open failed", step);
                 self.engine.emit(&Event::OpenFailed { target: &self.target, error: &error });
             }

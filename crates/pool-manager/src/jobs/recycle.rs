@@ -17,7 +17,7 @@ struct RecycleJob<'a, D: Driver> {
 impl<D: Driver> Drop for RecycleJob<'_, D> {
     fn drop(&mut self) {
         if let Some(Returned { target, conn, debt, .. }) = self.returned.take() {
-            let discard = |registry: &mut Registry<_>, now| registry.discard_unclean(debt, conn, now);
+            let discard = |registry: &mut Registry<_, _>, now| registry.discard_unclean(debt, conn, now);
             self.engine.step(&target, "discard unclean", discard);
         }
     }

@@ -14,7 +14,7 @@ const PAUSE_MAX: Duration = Duration::from_millis(50);
 const REST_MAX: Duration = Duration::from_millis(5);
 /// A backend that has not exited by then is told to.
 const END_AFTER: Duration = Duration::from_secs(1);
-/// Without an answer for this long, backends that should have exited since are believed to have done so.
+/// When looks have had no answer for this long, backends that have been leaving for as long are believed gone.
 const ASSUME_EXITED_AFTER: Duration = Duration::from_secs(30);
 /// What has not exited by then is warned of, and again each time that its age has doubled.
 const WARN_AFTER: Duration = Duration::from_secs(10);

@@ -155,7 +155,9 @@ impl Worker {
 
     async fn tell_capacity(&mut self) {
         for (own, told) in std::mem::take(&mut self.asked.capacity) {
-            let pids: Vec<i32> = own.into_iter().map(|session| session.pid).collect();
+            // Those that are on their way out are nobody else's either.
+            let all_own = own.into_iter().chain(self.exits.sessions());
+            let pids: Vec<i32> = all_own.map(|session| session.pid).collect();
             let Ok(rows) = self.ask(Question::Capacity, |query| query.bind(&pids)).await else { return };
             let number =
                 |at: usize| rows.first().and_then(|row| u32::try_from(row.try_get::<i32, _>(at).ok()?).ok());
