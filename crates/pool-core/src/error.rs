@@ -226,6 +226,12 @@ pub enum AcquireError {
         /// What was asked for.
         target: Target,
     },
+    /// The adapter has no system database: ask for a workspace.
+    #[error("acquire for {target} refused: this adapter has no system database")]
+    NoSystemDatabase {
+        /// What was asked for.
+        target: Target,
+    },
     /// The manager is closed: stop asking.
     #[error("acquire refused: the pool is closed")]
     Closed,

@@ -191,6 +191,20 @@ impl Limits {
     /// # Errors
     /// [`LimitsError`] says which ceiling cannot hold, with the numbers.
     pub fn ceilings(self, control: u32) -> Result<Ceilings, LimitsError> {
+        let system = self.system.unwrap_or((self.total / 10).clamp(5, 20));
+        let ceilings = self.divide(system, control)?;
+        if system <= control { Err(LimitsError::SystemTooSmall { system, control }) } else { Ok(ceilings) }
+    }
+
+    /// The same for an adapter without a system database: the driver's own connections are all that workspaces do not have.
+    ///
+    /// # Errors
+    /// As [`Limits::ceilings`].
+    pub fn ceilings_without_system(self, control: u32) -> Result<Ceilings, LimitsError> {
+        self.divide(control, control)
+    }
+
+    fn divide(self, system: u32, control: u32) -> Result<Ceilings, LimitsError> {
         let Self { total, opens, waiting, .. } = self;
         if let (0, Some(headroom)) = (total, self.headroom) {
             return Err(LimitsError::NothingToSpare { headroom });
@@ -198,12 +212,8 @@ impl Limits {
         if total == 0 {
             return Err(LimitsError::NoBudget);
         }
-        let system = self.system.unwrap_or((total / 10).clamp(5, 20));
         if system >= total {
             return Err(LimitsError::NothingForWorkspaces { total, system });
-        }
-        if system <= control {
-            return Err(LimitsError::SystemTooSmall { system, control });
         }
         let workspaces = total - system;
         let per_workspace = self.per_workspace.unwrap_or(PER_WORKSPACE_DEFAULT.min(workspaces));

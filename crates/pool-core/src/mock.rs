@@ -45,6 +45,10 @@ mock! {
         async fn exists(&self, system: &mut C, workspace: &WorkspaceId) -> Result<bool, DriverError>;
         async fn list(&self, system: &mut C) -> Result<Vec<WorkspaceId>, DriverError>;
     }
+
+    impl<C: Send + Sync + 'static> DatabaseNaming for Catalog<C> {
+        fn database(&self, workspace: &WorkspaceId) -> DatabaseName;
+    }
 }
 
 mock! {

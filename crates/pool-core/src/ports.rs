@@ -3,13 +3,14 @@
 //! [`WorkspacePools`].
 
 use std::future::Future;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::error::{AcquireError, CloseError, DriverError};
+use crate::error::{AcquireError, CloseError, DriverError, DriverErrorKind, Phase};
 use crate::ids::{Target, WorkspaceId};
 use crate::limits::Capacity;
-use crate::naming::DatabaseName;
+use crate::naming::{DatabaseName, DatabaseNaming};
 use crate::stats::{Event, PoolStats};
 
 /// Where a connection goes: the target it will belong to, and that target's database.
@@ -39,7 +40,8 @@ pub enum Condition {
 pub trait Driver: Send + Sync + 'static {
     /// A live session with one database.
     type Connection: Send + 'static;
-    /// What is needed to end a session from outside, while somebody else holds the connection.
+    /// What is needed to end a session from outside, while somebody else holds the connection. [`Infallible`](std::convert::Infallible) says that nobody
+    /// can: leases that are held past the deadline of a close then stay counted until they come back.
     type Handle: Clone + Send + Sync + 'static;
 
     /// Opens a session. After the connect timeout those who wait are told, but the future is polled on, for up to thirty
@@ -75,11 +77,20 @@ pub trait Driver: Send + Sync + 'static {
     /// Where `endpoint` is, for errors: host, port and database; never a password.
     fn address(&self, endpoint: &Endpoint) -> String;
 
-    /// What [`Driver::terminate`] needs to end this session.
-    fn handle(&self, conn: &Self::Connection) -> Self::Handle;
+    /// What [`Driver::terminate`] needs to end this session; none, as by default, if it cannot be ended from outside.
+    fn handle(&self, conn: &Self::Connection) -> Option<Self::Handle> {
+        let _ = conn;
+        None
+    }
 
-    /// Ends sessions from outside, and returns when the server no longer counts them.
-    fn terminate(&self, handles: Vec<Self::Handle>) -> impl Future<Output = Result<(), DriverError>> + Send;
+    /// Ends sessions from outside, and returns when the server no longer counts them: their slots are free then. An error
+    /// says that some may live on, and so do the slots of all of them. The default, for drivers without handles, ends none.
+    fn terminate(&self, handles: Vec<Self::Handle>) -> impl Future<Output = Result<(), DriverError>> + Send {
+        let cannot = || {
+            DriverError::new(Phase::Close, DriverErrorKind::Other, "sessions cannot be ended from outside")
+        };
+        std::future::ready(if handles.is_empty() { Ok(()) } else { Err(cannot()) })
+    }
 
     /// Which of these sessions the server has ended, by their place in `handles`: one question about all of them, however
     /// many. Asked about idle connections, so that those that died do not count until somebody wants them. A driver that
@@ -117,8 +128,10 @@ pub trait Driver: Send + Sync + 'static {
         std::future::ready(Ok(None))
     }
 
-    /// How many connections the driver keeps for its own use; they come out of the system share.
-    fn control_connections(&self) -> u32;
+    /// How many connections the driver keeps for its own use; they come out of the system share. None by default.
+    fn control_connections(&self) -> u32 {
+        0
+    }
 
     /// How many more it has while it replaces them: a session that says nothing may still be counted when its successor
     /// begins. They are kept free in the system share, where that leaves a lease. None by default.
@@ -126,14 +139,17 @@ pub trait Driver: Send + Sync + 'static {
         0
     }
 
-    /// Ends the driver's own connections, after the last close. The driver is not used afterwards.
-    fn shutdown(&self) -> impl Future<Output = ()> + Send;
+    /// Ends the driver's own connections, after the last close. The driver is not used afterwards. Nothing by default.
+    fn shutdown(&self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
 }
 
-/// Creates, drops and finds workspaces' databases, with statements sent over the connection that it is
-/// lent: one of [`Target::Catalog`], on which nobody else's statements ever ran. What it learns is remembered by its caller, not here.
+/// Names, creates, drops and finds workspaces' databases. `C` is what it is lent for each question: a connection of
+/// [`Target::Catalog`], on which nobody else's statements ever ran, or `()` if it needs none ([`CatalogKind`]). What it learns is
+/// remembered by its caller, not here. It may be asked about several workspaces at a time, and about one by several processes.
 #[async_trait]
-pub trait Catalog<C: Send>: Send + Sync {
+pub trait Catalog<C: Send>: DatabaseNaming {
     /// Creates the database of `workspace` unless it exists. Returns whether it was created. Safe to
     /// race with other processes.
     async fn ensure(&self, system: &mut C, workspace: &WorkspaceId) -> Result<bool, DriverError>;
@@ -161,6 +177,37 @@ pub trait Catalog<C: Send>: Send + Sync {
 
     /// The workspaces that have a database, in no particular order.
     async fn list(&self, system: &mut C) -> Result<Vec<WorkspaceId>, DriverError>;
+}
+
+/// How a catalog is asked.
+pub enum CatalogKind<C> {
+    /// Over a connection to a system database, which is served from the system share of the budget.
+    OverSystem {
+        /// The database that the system pool connects to as well.
+        system: DatabaseName,
+        /// What is asked.
+        catalog: Arc<dyn Catalog<C>>,
+    },
+    /// By itself. There is no system database and no system share: all of the budget is for workspaces.
+    Alone(Arc<dyn Catalog<()>>),
+}
+
+impl<C: Send> CatalogKind<C> {
+    /// The system database, if there is one.
+    pub fn system(&self) -> Option<&DatabaseName> {
+        match self {
+            Self::OverSystem { system, .. } => Some(system),
+            Self::Alone(_) => None,
+        }
+    }
+
+    /// The database of `workspace`.
+    pub fn database(&self, workspace: &WorkspaceId) -> DatabaseName {
+        match self {
+            Self::OverSystem { catalog, .. } => catalog.database(workspace),
+            Self::Alone(catalog) => catalog.database(workspace),
+        }
+    }
 }
 
 /// Is told what happens. Called outside the registry's lock, on whatever thread made it happen; must

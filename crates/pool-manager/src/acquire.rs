@@ -29,6 +29,9 @@ pub(crate) async fn lease_within<D: Driver>(
     target: &Target,
     limit: Duration,
 ) -> Result<Lease<D>, AcquireError> {
+    if !engine.serves(target) {
+        return Err(AcquireError::NoSystemDatabase { target: target.clone() });
+    }
     let started = Engine::<D>::now();
     let outcome = loop {
         engine.revive();
@@ -80,6 +83,9 @@ pub(crate) async fn try_lease<D: Driver>(
     engine: &Arc<Engine<D>>,
     target: &Target,
 ) -> Result<Option<Lease<D>>, AcquireError> {
+    if !engine.serves(target) {
+        return Err(AcquireError::NoSystemDatabase { target: target.clone() });
+    }
     engine.revive();
     let started = Engine::<D>::now();
     let idle = engine.share(target).with("try acquire", |registry, now| registry.try_acquire(target, now));
@@ -189,7 +195,7 @@ async fn check<D: Driver>(
 }
 
 fn no_answer<D: Driver>(engine: &Engine<D>, target: &Target) -> DriverError {
-    let address = engine.driver.address(&engine.endpoint(target));
+    let address = engine.address(target);
     let error = DriverError::new(Phase::Check, DriverErrorKind::TimedOut, address);
     error.caused_by(format!("no answer within {:?}", engine.settings.check_timeout))
 }

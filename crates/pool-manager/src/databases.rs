@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
-use pool_core::{CatalogError, Driver, Target, WorkspaceId};
+use pool_core::{Catalog, CatalogError, CatalogKind, Driver, DriverError, Target, WorkspaceId};
 use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore, watch};
 use tokio::time::timeout;
 
@@ -172,8 +172,13 @@ impl<D: Driver> Databases<D> {
     }
 
     async fn list_without_limit(&self) -> Result<Vec<WorkspaceId>, CatalogError> {
-        let mut system = acquire::lease(&self.engine, &Target::Catalog).await?;
-        let listed = self.engine.catalog.list(&mut system).await;
+        let listed = match &self.engine.catalog {
+            CatalogKind::OverSystem { catalog, .. } => {
+                let mut system = acquire::lease(&self.engine, &Target::Catalog).await?;
+                catalog.list(&mut system).await
+            }
+            CatalogKind::Alone(catalog) => catalog.list(&mut ()).await,
+        };
         listed.map_err(|source| CatalogError::Driver { target: Target::Catalog, source: Arc::new(source) })
     }
 
@@ -188,7 +193,11 @@ impl<D: Driver> Databases<D> {
             return self.ask_now(op, workspace).await;
         }
         let turn = self.at_a_time.acquire().await.ok();
-        let _room = self.room.enter(&self.engine).await;
+        // Where nothing is lent, there is no share to leave room in.
+        let _room = match self.engine.catalog {
+            CatalogKind::OverSystem { .. } => Some(self.room.enter(&self.engine).await),
+            CatalogKind::Alone(_) => None,
+        };
         let mut change = pin!(self.ask_now(op, workspace));
         if let Ok(answer) = timeout(SLOW_CHANGE, &mut change).await {
             return answer;
@@ -198,12 +207,12 @@ impl<D: Driver> Databases<D> {
     }
 
     async fn ask_now(&self, op: CatalogOp, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
-        let mut system = acquire::lease(&self.engine, &Target::Catalog).await?;
-        let catalog = self.engine.catalog.as_ref();
-        let answer = match op {
-            CatalogOp::Ensure => catalog.ensure(&mut system, workspace).await,
-            CatalogOp::Drop => catalog.drop(&mut system, workspace).await,
-            CatalogOp::Exists => catalog.exists(&mut system, workspace).await,
+        let answer = match &self.engine.catalog {
+            CatalogKind::OverSystem { catalog, .. } => {
+                let mut system = acquire::lease(&self.engine, &Target::Catalog).await?;
+                op.ask(catalog.as_ref(), &mut *system, workspace).await
+            }
+            CatalogKind::Alone(catalog) => op.ask(catalog.as_ref(), &mut (), workspace).await,
         };
         answer.map_err(|source| CatalogError::Driver { target: workspace.into(), source: Arc::new(source) })
     }
@@ -215,4 +224,19 @@ enum CatalogOp {
     Ensure,
     Drop,
     Exists,
+}
+
+impl CatalogOp {
+    async fn ask<C: Send>(
+        self,
+        catalog: &dyn Catalog<C>,
+        lent: &mut C,
+        workspace: &WorkspaceId,
+    ) -> Result<bool, DriverError> {
+        match self {
+            Self::Ensure => catalog.ensure(lent, workspace).await,
+            Self::Drop => catalog.drop(lent, workspace).await,
+            Self::Exists => catalog.exists(lent, workspace).await,
+        }
+    }
 }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use moka::future::Cache;
 use pool_core::{
-    Catalog, Ceilings, Counts, Driver, Effects, Endpoint, Event, LeaseDebt, Limits, LimitsError, PoolStats,
-    Registry, RegistryConfig, Target, TargetStats, WorkspaceId, WorkspaceStats,
+    CatalogKind, Ceilings, Counts, Driver, Effects, Endpoint, Event, LeaseDebt, Limits, LimitsError,
+    PoolStats, Registry, RegistryConfig, Target, TargetStats, WorkspaceId, WorkspaceStats,
 };
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 
@@ -38,9 +38,16 @@ pub(crate) enum Fact {
 const FACTS_TTL_MAX: Duration = Duration::from_hours(24 * 365);
 const CENTURY: Duration = Duration::from_hours(24 * 365 * 100);
 
-/// What `limits` are with this driver, which has connections of its own.
-pub(crate) fn divide(driver: &impl Driver, limits: Limits) -> Result<Ceilings, LimitsError> {
-    Ok(limits.ceilings(driver.control_connections())?.with_reserve(driver.control_reserve()))
+/// What `limits` are with this driver, which has connections of its own, and with or without a system database.
+pub(crate) fn divide(
+    driver: &impl Driver,
+    has_system: bool,
+    limits: Limits,
+) -> Result<Ceilings, LimitsError> {
+    let control = driver.control_connections();
+    let ceilings =
+        if has_system { limits.ceilings(control)? } else { limits.ceilings_without_system(control)? };
+    Ok(ceilings.with_reserve(driver.control_reserve()))
 }
 
 pub(crate) struct Engine<D: Driver> {
@@ -49,7 +56,7 @@ pub(crate) struct Engine<D: Driver> {
     pub(crate) system: Share<D>,
     pub(crate) driver: D,
     pub(crate) settings: Settings,
-    pub(crate) catalog: Arc<dyn Catalog<D::Connection>>,
+    pub(crate) catalog: CatalogKind<D::Connection>,
     /// What was wished last; the shares may still be on their way there.
     ceilings: Mutex<Ceilings>,
     /// Told whenever something else is wished.
@@ -78,7 +85,7 @@ impl<D: Driver> Engine<D> {
     pub(crate) fn new(
         driver: D,
         settings: Settings,
-        catalog: Arc<dyn Catalog<D::Connection>>,
+        catalog: CatalogKind<D::Connection>,
         ceilings: Ceilings,
         revive: fn(&Arc<Self>),
     ) -> Self {
@@ -182,7 +189,7 @@ impl<D: Driver> Engine<D> {
 
     /// What `limits` are with this driver.
     pub(crate) fn divide(&self, limits: Limits) -> Result<Ceilings, LimitsError> {
-        divide(&self.driver, limits)
+        divide(&self.driver, self.catalog.system().is_some(), limits)
     }
 
     pub(crate) fn ceilings(&self) -> Ceilings {
@@ -264,12 +271,23 @@ impl<D: Driver> Engine<D> {
         self.breakage.notify_one();
     }
 
-    pub(crate) fn endpoint(&self, target: &Target) -> Endpoint {
+    /// The database of `target`; none for the system of an adapter without one.
+    pub(crate) fn endpoint(&self, target: &Target) -> Option<Endpoint> {
         let database = match target {
-            Target::System | Target::Catalog => self.settings.system_database.clone(),
-            Target::Workspace(id) => self.settings.naming.database(id),
+            Target::System | Target::Catalog => self.catalog.system()?.clone(),
+            Target::Workspace(id) => self.catalog.database(id),
         };
-        Endpoint { target: target.clone(), database }
+        Some(Endpoint { target: target.clone(), database })
+    }
+
+    /// Where `target` is, for errors.
+    pub(crate) fn address(&self, target: &Target) -> String {
+        self.endpoint(target).map_or_else(|| target.to_string(), |endpoint| self.driver.address(&endpoint))
+    }
+
+    /// Whether `target` can be served at all.
+    pub(crate) fn serves(&self, target: &Target) -> bool {
+        matches!(target, Target::Workspace(_)) || self.catalog.system().is_some()
     }
 
     pub(crate) fn emit(&self, event: &Event<'_>) {

@@ -4,7 +4,7 @@
 
 use std::sync::{Arc, Weak};
 
-use pool_core::{Driver, DriverError, DriverErrorKind, Phase, Target, WorkspaceId};
+use pool_core::{CatalogKind, Driver, DriverError, DriverErrorKind, Phase, Target, WorkspaceId};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -56,8 +56,8 @@ async fn answer_from_catalog<D: Driver>(engine: &Arc<Engine<D>>, unknown: &[Work
         if exists {
             looked_up(engine, &target, None);
         } else {
-            let address = engine.driver.address(&engine.endpoint(&target));
-            let missing = DriverError::new(Phase::Catalog, DriverErrorKind::DatabaseMissing, address);
+            let missing = DriverErrorKind::DatabaseMissing;
+            let missing = DriverError::new(Phase::Catalog, missing, engine.address(&target));
             looked_up(engine, &target, Some(Arc::new(missing)));
         }
     }
@@ -67,8 +67,13 @@ async fn which_exist<D: Driver>(
     engine: &Arc<Engine<D>>,
     unknown: &[WorkspaceId],
 ) -> Result<Vec<bool>, LookUpError> {
-    let mut system = acquire::lease(engine, &Target::Catalog).await?;
-    let exist = engine.catalog.which_exist(&mut system, unknown).await?;
+    let exist = match &engine.catalog {
+        CatalogKind::OverSystem { catalog, .. } => {
+            let mut system = acquire::lease(engine, &Target::Catalog).await?;
+            catalog.which_exist(&mut system, unknown).await?
+        }
+        CatalogKind::Alone(catalog) => catalog.which_exist(&mut (), unknown).await?,
+    };
     for (id, _) in unknown.iter().zip(&exist).filter(|(_, exists)| **exists) {
         engine.facts.insert(id.clone(), Fact::Seen).await;
     }

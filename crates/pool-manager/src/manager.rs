@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pool_core::{
-    AcquireError, Catalog, CatalogError, CloseError, Driver, Limits, LimitsError, PoolStats, Target, Terms,
-    WorkspaceId, WorkspacePools, WorkspaceStats,
+    AcquireError, CatalogError, CatalogKind, CloseError, Driver, Limits, LimitsError, PoolStats, Target,
+    Terms, WorkspaceId, WorkspacePools, WorkspaceStats,
 };
 use thiserror::Error;
 use tokio::runtime::Handle;
@@ -62,10 +62,10 @@ impl<D: Driver> PoolManager<D> {
     /// [`StartError`] when the limits cannot hold, or outside a tokio runtime.
     pub fn start(
         driver: D,
-        catalog: Arc<dyn Catalog<D::Connection>>,
+        catalog: CatalogKind<D::Connection>,
         settings: Settings,
     ) -> Result<Self, StartError> {
-        let ceilings = divide(&driver, settings.limits)?;
+        let ceilings = divide(&driver, catalog.system().is_some(), settings.limits)?;
         if let Some(quantum) = settings.quantum.filter(|_| !settings.quantum_is_sound()) {
             return Err(StartError::Quantum { quantum, acquire_timeout: settings.acquire_timeout });
         }
@@ -126,7 +126,8 @@ impl<D: Driver> PoolManager<D> {
         WorkspacePool::new(Arc::clone(&self.engine), workspace.into())
     }
 
-    /// A handle on the system database, which is served from the reserved share.
+    /// A handle on the system database, which is served from the reserved share. Where the adapter has none, each acquire is
+    /// refused with [`AcquireError::NoSystemDatabase`].
     pub fn system(&self) -> WorkspacePool<D> {
         WorkspacePool::new(Arc::clone(&self.engine), Target::System)
     }

@@ -150,7 +150,7 @@ async fn measure_budget<D: Driver>(engine: &Engine<D>) {
 }
 
 fn all_handles<D: Driver>(registry: &mut ShareRegistry<D>, _: Instant) -> Vec<D::Handle> {
-    registry.sessions().map(|(_, session)| session.handle.clone()).collect()
+    registry.sessions().filter_map(|(_, session)| session.handle.clone()).collect()
 }
 
 /// The answer, and the number by which a server that was started again is known, if that was asked for.
@@ -166,7 +166,7 @@ async fn ask<D: Driver>(engine: &Engine<D>, question: Question) -> Result<Option
         Question::Admits => engine.settings.connect_timeout,
     };
     timeout(limit, answer).await.unwrap_or_else(|_| {
-        let address = engine.driver.address(&engine.endpoint(&Target::System));
+        let address = engine.address(&Target::System);
         let error = DriverError::new(Phase::Check, DriverErrorKind::TimedOut, address);
         Err(error.caused_by(format!("the server has not answered within {limit:?}")))
     })

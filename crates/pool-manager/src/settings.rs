@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pool_core::{
-    Ceilings, DatabaseName, DatabaseNaming, EvictionPolicy, Limits, Lru, Observer, RegistryConfig,
-};
+use pool_core::{Ceilings, EvictionPolicy, Limits, Lru, Observer, RegistryConfig};
 
 /// Makes an eviction policy; each share of the budget gets its own.
 pub type PolicyFactory = Arc<dyn Fn() -> Box<dyn EvictionPolicy> + Send + Sync>;
@@ -16,10 +14,6 @@ pub type PolicyFactory = Arc<dyn Fn() -> Box<dyn EvictionPolicy> + Send + Sync>;
 pub struct Settings {
     /// The hard ceilings.
     pub limits: Limits,
-    /// The database of the system pool.
-    pub system_database: DatabaseName,
-    /// Which database a workspace lives in.
-    pub naming: Arc<dyn DatabaseNaming>,
     /// How long a caller waits for a lease. Default 30 s.
     pub acquire_timeout: Duration,
     /// How long one open may take. Default 10 s.
@@ -55,12 +49,10 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The defaults, for these ceilings, this system database and this naming scheme.
-    pub fn new(limits: Limits, system_database: DatabaseName, naming: Arc<dyn DatabaseNaming>) -> Self {
+    /// The defaults, for these ceilings.
+    pub fn new(limits: Limits) -> Self {
         Self {
             limits,
-            system_database,
-            naming,
             acquire_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(10),
             slow_open_after: Duration::from_millis(250),

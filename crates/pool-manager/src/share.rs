@@ -23,8 +23,8 @@ pub(crate) type ShareRegistry<D> = Registry<<D as Driver>::Connection, Session<<
 
 /// A live session, from outside.
 pub(crate) struct Session<H> {
-    /// What ends it, for closes that have to cut.
-    pub(crate) handle: H,
+    /// What ends it, for closes that have to cut; none if nothing can.
+    pub(crate) handle: Option<H>,
     /// On which it was opened, and with which it is of no use any more.
     pub(crate) runtime: runtime::Id,
 }
@@ -73,12 +73,12 @@ impl<D: Driver> Share<D> {
     }
 }
 
-/// What ends the sessions of `ids`, but for those that are being closed.
+/// What ends the sessions of `ids`, but for those that are being closed, or that nothing can end.
 pub(crate) fn handles_of<D: Driver>(
     registry: &ShareRegistry<D>,
     ids: Vec<ConnectionId>,
 ) -> Vec<(ConnectionId, D::Handle)> {
-    ids.into_iter().filter_map(|id| Some((id, registry.session(id)?.handle.clone()))).collect()
+    ids.into_iter().filter_map(|id| Some((id, registry.session(id)?.handle.clone()?))).collect()
 }
 
 /// The shell's clock; tests pause it.

@@ -180,6 +180,12 @@ fn has_state(error: &Error, states: &[&str]) -> bool {
     code.is_some_and(|code| states.contains(&code.as_ref()))
 }
 
+impl DatabaseNaming for PgCatalog {
+    fn database(&self, workspace: &WorkspaceId) -> DatabaseName {
+        self.naming.database(workspace)
+    }
+}
+
 #[async_trait]
 impl Catalog<PgConn> for PgCatalog {
     async fn ensure(&self, system: &mut PgConn, workspace: &WorkspaceId) -> Result<bool, DriverError> {

@@ -285,8 +285,8 @@ impl Driver for PgDriver {
         self.config().address(endpoint.database.as_str())
     }
 
-    fn handle(&self, conn: &PgConn) -> PgHandle {
-        PgHandle(conn.session())
+    fn handle(&self, conn: &PgConn) -> Option<PgHandle> {
+        Some(PgHandle(conn.session()))
     }
 
     async fn terminate(&self, handles: Vec<PgHandle>) -> Result<(), DriverError> {

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pool_core::{
-    AcquireError, Capacity, CatalogError, CloseError, DatabaseName, DatabaseNaming, Driver as _, Limits,
-    LimitsError, Observer, PoolStats, Terms, WorkspaceId, WorkspacePools, WorkspaceStats,
+    AcquireError, Capacity, CatalogError, CatalogKind, CloseError, DatabaseName, DatabaseNaming, Driver as _,
+    Limits, LimitsError, Observer, PoolStats, Terms, WorkspaceId, WorkspacePools, WorkspaceStats,
 };
 use pool_manager::{PolicyFactory, PoolManager, Settings};
 use tokio::time::timeout;
@@ -315,7 +315,7 @@ impl PgPoolsBuilder {
             None => Arc::new(config.naming()?),
         };
         let limits = limits.unwrap_or(Limits::new(0));
-        let mut settings = Settings::new(limits, system_database.clone(), Arc::clone(&naming));
+        let mut settings = Settings::new(limits);
         for change in adjust {
             change(&mut settings);
         }
@@ -328,6 +328,7 @@ impl PgPoolsBuilder {
         settings.limits = budget_on(&driver, settings.limits, limit).await;
         let source = source.unwrap_or_else(|| Arc::new(Template::default()));
         let catalog = Arc::new(PgCatalog::new(config, naming, source));
+        let catalog = CatalogKind::OverSystem { system: system_database, catalog };
         Ok(PgPools { manager: PoolManager::start(driver, catalog, settings)? })
     }
 }

@@ -53,8 +53,11 @@ impl<'a, D: Driver> OpenJob<'a, D> {
 
     async fn open(mut self) {
         let engine = self.engine;
-        let endpoint = engine.endpoint(&self.target);
-        self.address = engine.driver.address(&endpoint);
+        self.address = engine.address(&self.target);
+        let Some(endpoint) = engine.endpoint(&self.target) else {
+            let missing = DriverErrorKind::DatabaseMissing;
+            return self.failed(DriverError::new(Phase::Connect, missing, self.address.as_str()));
+        };
         let started = Engine::<D>::now();
         let outcome = self.connect(&endpoint).await;
         let took = Engine::<D>::now().saturating_duration_since(started);

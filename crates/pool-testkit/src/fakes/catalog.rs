@@ -19,6 +19,12 @@ impl FakeCatalog {
     }
 }
 
+impl DatabaseNaming for FakeCatalog {
+    fn database(&self, workspace: &WorkspaceId) -> DatabaseName {
+        self.naming.database(workspace)
+    }
+}
+
 #[async_trait]
 impl Catalog<FakeConn> for FakeCatalog {
     async fn ensure(&self, _: &mut FakeConn, workspace: &WorkspaceId) -> Result<bool, DriverError> {

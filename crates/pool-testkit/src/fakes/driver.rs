@@ -144,8 +144,8 @@ impl Driver for FakeDriver {
         format!("fake/{}", endpoint.database)
     }
 
-    fn handle(&self, conn: &FakeConn) -> u64 {
-        conn.session
+    fn handle(&self, conn: &FakeConn) -> Option<u64> {
+        Some(conn.session)
     }
 
     async fn terminate(&self, handles: Vec<u64>) -> Result<(), DriverError> {
@@ -188,10 +188,4 @@ impl Driver for FakeDriver {
             _ => Ok(()),
         }
     }
-
-    fn control_connections(&self) -> u32 {
-        0
-    }
-
-    async fn shutdown(&self) {}
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pool_core::{DatabaseName, Limits, PrefixNaming};
+use pool_core::{CatalogKind, DatabaseName, Limits, PrefixNaming};
 use pool_manager::{PoolManager, Settings};
 
 use super::{FakeCatalog, FakeDriver, FakeServer};
@@ -21,9 +21,10 @@ impl FakeServer {
         let build = |error| TestError::Build(pool_postgres::BuildError::Config(error));
         let naming = Arc::new(PrefixNaming::new("fake").map_err(|error| build(error.into()))?);
         let system = DatabaseName::new("postgres").map_err(|error| build(error.into()))?;
-        let mut settings = Settings::new(limits, system, naming.clone());
+        let mut settings = Settings::new(limits);
         adjust(&mut settings);
         let catalog = Arc::new(FakeCatalog::new(self.clone(), naming));
+        let catalog = CatalogKind::OverSystem { system, catalog };
         PoolManager::start(FakeDriver::new(self.clone()), catalog, settings)
             .map_err(|error| TestError::Build(pool_postgres::BuildError::Start(error)))
     }

@@ -49,7 +49,7 @@ impl Driver for Detour {
     fn address(&self, endpoint: &Endpoint) -> String {
         self.real.address(endpoint)
     }
-    fn handle(&self, conn: &PgConn) -> PgHandle {
+    fn handle(&self, conn: &PgConn) -> Option<PgHandle> {
         self.real.handle(conn)
     }
     async fn terminate(&self, handles: Vec<PgHandle>) -> Result<(), DriverError> {
@@ -102,10 +102,11 @@ async fn o1_a_workspace_whose_connect_hangs_delays_no_other() {
     let real = PgDriver::start(config.clone(), system.as_str(), SOON).await.unwrap();
     let hung = id("hung");
     let hangs = pool_core::DatabaseNaming::database(naming.as_ref(), &hung);
-    let mut settings = Settings::new(Limits::new(7).system(3).per_workspace(4), system, naming.clone());
+    let mut settings = Settings::new(Limits::new(7).system(3).per_workspace(4));
     settings.acquire_timeout = Duration::from_secs(3);
     settings.connect_timeout = Duration::from_secs(2);
     let catalog = Arc::new(PgCatalog::new(config, naming, Arc::new(Template::default())));
+    let catalog = pool_core::CatalogKind::OverSystem { system, catalog };
     let manager = PoolManager::start(Detour { real, hangs, silence }, catalog, settings).unwrap();
 
     median_latency(&manager, &ids).await;
