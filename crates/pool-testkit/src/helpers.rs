@@ -1,8 +1,5 @@
 //! Waiting for what is to come true, and asking a server from outside.
 
-use std::future::poll_fn;
-use std::pin::pin;
-use std::task::Poll;
 use std::time::Duration;
 
 use pool_postgres::PostgresConfig;
@@ -126,19 +123,4 @@ pub fn resident_memory_bytes() -> Option<u64> {
     let pid = std::process::id().to_string();
     let told = std::process::Command::new("ps").args(["-o", "rss=", "-p", &pid]).output().ok()?;
     Some(String::from_utf8(told.stdout).ok()?.trim().parse::<u64>().ok()? * 1024)
-}
-
-/// Polls `future` at most `polls` times, each time when it was woken, and drops it: cancellation at one await point. Returns
-/// whether it came to its end. A sweep asks with 0, 1, 2 and so on, until it does.
-pub async fn poll_at_most<F: Future>(polls: usize, future: F) -> bool {
-    let mut future = pin!(future);
-    let mut polled = 0;
-    poll_fn(|context| {
-        if polled == polls {
-            return Poll::Ready(false);
-        }
-        polled += 1;
-        future.as_mut().poll(context).map(|_| true)
-    })
-    .await
 }

@@ -20,31 +20,52 @@
 //! than it allows: each waits for room first.
 
 /// The README's examples, compiled.
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "postgres"))]
 #[doc = include_str!("../../../README.md")]
 mod readme {}
 
+pub mod conformance;
+#[cfg(feature = "postgres")]
 mod error;
 pub mod fakes;
+#[cfg(feature = "postgres")]
 pub mod faults;
+#[cfg(feature = "postgres")]
 pub mod fixtures;
+#[cfg(feature = "postgres")]
 mod helpers;
 pub mod hostile;
+#[cfg(feature = "postgres")]
 mod janitor;
+#[cfg(feature = "postgres")]
 mod naming;
+mod polls;
+#[cfg(feature = "postgres")]
 mod room;
+#[cfg(feature = "postgres")]
 pub mod run;
+#[cfg(feature = "postgres")]
 pub mod server;
+#[cfg(feature = "postgres")]
 mod template_stock;
+#[cfg(feature = "postgres")]
 mod templates;
+#[cfg(feature = "postgres")]
 mod test_pool;
+#[cfg(feature = "postgres")]
 mod test_pools;
 
+#[cfg(feature = "postgres")]
 pub use error::{Session, TestError};
+#[cfg(feature = "postgres")]
 pub use helpers::{
-    eventually, execute_outside, measure_operation_time, poll_at_most, resident_memory_bytes,
-    test_database_config, wait_for_condition, wait_for_database_ready,
+    eventually, execute_outside, measure_operation_time, resident_memory_bytes, test_database_config,
+    wait_for_condition, wait_for_database_ready,
 };
+pub use polls::poll_at_most;
+#[cfg(feature = "postgres")]
 pub use templates::Schema;
+#[cfg(feature = "postgres")]
 pub use test_pool::{LIMITS_DEFAULT, PoolMetrics, TestPool, TestPoolBuilder};
+#[cfg(feature = "postgres")]
 pub use test_pools::TestPools;

@@ -14,7 +14,8 @@ pub struct FakeCatalog {
 }
 
 impl FakeCatalog {
-    pub(super) fn new(server: FakeServer, naming: Arc<dyn DatabaseNaming>) -> Self {
+    /// A catalog of `server` that names databases with `naming`.
+    pub fn new(server: FakeServer, naming: Arc<dyn DatabaseNaming>) -> Self {
         Self { server, naming }
     }
 }
@@ -34,7 +35,7 @@ impl Catalog<FakeConn> for FakeCatalog {
         if self.server.state().creation_hangs(database.as_str()) {
             self.server.held().await;
         }
-        Ok(self.server.state().create(database.as_str()))
+        Ok(self.server.state().create(database.as_str(), workspace))
     }
 
     async fn drop(&self, _: &mut FakeConn, workspace: &WorkspaceId) -> Result<bool, DriverError> {
@@ -61,8 +62,6 @@ impl Catalog<FakeConn> for FakeCatalog {
     async fn list(&self, _: &mut FakeConn) -> Result<Vec<WorkspaceId>, DriverError> {
         let takes = self.server.state().list_takes;
         tokio::time::sleep(takes).await;
-        let state = self.server.state();
-        let ids = state.databases().filter_map(|name| WorkspaceId::new(name.strip_prefix("fake_ws_")?).ok());
-        Ok(ids.collect())
+        Ok(self.server.state().workspaces())
     }
 }

@@ -41,6 +41,57 @@ impl FakeConn {
         self.session
     }
 
+    /// Whether something was left behind.
+    pub fn is_dirty(&self) -> bool {
+        self.is_dirty
+    }
+
+    /// Writes a value into the database, for good.
+    ///
+    /// # Errors
+    /// The session has ended.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves open whether the value was written, and the connection dirty.
+    pub async fn write(&mut self, value: i64) -> Result<(), DriverError> {
+        self.statement().await?;
+        self.server.state().write(&self.database, value);
+        Ok(())
+    }
+
+    /// The value that was written last into the database.
+    ///
+    /// # Errors
+    /// The session has ended.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the connection dirty.
+    pub async fn read(&mut self) -> Result<Option<i64>, DriverError> {
+        self.statement().await?;
+        Ok(self.server.state().read(&self.database))
+    }
+
+    /// Asks for the echo of a number as a statement does: the answer comes after a moment, and is the next one that was not read.
+    ///
+    /// # Errors
+    /// The session has ended.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves an answer that was not read, and the connection dirty.
+    pub async fn echo(&mut self, number: i64) -> Result<i64, DriverError> {
+        self.unread.push_back(number.cast_unsigned());
+        self.statement().await?;
+        Ok(self.unread.pop_front().map_or(number, u64::cast_signed))
+    }
+
+    /// What every statement does: it takes a moment, and while it does the connection is not known to be clean.
+    async fn statement(&mut self) -> Result<(), DriverError> {
+        let was_dirty = std::mem::replace(&mut self.is_dirty, true);
+        tokio::task::yield_now().await;
+        self.is_dirty = was_dirty;
+        if self.lives() { Ok(()) } else { Err(self.lost(Phase::Check)) }
+    }
+
     /// Leaves something behind, so that it must be recycled when it comes back.
     pub fn make_dirty(&mut self) {
         self.is_dirty = true;
@@ -59,12 +110,17 @@ impl FakeConn {
         self.is_dirty = true;
     }
 
+    /// Leaves an answer to whoever reads next, without a sign of it.
+    pub fn leave_unread(&mut self, number: u64) {
+        self.unread.push_back(number);
+    }
+
     fn lives(&self) -> bool {
         self.server.state().sessions.contains_key(&self.session)
     }
 
     fn lost(&self, phase: Phase) -> DriverError {
-        DriverError::new(phase, DriverErrorKind::ConnectionLost, &self.database)
+        DriverError::new(phase, DriverErrorKind::ConnectionLost, format!("fake/{}", self.database))
     }
 }
 
@@ -89,7 +145,7 @@ impl Driver for FakeDriver {
         match gate {
             Gate::Succeed => {}
             Gate::Hold => self.server.held().await,
-            Gate::Fail(kind) => return Err(DriverError::new(Phase::Connect, kind, database)),
+            Gate::Fail(kind) => return Err(DriverError::new(Phase::Connect, kind, self.address(endpoint))),
         }
         let session = self.server.state().open(database);
         Ok(FakeConn {

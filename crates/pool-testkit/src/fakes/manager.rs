@@ -1,31 +1,34 @@
 //! A manager on a server in memory: where the server meets the driver and the catalog that are made for it.
 
+use std::error::Error;
 use std::sync::Arc;
 
 use pool_core::{CatalogKind, DatabaseName, Limits, PrefixNaming};
 use pool_manager::{PoolManager, Settings};
 
 use super::{FakeCatalog, FakeDriver, FakeServer};
-use crate::error::TestError;
 
 impl FakeServer {
+    /// A driver for this server.
+    pub fn driver(&self) -> FakeDriver {
+        FakeDriver::new(self.clone())
+    }
+
     /// A manager on this server, with settings as `adjust` makes them. Databases are named `fake_ws_…`.
     ///
     /// # Errors
-    /// [`TestError::Build`] when the limits cannot hold, or outside a runtime.
+    /// When the limits cannot hold, or outside a runtime.
     pub fn manager(
         &self,
         limits: Limits,
         adjust: impl FnOnce(&mut Settings),
-    ) -> Result<PoolManager<FakeDriver>, TestError> {
-        let build = |error| TestError::Build(pool_postgres::BuildError::Config(error));
-        let naming = Arc::new(PrefixNaming::new("fake").map_err(|error| build(error.into()))?);
-        let system = DatabaseName::new("postgres").map_err(|error| build(error.into()))?;
+    ) -> Result<PoolManager<FakeDriver>, Box<dyn Error + Send + Sync>> {
+        let naming = Arc::new(PrefixNaming::new("fake")?);
+        let system = DatabaseName::new("postgres")?;
         let mut settings = Settings::new(limits);
         adjust(&mut settings);
-        let catalog = Arc::new(FakeCatalog::new(self.clone(), naming));
-        let catalog = CatalogKind::OverSystem { system, catalog };
-        PoolManager::start(FakeDriver::new(self.clone()), catalog, settings)
-            .map_err(|error| TestError::Build(pool_postgres::BuildError::Start(error)))
+        let catalog =
+            CatalogKind::OverSystem { system, catalog: Arc::new(FakeCatalog::new(self.clone(), naming)) };
+        Ok(PoolManager::start(self.driver(), catalog, settings)?)
     }
 }

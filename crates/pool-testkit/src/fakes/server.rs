@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use pool_core::DriverErrorKind;
+use pool_core::{DriverErrorKind, WorkspaceId};
 use tokio::sync::Notify;
 
 /// What becomes of the next connect to a database.
@@ -33,7 +33,10 @@ struct Shared {
 
 #[derive(Debug, Default)]
 pub(super) struct State {
-    databases: BTreeSet<String>,
+    /// By name, with the workspace that each was made for.
+    databases: BTreeMap<String, Option<WorkspaceId>>,
+    /// What was written last into each.
+    values: BTreeMap<String, i64>,
     pub(super) sessions: BTreeMap<u64, String>,
     gates: HashMap<String, VecDeque<Gate>>,
     next_session: u64,
@@ -60,7 +63,7 @@ impl FakeServer {
     /// A server with one database, `postgres`.
     pub fn new() -> Self {
         let server = Self::default();
-        server.state().databases.insert("postgres".to_owned());
+        server.state().databases.insert("postgres".to_owned(), None);
         server
     }
 
@@ -144,6 +147,11 @@ impl FakeServer {
         self.state().sessions.retain(|_, of| of != database);
     }
 
+    /// Ends one session.
+    pub fn end_session(&self, session: u64) {
+        self.state().sessions.remove(&session);
+    }
+
     /// Sessions now.
     pub fn sessions(&self) -> usize {
         self.state().sessions.len()
@@ -215,7 +223,7 @@ impl State {
         match scripted {
             _ if self.refuses_logins => Gate::Fail(DriverErrorKind::Refused),
             Some(gate) => gate,
-            None if self.databases.contains(database) => Gate::Succeed,
+            None if self.databases.contains_key(database) => Gate::Succeed,
             None => Gate::Fail(DriverErrorKind::DatabaseMissing),
         }
     }
@@ -233,25 +241,38 @@ impl State {
 
     pub(super) fn look_up(&mut self, database: &str) -> bool {
         self.look_ups += 1;
-        self.databases.contains(database)
+        self.databases.contains_key(database)
     }
 
     pub(super) fn look_up_all<'a>(&mut self, databases: impl Iterator<Item = &'a str>) -> Vec<bool> {
         self.look_ups += 1;
-        databases.map(|database| self.databases.contains(database)).collect()
+        databases.map(|database| self.databases.contains_key(database)).collect()
     }
 
-    pub(super) fn create(&mut self, database: &str) -> bool {
+    pub(super) fn create(&mut self, database: &str, workspace: &WorkspaceId) -> bool {
         self.look_ups += 1;
-        self.databases.insert(database.to_owned())
+        if self.databases.contains_key(database) {
+            return false;
+        }
+        self.databases.insert(database.to_owned(), Some(workspace.clone()));
+        true
+    }
+
+    pub(super) fn write(&mut self, database: &str, value: i64) {
+        self.values.insert(database.to_owned(), value);
+    }
+
+    pub(super) fn read(&self, database: &str) -> Option<i64> {
+        self.values.get(database).copied()
     }
 
     pub(super) fn drop_database(&mut self, database: &str) -> bool {
         self.sessions.retain(|_, of| of != database);
-        self.databases.remove(database)
+        self.values.remove(database);
+        self.databases.remove(database).is_some()
     }
 
-    pub(super) fn databases(&self) -> impl Iterator<Item = &str> {
-        self.databases.iter().map(String::as_str)
+    pub(super) fn workspaces(&self) -> Vec<WorkspaceId> {
+        self.databases.values().flatten().cloned().collect()
     }
 }

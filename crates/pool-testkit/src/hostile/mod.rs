@@ -18,16 +18,28 @@
 //! ```
 
 mod check;
+#[cfg(feature = "postgres")]
+mod configs;
+#[cfg(feature = "hostile")]
 mod ids;
+mod nastiest;
+#[cfg(feature = "hostile")]
 mod passwords;
 
-pub use check::{check_name, check_postgres_config, check_workspace_id, password_of};
-pub use ids::{ids, lookalikes, nastiest_ids};
+pub use check::{check_name, check_workspace_id};
+#[cfg(feature = "postgres")]
+pub use configs::{check_postgres_config, password_of};
+#[cfg(feature = "hostile")]
+pub use ids::{ids, lookalikes};
+pub use nastiest::nastiest_ids;
+#[cfg(feature = "hostile")]
 pub use passwords::{passwords, percent_encoded};
+#[cfg(feature = "hostile")]
 use proptest::test_runner::{Config, RngSeed, TestRunner};
 
 /// Runs a property over `cases` inputs that follow from `seed` alone, so that a failure can be replayed; give
 /// it [`run::seed`](crate::run::seed). It leaves no files.
+#[cfg(feature = "hostile")]
 pub fn runner(cases: u32, seed: u64) -> TestRunner {
     TestRunner::new(Config {
         cases,
