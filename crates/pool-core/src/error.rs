@@ -241,13 +241,24 @@ fn last(failure: Option<&Arc<DriverError>>) -> String {
     failure.map_or_else(String::new, |why| format!("; the last attempt to open failed: {why}"))
 }
 
-/// What a close could not do gracefully. It is done all the same: nothing of ours is left in use.
+/// What a close could not do gracefully. All that could be closed is closed.
 #[derive(Clone, Debug, Error)]
 #[non_exhaustive]
 pub enum CloseError {
     /// Leases were still out at the deadline; their sessions were ended behind their holders.
     #[error("{leases} leases were still held {after:?} after the close began, and were cut")]
     Cut {
+        /// How many.
+        leases: usize,
+        /// How long they were waited for.
+        after: Duration,
+    },
+    /// Leases were still out at the deadline, and could not be cut: the server refused, or nothing can end sessions of this adapter
+    /// from outside. Each counts until its holder gives it back.
+    #[error(
+        "{leases} leases were still held {after:?} after the close began, and could not be cut; they count until they come back"
+    )]
+    Held {
         /// How many.
         leases: usize,
         /// How long they were waited for.

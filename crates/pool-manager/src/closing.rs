@@ -64,7 +64,7 @@ async fn finish<D: Driver>(
     if wait_until(engine, Engine::<D>::after(began, engine.settings.close_timeout), &drained).await {
         return Ok(());
     }
-    let leases = cut(engine, shares, target).await;
+    let Held { cut, kept } = cut(engine, shares, target).await;
     // What the cut did not end is on its way to be closed; only leases that could not be cut may stay
     // counted.
     let only_leases_left = || held(shares, target, |counts| counts.total() - counts.in_use) == 0;
@@ -73,7 +73,11 @@ async fn finish<D: Driver>(
         let connections = held(shares, target, |counts| counts.total() - counts.in_use);
         return Err(CloseError::Unconfirmed { connections, after: after + CONFIRM_LIMIT });
     }
-    if leases == 0 { Ok(()) } else { Err(CloseError::Cut { leases, after }) }
+    match (cut, kept) {
+        (0, 0) => Ok(()),
+        (leases, 0) => Err(CloseError::Cut { leases, after }),
+        (_, leases) => Err(CloseError::Held { leases, after }),
+    }
 }
 
 fn held<D: Driver>(
@@ -104,15 +108,24 @@ async fn wait_until<D: Driver>(engine: &Engine<D>, deadline: Instant, done: impl
     }
 }
 
-/// Ends the sessions of leases that are still out. Their holders see a broken connection. Returns how many there were.
-async fn cut<D: Driver>(engine: &Engine<D>, shares: &[&Share<D>], target: Option<&Target>) -> usize {
-    let (mut leases, mut handles) = (Vec::new(), Vec::new());
+/// Leases that were still out at the deadline.
+struct Held {
+    /// Those whose sessions were ended.
+    cut: usize,
+    /// Those that live on.
+    kept: usize,
+}
+
+/// Ends the sessions of leases that are still out. Their holders see a broken connection.
+async fn cut<D: Driver>(engine: &Engine<D>, shares: &[&Share<D>], target: Option<&Target>) -> Held {
+    let (mut leases, mut handles, mut all) = (Vec::new(), Vec::new(), 0);
     for share in shares {
         let held = share.with("list leases", |registry, now| {
             let held = registry.in_use(target);
             for id in &held {
                 registry.retire_on_return(*id, now);
             }
+            all += held.len();
             handles_of::<D>(registry, held)
         });
         for (id, handle) in held {
@@ -120,22 +133,22 @@ async fn cut<D: Driver>(engine: &Engine<D>, shares: &[&Share<D>], target: Option
             handles.push(handle);
         }
     }
-    let count = leases.len();
-    if count == 0 {
-        return 0;
-    }
-    match timeout(CONFIRM_LIMIT, engine.driver.terminate(handles)).await {
-        Ok(Ok(())) => {
-            for (share, id) in leases {
-                settle_cut(engine, share, id, target);
+    let mut cut = 0;
+    if !handles.is_empty() {
+        match timeout(CONFIRM_LIMIT, engine.driver.terminate(handles)).await {
+            Ok(Ok(())) => {
+                cut = leases.len();
+                for (share, id) in leases {
+                    settle_cut(engine, share, id, target);
+                }
             }
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "leases that were held past the deadline could not be cut")
+            }
+            Err(_) => tracing::warn!("the driver did not cut leases in time"),
         }
-        Ok(Err(error)) => {
-            tracing::warn!(%error, count, "leases that were held past the deadline could not be cut");
-        }
-        Err(_) => tracing::warn!(count, "the driver did not cut leases in time"),
     }
-    count
+    Held { cut, kept: all - cut }
 }
 
 /// The server has said that the session of a lease is gone: it counts no longer, although its holder has it.

@@ -246,7 +246,7 @@ impl<D: Driver> PoolManager<D> {
     /// ours. Idempotent and safe to race: everybody who calls it is told the same when it is done.
     ///
     /// # Errors
-    /// [`CloseError::Cut`] when leases had to be cut; [`CloseError::Unconfirmed`] when the server did not
+    /// [`CloseError::Cut`] when leases had to be cut, [`CloseError::Held`] when they could not be; [`CloseError::Unconfirmed`] when the server did not
     /// say that connections are gone.
     ///
     /// # Cancel safety

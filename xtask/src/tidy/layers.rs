@@ -35,11 +35,7 @@ const LAYERS: &[Layer] = &[
     Layer { package: "pool-manager", workspace: &["pool-core"], never: &["sqlx*"] },
     Layer { package: "pool-postgres", workspace: &["pool-core", "pool-manager"], never: &[] },
     Layer { package: "pool-sqlite", workspace: &["pool-core", "pool-manager"], never: &[] },
-    Layer {
-        package: "pool-testkit",
-        workspace: &["pool-core", "pool-manager", "pool-postgres", "pool-sqlite"],
-        never: &[],
-    },
+    Layer { package: "pool-testkit", workspace: &["pool-core", "pool-manager", "pool-postgres"], never: &[] },
     Layer {
         package: "pool-suites",
         workspace: &["pool-core", "pool-manager", "pool-postgres", "pool-sqlite", "pool-testkit"],

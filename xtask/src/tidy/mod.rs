@@ -12,6 +12,7 @@ mod paths;
 mod reliability;
 mod size;
 mod tokens;
+mod trees;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -62,6 +63,7 @@ impl fmt::Display for Violation {
 pub fn tidy(interrupts: &Interrupts) -> Result<(), Failure> {
     let root = workspace_root();
     let mut violations = layers::check(&layers::read(&cargo(), &root)?);
+    violations.extend(trees::check(cargo, &root)?);
     violations.extend(check_sources(&root)?);
     violations.sort();
     for violation in &violations {
@@ -70,7 +72,7 @@ pub fn tidy(interrupts: &Interrupts) -> Result<(), Failure> {
     let denied = !deny(interrupts)?;
     if violations.is_empty() && !denied {
         say(&format!(
-            "{GOOD}tidy{GOOD:#}: layers, modules, circles, clauses, the table of faults and file sizes are in order"
+            "{GOOD}tidy{GOOD:#}: layers, trees, modules, circles, clauses, the table of faults and file sizes are in order"
         ));
         return Ok(());
     }

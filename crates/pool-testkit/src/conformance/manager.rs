@@ -191,7 +191,7 @@ pub(super) async fn c1_a_lease_held_past_the_deadline_is_cut_or_counted<A: Adapt
         let used = world.adapter.echo(&mut held, 31).await;
         hold(used.is_err(), || format!("a lease that was cut answered {used:?}"))?;
     } else {
-        let is_told = closed.is_err() && counted == 1;
+        let is_told = matches!(closed, Err(CloseError::Held { leases: 1, .. })) && counted == 1;
         hold(is_told, || format!("it lives on: {closed:?}, and {counted} counted in use"))?;
     }
     drop(held);

@@ -147,7 +147,7 @@ async fn c1_a_lease_that_could_not_be_cut_stays_counted_until_it_comes_back() {
     let held = manager.acquire(&id("a")).await.unwrap();
     server.refuse_to_terminate(true);
     let outcome = manager.close_workspace(&id("a")).await;
-    assert!(matches!(outcome, Err(CloseError::Cut { leases: 1, .. })), "{outcome:?}");
+    assert!(matches!(outcome, Err(CloseError::Held { leases: 1, .. })), "{outcome:?}");
     assert_eq!(manager.stats().workspaces.connections.in_use, 1, "the server may count it");
     drop(held);
     settle().await;

@@ -1,0 +1,200 @@
+//! One session: sqlx's connection, and what is known of it. Statements that go through it as an executor are seen, so that a
+//! connection that saw only plain ones is known to be clean.
+
+use std::ops::{Deref, DerefMut};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures_core::future::BoxFuture;
+use futures_core::stream::BoxStream;
+use futures_util::TryStreamExt;
+use pool_core::Condition;
+use sqlx::sqlite::{SqliteConnection, SqliteQueryResult, SqliteRow, SqliteStatement, SqliteTypeInfo};
+use sqlx::{Describe, Either, Error, Execute, Executor, SqlStr, Sqlite};
+
+use crate::statement::{OwnedQuery, is_plain};
+
+/// A live connection of the driver, and what a lease and a transaction deref to. `&mut conn` is a sqlx `Executor` whose statements
+/// are seen; it derefs to sqlx's own [`SqliteConnection`], after which the connection is made clean when it comes back.
+#[derive(Debug)]
+pub struct SqliteConn {
+    conn: SqliteConnection,
+    file: PathBuf,
+    /// Has the statement that runs end.
+    interrupt: Arc<AtomicBool>,
+    state: State,
+}
+
+/// What has gone over a connection since it was last known to be clean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum State {
+    Clean,
+    /// A statement was sent, and its end has not been seen; or something may have been left behind.
+    Suspect,
+    /// The thread behind the connection has ended.
+    Lost,
+}
+
+impl SqliteConn {
+    pub(crate) fn new(conn: SqliteConnection, file: PathBuf, interrupt: Arc<AtomicBool>) -> Self {
+        Self { conn, file, interrupt, state: State::Clean }
+    }
+
+    /// The file of the database.
+    pub fn file(&self) -> &std::path::Path {
+        &self.file
+    }
+
+    /// Whether the file is still there: a database that was dropped lives on for those who have it open.
+    pub(crate) fn has_its_file(&self) -> bool {
+        self.file.exists()
+    }
+
+    pub(crate) fn condition(&self) -> Condition {
+        match self.state {
+            State::Clean => Condition::Clean,
+            State::Suspect => Condition::Suspect,
+            State::Lost => Condition::Broken,
+        }
+    }
+
+    pub(crate) fn is_suspect(&mut self) {
+        self.state = self.state.max(State::Suspect);
+    }
+
+    pub(crate) fn is_clean(&mut self) {
+        self.state = self.state.min(State::Clean);
+    }
+
+    /// sqlx's connection, for what the driver itself does.
+    pub(crate) fn own(&mut self) -> &mut SqliteConnection {
+        &mut self.conn
+    }
+
+    pub(crate) fn into_own(self) -> SqliteConnection {
+        self.conn
+    }
+
+    /// Has statements end until the guard is dropped.
+    pub(crate) fn interrupt(&self) -> Interrupt {
+        self.interrupt.store(true, Ordering::Relaxed);
+        Interrupt(Arc::clone(&self.interrupt))
+    }
+
+    /// The connection for one statement, and what is to be told of the statement's end. Until then the connection is suspect.
+    fn begin_statement(&mut self, sql: &str) -> (&mut SqliteConnection, StatementGuard<'_>) {
+        let before = self.state;
+        self.state = self.state.max(State::Suspect);
+        let after = if is_plain(sql) { before } else { self.state };
+        (&mut self.conn, StatementGuard { state: &mut self.state, after })
+    }
+}
+
+/// Has statements of a connection end while it lives.
+pub(crate) struct Interrupt(Arc<AtomicBool>);
+
+impl Drop for Interrupt {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+/// A statement whose end has not been seen.
+struct StatementGuard<'a> {
+    state: &'a mut State,
+    /// What the connection is when it has ended.
+    after: State,
+}
+
+impl StatementGuard<'_> {
+    fn ended<T>(self, outcome: Result<T, Error>) -> Result<T, Error> {
+        *self.state = match &outcome {
+            Err(error) if is_loss(error) => State::Lost,
+            _ => self.after,
+        };
+        outcome
+    }
+}
+
+/// Whether an error says that the thread behind the connection has ended.
+pub(crate) fn is_loss(error: &Error) -> bool {
+    matches!(error, Error::WorkerCrashed)
+}
+
+impl Deref for SqliteConn {
+    type Target = SqliteConnection;
+
+    fn deref(&self) -> &SqliteConnection {
+        &self.conn
+    }
+}
+
+impl DerefMut for SqliteConn {
+    fn deref_mut(&mut self) -> &mut SqliteConnection {
+        self.is_suspect();
+        &mut self.conn
+    }
+}
+
+/// What a query that ends with rows or counts gives, step by step.
+pub(crate) type Step = Either<SqliteQueryResult, SqliteRow>;
+
+impl<'c> Executor<'c> for &'c mut SqliteConn {
+    type Database = Sqlite;
+
+    fn fetch_many<'e, 'q, E>(self, query: E) -> BoxStream<'e, Result<Step, Error>>
+    where
+        'c: 'e,
+        E: Execute<'q, Sqlite>,
+        'q: 'e,
+        E: 'q,
+    {
+        let query = OwnedQuery::new(query);
+        let (conn, statement) = self.begin_statement(query.text());
+        Box::pin(async_stream::try_stream! {
+            let mut steps = conn.fetch_many(query);
+            loop {
+                match steps.try_next().await {
+                    Ok(Some(step)) => yield step,
+                    last => {
+                        statement.ended(last)?;
+                        break;
+                    }
+                }
+            }
+        })
+    }
+
+    fn fetch_optional<'e, 'q, E>(self, query: E) -> BoxFuture<'e, Result<Option<SqliteRow>, Error>>
+    where
+        'c: 'e,
+        E: Execute<'q, Sqlite>,
+        'q: 'e,
+        E: 'q,
+    {
+        let query = OwnedQuery::new(query);
+        let (conn, statement) = self.begin_statement(query.text());
+        Box::pin(async move { statement.ended(conn.fetch_optional(query).await) })
+    }
+
+    fn prepare_with<'e>(
+        self,
+        sql: SqlStr,
+        parameters: &'e [SqliteTypeInfo],
+    ) -> BoxFuture<'e, Result<SqliteStatement, Error>>
+    where
+        'c: 'e,
+    {
+        let (conn, statement) = self.begin_statement("select");
+        Box::pin(async move { statement.ended(conn.prepare_with(sql, parameters).await) })
+    }
+
+    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<Sqlite>, Error>>
+    where
+        'c: 'e,
+    {
+        let (conn, statement) = self.begin_statement("select");
+        Box::pin(async move { statement.ended(conn.describe(sql).await) })
+    }
+}
