@@ -143,7 +143,7 @@ async fn cut<D: Driver>(engine: &Engine<D>, shares: &[&Share<D>], target: Option
                 }
             }
             Ok(Err(error)) => {
-                tracing::warn!(%error, "leases that were held past the deadline could not be cut")
+                tracing::warn!(%error, "leases that were held past the deadline could not be cut");
             }
             Err(_) => tracing::warn!("the driver did not cut leases in time"),
         }

@@ -14,6 +14,7 @@ use tempfile::TempDir;
 struct Files {
     directory: TempDir,
     config: SqliteConfig,
+    naming: Arc<PrefixNaming>,
 }
 
 impl Adapter for Files {
@@ -22,7 +23,8 @@ impl Adapter for Files {
     async fn set_up() -> Result<Self, String> {
         let directory = TempDir::new().map_err(|error| error.to_string())?;
         let config = SqliteConfig::new(directory.path());
-        Ok(Self { directory, config })
+        let naming = PrefixNaming::new("app").map_err(|error| error.to_string())?;
+        Ok(Self { directory, config, naming: Arc::new(naming) })
     }
 
     async fn tear_down(self) {}
@@ -32,8 +34,7 @@ impl Adapter for Files {
     }
 
     fn catalog(&self) -> CatalogKind<SqliteConn> {
-        let naming = PrefixNaming::new("app").expect("a prefix");
-        CatalogKind::Alone(Arc::new(SqliteCatalog::new(self.config.clone(), Arc::new(naming))))
+        CatalogKind::Alone(Arc::new(SqliteCatalog::new(self.config.clone(), self.naming.clone())))
     }
 
     async fn write(&self, conn: &mut SqliteConn, value: i64) -> Result<(), String> {
