@@ -52,6 +52,13 @@ const STEPS: &[Step] = &[
         name: "unit and documentation tests",
         work: Work::Cargo(&["test", "--workspace", "--locked"], None),
     },
+    Step {
+        name: "examples",
+        work: Work::Cargo(
+            &["test", "--manifest-path", "examples/own-adapter/Cargo.toml", "--locked"],
+            Some(("CARGO_TARGET_DIR", "target")),
+        ),
+    },
     Step { name: "test-pools", work: Work::TestPools },
 ];
 
@@ -120,6 +127,7 @@ mod tests {
             "cargo xtask tidy",
             "RUSTDOCFLAGS=\"-D warnings\" cargo doc --workspace --no-deps --locked",
             "cargo test --workspace --locked",
+            "CARGO_TARGET_DIR=\"target\" cargo test --manifest-path examples/own-adapter/Cargo.toml --locked",
             "cargo xtask test-pools",
         ];
         assert_eq!(steps, expected);

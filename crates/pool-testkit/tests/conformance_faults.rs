@@ -340,7 +340,7 @@ async fn broken_with(fault: Fault) -> Vec<(&'static str, String)> {
 #[case::dirty_is_clean(Fault::DirtyIsClean, &["l1_what_a_holder_left_reaches_nobody", "l4_a_statement_dropped_at_any_await_answers_nobody_else", "l1_a_lease_that_was_left_unclean_is_clean_for_the_next_holder"])]
 #[case::recycle_does_nothing(Fault::RecycleDoesNothing, &["l1_what_a_holder_left_reaches_nobody", "l4_a_statement_dropped_at_any_await_answers_nobody_else", "l1_a_lease_that_was_left_unclean_is_clean_for_the_next_holder"])]
 #[case::recycle_leaves_answers(Fault::RecycleLeavesAnswers, &["l1_what_a_holder_left_reaches_nobody", "l4_a_statement_dropped_at_any_await_answers_nobody_else", "l1_a_lease_that_was_left_unclean_is_clean_for_the_next_holder"])]
-#[case::check_believes_all(Fault::CheckBelievesAll, &["l3_a_check_tells_sessions_that_live_from_those_that_ended"])]
+#[case::check_believes_all(Fault::CheckBelievesAll, &["l3_a_check_tells_sessions_that_live_from_those_that_ended", "l3_a_session_of_a_database_that_was_made_again_is_found_out"])]
 #[case::close_returns_early(Fault::CloseReturnsEarly, &["b1_a_close_returns_when_the_session_is_gone", "b1_a_close_ends_a_session_in_any_state", "c2_shutdown_ends_what_is_the_drivers_own", "b1_the_budget_holds_under_load_as_a_witness_counts", "c2_a_close_leaves_nothing"])]
 #[case::terminate_lies(Fault::TerminateLies, &["b1_terminate_says_so_when_sessions_were_not_ended"])]
 #[case::terminate_does_nothing(Fault::TerminateDoesNothing, &["b1_terminate_returns_when_the_sessions_are_gone", "b1_terminate_says_so_when_sessions_were_not_ended", "c1_a_lease_held_past_the_deadline_is_cut_or_counted"])]

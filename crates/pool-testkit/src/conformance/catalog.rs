@@ -71,6 +71,26 @@ pub(super) async fn o4_a_dropped_database_is_gone_with_what_was_in_it<A: Adapter
     hold(read.is_none(), || format!("{read:?} is left of the dropped database"))
 }
 
+pub(super) async fn l3_a_session_of_a_database_that_was_made_again_is_found_out<A: Adapter>(
+    world: &World<A>,
+) -> Outcome {
+    let driver = world.driver().await?;
+    let ids = world.workspaces(&driver, &["one"]).await?;
+    let mut old = world.connect(&driver, &ids[0]).await?;
+    world.write(&mut old, 1).await?;
+    world.ask(&driver, DropIt(&ids[0])).await?;
+    world.ask(&driver, Ensure(&ids[0])).await?;
+    let mut new = world.connect(&driver, &ids[0]).await?;
+    world.write(&mut new, 2).await?;
+    driver.close(new).await;
+    let checked = driver.check(&mut old).await;
+    let read = if checked.is_ok() { world.adapter.read(&mut old).await } else { Ok(Some(2)) };
+    driver.close(old).await;
+    hold(read == Ok(Some(2)), || {
+        format!("its check succeeds, and it reads {read:?}, where 2 was written since")
+    })
+}
+
 pub(super) async fn o4_a_database_is_dropped_under_the_sessions_of_others<A: Adapter>(
     world: &World<A>,
 ) -> Outcome {

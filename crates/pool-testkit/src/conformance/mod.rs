@@ -290,7 +290,8 @@ macro_rules! conformance_clauses {
                 o4_which_exist_answers_in_order: "many workspaces are looked up in their order";
                 o4_a_database_that_is_ensured_by_many_at_once_is_made_once: "ensure is safe to race";
                 o4_a_dropped_database_is_gone_with_what_was_in_it: "drop says whether there was one, and leaves nothing";
-                o4_a_database_is_dropped_under_the_sessions_of_others: "drop ends the sessions that others have there, or waits for none";
+                l3_a_session_of_a_database_that_was_made_again_is_found_out: "a connection to a dropped database is not handed out for the next one";
+            o4_a_database_is_dropped_under_the_sessions_of_others: "drop ends the sessions that others have there, or waits for none";
                 i3_every_workspace_is_listed_by_its_own_id: "list gives the ids back, however hostile";
                 i3_hostile_ids_have_databases_of_their_own: "no id changes a statement or reaches another's database";
             }
