@@ -283,3 +283,6 @@ impl<C> Registry<C> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
