@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use pool_core::{CloseReason, RegistryConfig, Terms};
+use rstest::rstest;
 
 use crate::world::{CLOSE, LEASE, QUANTUM, SWITCH, World, closes, nothing, opens, target};
 
@@ -255,4 +256,114 @@ fn w6_a_quiet_workspace_gets_the_first_slot_whose_quantum_ends() {
     world.waits(next);
     world.close_in_time();
     assert_eq!(world.asked, opens(&["quiet"]));
+}
+
+/// A caller that waits for a workspace, and has another slot of it in some state.
+#[rstest]
+#[case::in_use(|world: &mut World| drop(world.lease_in_time("a")))]
+#[case::on_its_way_out(|world: &mut World| {
+    let held = world.lease_in_time("a");
+    let effects = world.registry.discard(held.debt, held.conn, world.now);
+    world.take(effects);
+})]
+fn w6_a_workspace_that_has_a_slot_is_no_newcomer(#[case] has_a_slot: fn(&mut World)) {
+    let mut world = World::new(4, 4);
+    let [x, _y, _rival, old] = ["x", "y", "rival", "old"].map(|name| world.lease_in_time(name));
+    // Somebody waits for a moment, which `old` has to pay for.
+    let contender = world.ask("contender");
+    world.pass(Duration::from_micros(200));
+    let gave_up = world.registry.cancel_wait(contender, world.now);
+    world.take(gave_up.effects);
+    let effects = world.registry.discard(old.debt, old.conn, world.now);
+    world.take(effects);
+    world.close_in_time();
+    has_a_slot(&mut world);
+    let mut owed = std::mem::take(&mut world.closes);
+    // Queues so long that nobody is patient.
+    let _waiting = ["a"; 6].map(|name| world.ask(name));
+    let _rivals = ["rival"; 6].map(|name| world.ask(name));
+    world.release(x);
+    world.close_all_owed();
+    assert_eq!(world.asked, opens(&["a"]));
+    let _more = (world.ask("old"), world.ask("late"));
+    // A newcomer that is served moves the time of the share on, so that `late` would owe as much as `old`.
+    assert_eq!(world.registry.view(world.now).ready[..2], [target("late"), target("old")]);
+    world.closes.append(&mut owed);
+}
+
+/// Three that have served for a quantum, the last of which comes back when a slot is wanted: with `opens` permits,
+/// all taken, leases of `lease`, and the first two leased again `ago`.
+fn three_overdue(opens: u32, lease: Duration, ago: Duration) -> World {
+    let config = RegistryConfig { quantum: Some(QUANTUM), opens, ..RegistryConfig::new(4 + opens, 1) };
+    let mut world = World::with(config);
+    // The first lease is measured.
+    let measured = world.lease_in_time("other");
+    world.pass(lease);
+    world.release(measured);
+    let [a, b, c] = ["a", "b", "c"].map(|name| world.lease_in_time(name));
+    let others: Vec<_> = (0..opens).map(|i| world.lease_in_time(&format!("other{i}"))).collect();
+    let others = others.into_iter().chain([world.hit("other")]);
+    let mut queues = ["a", "b", "c"].map(|name| vec![world.ask(name), world.ask(name)]);
+    let _quiet: Vec<_> = (0..opens + 2).map(|i| world.ask(&format!("quiet{i}"))).collect();
+    let mut hung = None;
+    for (i, leased) in (0..).zip(others) {
+        let effects = world.registry.discard(leased.debt, leased.conn, world.now);
+        world.take(effects);
+        if i < opens {
+            world.close_in_time();
+        } else {
+            hung = Some(world.closes.remove(0).split().1);
+        }
+    }
+    assert_eq!(world.opens.len(), opens as usize);
+    // A slot is on its way, and there is no permit for another one: these two serve on.
+    for (leased, queue) in [a, b].into_iter().zip(&mut queues) {
+        world.release(leased);
+        assert_eq!(world.asked, nothing());
+        world.served(queue.remove(0));
+    }
+    let mut hung = hung.unwrap();
+    let effects = world.registry.close_is_slow(&mut hung, world.now);
+    world.take(effects);
+    world.pass(ago);
+    world.release(c);
+    let effects = world.registry.closed(hung, world.now);
+    let asked = world.asked.clone();
+    world.take(effects);
+    world.asked = asked;
+    world
+}
+
+#[test]
+fn w2_one_that_would_have_to_wait_too_long_for_those_that_have_served_longer_yields_in_their_place() {
+    // One is wanted, and leases are so long that two more permits are free by the time that one of those has come back.
+    let three = Duration::from_millis(3);
+    assert_eq!(three_overdue(2, three, Duration::ZERO).asked, closes(&["c"], CloseReason::Yielded));
+}
+
+#[rstest]
+#[case::usual(2 * LEASE, false)]
+#[case::long(2 * LEASE + Duration::from_nanos(1), true)]
+fn w2_one_whose_lease_takes_longer_than_two_usual_ones_is_not_waited_for(
+    #[case] leased_for: Duration,
+    #[case] yields: bool,
+) {
+    let asked = three_overdue(1, LEASE, leased_for).asked;
+    assert_eq!(asked, if yields { closes(&["c"], CloseReason::Yielded) } else { nothing() });
+}
+
+#[test]
+fn w2_as_many_yield_as_permits_will_be_free_by_then() {
+    let config = RegistryConfig { quantum: Some(QUANTUM), opens: 5, ..RegistryConfig::new(7, 1) };
+    let mut world = World::with(config);
+    let loud = ["loud1", "loud2"].map(|name| world.lease_in_time(name));
+    let _next = ["loud1", "loud2"].map(|name| world.ask(name));
+    let _opening: Vec<_> = (0..5).map(|i| world.ask(&format!("opening{i}"))).collect();
+    let _quiet = ["quiet1", "quiet2"].map(|name| world.ask(name));
+    // All permits are taken. A close takes a quarter of what an open takes, so that two are free when it is over.
+    world.pass(QUANTUM);
+    for (leased, name) in loud.into_iter().zip(["loud1", "loud2"]) {
+        world.release(leased);
+        assert_eq!(world.asked, closes(&[name], CloseReason::Yielded));
+    }
 }
