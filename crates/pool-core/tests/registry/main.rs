@@ -11,6 +11,7 @@ mod limits;
 mod look_ups;
 mod opening;
 mod outages;
+mod pauses;
 mod random;
 mod schedule;
 mod shares;
