@@ -9,6 +9,7 @@ mod closing;
 mod counts;
 mod limits;
 mod look_ups;
+mod lost;
 mod opening;
 mod outages;
 mod pauses;
