@@ -123,6 +123,31 @@ fn b2_a_ceiling_that_shrinks_closes_what_is_idle_then_what_comes_back() {
 }
 
 #[test]
+fn b1_of_what_comes_back_after_a_limit_shrank_no_more_is_closed_than_is_too_much() {
+    let mut world = World::new(3, 3);
+    let [first, second, _third] = ["a", "b", "c"].map(|name| world.lease(name));
+    world.set_limits(2, 2);
+    world.release(first);
+    assert_eq!(world.asked, closes(&["a"], CloseReason::LimitLowered));
+    world.release(second);
+    assert_eq!(world.asked, nothing(), "the close is under way, and makes two of three");
+}
+
+#[test]
+fn b2_of_what_comes_back_after_a_ceiling_shrank_no_more_is_closed_than_is_too_much() {
+    let mut world = World::new(4, 4);
+    let [first, second, third] = ["a", "a", "a"].map(|name| world.lease(name));
+    world.set_terms("a", 1, Some(2));
+    world.release(first);
+    assert_eq!(world.asked, closes(&["a"], CloseReason::LimitLowered));
+    world.release(second);
+    assert_eq!(world.asked, nothing(), "the close is under way, and makes two of three");
+    world.release(third);
+    world.set_terms("a", 1, Some(1));
+    assert_eq!(world.asked, closes(&["a"], CloseReason::LimitLowered), "one of two that are idle");
+}
+
+#[test]
 fn b2_a_ceiling_of_ones_own_holds_for_a_workspace_that_comes_later() {
     let mut world = World::new(4, 1);
     world.set_terms("a", 1, Some(2));

@@ -109,6 +109,25 @@ fn w6_slot_time_is_by_weight() {
 }
 
 #[test]
+fn w6_slot_time_counts_with_the_weight_that_was_set_while_it_was_in_use() {
+    let mut world = World::new(3, 3);
+    let [a, b, x] = ["a", "b", "x"].map(|name| world.lease_in_time(name));
+    let terms = Terms { weight: 1_000, ceiling: None };
+    let effects = world.registry.set_terms(&target("a"), terms, world.now);
+    world.take(effects);
+    let contender = world.ask("contender");
+    world.pass(Duration::from_millis(40));
+    let gave_up = world.registry.cancel_wait(contender, world.now);
+    world.take(gave_up.effects);
+    let _waiting = (world.ask("b"), world.ask("a"));
+    let effects = world.registry.discard(x.debt, x.conn, world.now);
+    world.take(effects);
+    world.close_all_owed();
+    assert_eq!(world.asked, opens(&["a"]), "it has had next to nothing");
+    drop((a, b));
+}
+
+#[test]
 fn w6_who_wanted_nothing_earns_no_credit() {
     let mut world = World::new(1, 1);
     // It was there at the beginning, and then wanted nothing for a long time.
