@@ -330,6 +330,10 @@ mod tests {
         assert_eq!(account.had(), 0);
         Fair::refund(&mut account, TURN);
         assert_eq!(account.had(), 0, "no more than was charged");
+        fair.serve(1, &mut account, TURN, 4, now);
+        fair.serve(1, &mut account, TURN, 4, now);
+        Fair::refund(&mut account, TURN);
+        assert_eq!(account.had(), scaled(TURN) / 2, "one of two");
     }
 
     #[test]

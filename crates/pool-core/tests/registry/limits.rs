@@ -161,6 +161,41 @@ fn b2_a_ceiling_of_ones_own_holds_for_a_workspace_that_comes_later() {
 }
 
 #[test]
+fn b2_a_ceiling_that_was_set_for_all_holds_for_a_workspace_that_comes_later() {
+    let mut world = World::new(4, 1);
+    world.set_limits(3, 2);
+    let _held = world.lease("a");
+    let _second = world.ask("a");
+    assert_eq!(world.asked, opens(&["a"]));
+    let _third = world.ask("a");
+    assert_eq!(world.asked, nothing());
+}
+
+#[test]
+fn s1_pressure_tells_the_limits_that_were_set_while_running() {
+    let mut world = World::new(4, 1);
+    world.set_limits(3, 2);
+    let pressure = world.registry.pressure_on(&target("a"));
+    assert_eq!((pressure.limit, pressure.target_limit), (3, 2));
+}
+
+#[test]
+fn w6_a_weight_of_nothing_counts_as_one() {
+    let ahead = [0, 1].map(|weight| {
+        let mut world = World::new(1, 1);
+        world.set_terms("a", weight, None);
+        let held = world.lease_in_time("a");
+        let _other = world.ask("other");
+        // A turn is a quantum and a switch.
+        world.pass(4 * (QUANTUM + SWITCH));
+        let effects = world.registry.discard(held.debt, held.conn, world.now);
+        world.take(effects);
+        world.registry.view(world.now).workspaces[0].turns_ahead
+    });
+    assert_eq!(ahead, [4, 4]);
+}
+
+#[test]
 fn b2_terms_that_are_taken_back_are_those_of_all() {
     let mut world = World::new(4, 2);
     world.set_terms("a", 1, Some(1));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pool_core::{CloseReason, RegistryConfig, Terms};
+use pool_core::{CloseDebt, CloseReason, Leased, RegistryConfig, Terms, Ticket};
 use rstest::rstest;
 
 use crate::world::{CLOSE, LEASE, QUANTUM, SWITCH, World, closes, nothing, opens, target};
@@ -310,54 +310,64 @@ fn w6_a_workspace_that_has_a_slot_is_no_newcomer(#[case] has_a_slot: fn(&mut Wor
     world.closes.append(&mut owed);
 }
 
-/// Three that have served for a quantum, the last of which comes back when a slot is wanted: with `opens` permits,
-/// all taken, leases of `lease`, and the first two leased again `ago`.
-fn three_overdue(opens: u32, lease: Duration, ago: Duration) -> World {
-    let config = RegistryConfig { quantum: Some(QUANTUM), opens, ..RegistryConfig::new(4 + opens, 1) };
-    let mut world = World::with(config);
-    // The first lease is measured.
-    let measured = world.lease_in_time("other");
-    world.pass(lease);
-    world.release(measured);
-    let [a, b, c] = ["a", "b", "c"].map(|name| world.lease_in_time(name));
-    let others: Vec<_> = (0..opens).map(|i| world.lease_in_time(&format!("other{i}"))).collect();
-    let others = others.into_iter().chain([world.hit("other")]);
-    let mut queues = ["a", "b", "c"].map(|name| vec![world.ask(name), world.ask(name)]);
-    let _quiet: Vec<_> = (0..opens + 2).map(|i| world.ask(&format!("quiet{i}"))).collect();
-    let mut hung = None;
-    for (i, leased) in (0..).zip(others) {
-        let effects = world.registry.discard(leased.debt, leased.conn, world.now);
-        world.take(effects);
-        if i < opens {
+/// Three that have served for a quantum. All permits are taken, and a slot was on its way, so that the first two came back
+/// and serve on; now the slot does not come.
+struct Overdue {
+    world: World,
+    /// The first one, and the ticket of the next caller of its workspace.
+    first: Option<(Leased<u32>, Ticket)>,
+    last: Leased<u32>,
+    hung: CloseDebt,
+}
+
+impl Overdue {
+    fn new(opens: u32, lease: Duration) -> Self {
+        let config = RegistryConfig { quantum: Some(QUANTUM), opens, ..RegistryConfig::new(4 + opens, 1) };
+        let mut world = World::with(config);
+        // The first lease is measured.
+        let measured = world.lease_in_time("other");
+        world.pass(lease);
+        world.release(measured);
+        let [a, b, last] = ["a", "b", "c"].map(|name| world.lease_in_time(name));
+        let others: Vec<_> = (0..opens).map(|i| world.lease_in_time(&format!("other{i}"))).collect();
+        let hangs = world.hit("other");
+        let [[a1, a2], [b1, _], _] = ["a", "b", "c"].map(|name| [world.ask(name), world.ask(name)]);
+        let _quiet: Vec<_> = (0..opens + 2).map(|i| world.ask(&format!("quiet{i}"))).collect();
+        for leased in others {
+            let effects = world.registry.discard(leased.debt, leased.conn, world.now);
+            world.take(effects);
             world.close_in_time();
-        } else {
-            hung = Some(world.closes.remove(0).split().1);
         }
+        assert_eq!(world.opens.len(), opens as usize);
+        let effects = world.registry.discard(hangs.debt, hangs.conn, world.now);
+        world.take(effects);
+        let (_, mut hung) = world.closes.remove(0).split();
+        let [a, _b] = [(a, a1), (b, b1)].map(|(leased, next)| {
+            world.release(leased);
+            assert_eq!(world.asked, nothing());
+            world.served(next)
+        });
+        let effects = world.registry.close_is_slow(&mut hung, world.now);
+        world.take(effects);
+        Self { world, first: Some((a, a2)), last, hung }
     }
-    assert_eq!(world.opens.len(), opens as usize);
-    // A slot is on its way, and there is no permit for another one: these two serve on.
-    for (leased, queue) in [a, b].into_iter().zip(&mut queues) {
-        world.release(leased);
-        assert_eq!(world.asked, nothing());
-        world.served(queue.remove(0));
+
+    /// Whether the last one yields when it comes back.
+    fn last_yields(self) -> bool {
+        let Self { mut world, last, hung, .. } = self;
+        world.release(last);
+        let asked = std::mem::replace(&mut world.asked, nothing());
+        let effects = world.registry.closed(hung, world.now);
+        world.take(effects);
+        assert!(asked == nothing() || asked == closes(&["c"], CloseReason::Yielded), "{asked:?}");
+        asked != nothing()
     }
-    let mut hung = hung.unwrap();
-    let effects = world.registry.close_is_slow(&mut hung, world.now);
-    world.take(effects);
-    world.pass(ago);
-    world.release(c);
-    let effects = world.registry.closed(hung, world.now);
-    let asked = world.asked.clone();
-    world.take(effects);
-    world.asked = asked;
-    world
 }
 
 #[test]
 fn w2_one_that_would_have_to_wait_too_long_for_those_that_have_served_longer_yields_in_their_place() {
     // One is wanted, and leases are so long that two more permits are free by the time that one of those has come back.
-    let three = Duration::from_millis(3);
-    assert_eq!(three_overdue(2, three, Duration::ZERO).asked, closes(&["c"], CloseReason::Yielded));
+    assert!(Overdue::new(2, 3 * LEASE).last_yields());
 }
 
 #[rstest]
@@ -367,8 +377,22 @@ fn w2_one_whose_lease_takes_longer_than_two_usual_ones_is_not_waited_for(
     #[case] leased_for: Duration,
     #[case] yields: bool,
 ) {
-    let asked = three_overdue(1, LEASE, leased_for).asked;
-    assert_eq!(asked, if yields { closes(&["c"], CloseReason::Yielded) } else { nothing() });
+    let mut overdue = Overdue::new(1, LEASE);
+    overdue.world.pass(leased_for);
+    assert_eq!(overdue.last_yields(), yields);
+}
+
+#[test]
+fn w2_one_that_was_idle_meanwhile_is_not_waited_for() {
+    let mut overdue = Overdue::new(1, LEASE);
+    let (leased, next) = overdue.first.take().unwrap();
+    let world = &mut overdue.world;
+    let gave_up = world.registry.cancel_wait(next, world.now);
+    world.take(gave_up.effects);
+    world.release(leased);
+    assert_eq!(world.asked, nothing());
+    let _again = world.hit("a");
+    assert!(overdue.last_yields());
 }
 
 #[test]
