@@ -154,7 +154,7 @@ impl<C> Registry<C> {
     /// for (law O6).
     pub(super) fn fail_the_hopeless(&mut self, ws: u32, now: Instant, effects: &mut Effects<C>) {
         let workspace = self.workspace(ws);
-        if workspace.waiters.is_empty() || self.failures.is_empty() && self.outage.is_none() {
+        if workspace.waiters.is_empty() {
             return;
         }
         if let Some(told) = self.outage_error(&workspace.target) {
