@@ -147,7 +147,7 @@ fn hash(id: &str) -> String {
     let bit = |i: usize| (digest[i / 8] >> (7 - i % 8)) & 1;
     let mut out = String::with_capacity(HASH_CHARS);
     for char_at in 0..HASH_CHARS {
-        let value = (0..5).fold(0, |value, i| value << 1 | bit(char_at * 5 + i));
+        let value = (0..5).fold(0, |value, i| value * 2 + bit(char_at * 5 + i));
         let _ = out.write_char(char::from(ALPHABET[usize::from(value)]));
     }
     out
