@@ -7,6 +7,7 @@
 mod budget;
 mod closing;
 mod counts;
+mod gone;
 mod limits;
 mod look_ups;
 mod lost;

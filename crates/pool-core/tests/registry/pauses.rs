@@ -169,9 +169,9 @@ fn o3_waiters_that_another_open_can_serve_outlast_a_failed_one() {
     let effects = world.registry.discard(held.debt, held.conn, world.now);
     world.take(effects);
     world.fail_first();
-    let (first, second) = (world.waits(first), world.waits(second));
+    let tickets = [world.waits(first), world.waits(second), world.ask("a")];
     world.fail_first();
-    for ticket in [first, second] {
+    for ticket in tickets {
         assert!(matches!(world.claim(ticket), Claim::Failed(_)), "that was the last one");
     }
 }

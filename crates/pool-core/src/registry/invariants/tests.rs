@@ -103,11 +103,6 @@ impl World {
         self.take(effects);
     }
 
-    fn has_idle(&mut self, name: &str) {
-        self.leases(name);
-        self.releases();
-    }
-
     fn loses(&mut self) {
         let (lost, effects) = self.registry.open_given_up(self.opens.remove(0), refused(), self.now);
         self.lost.push(lost);
@@ -208,7 +203,8 @@ fn lingering() -> World {
 /// `a` has a connection in use and a waiter that waits for it, rather than have the one of `b` closed.
 fn patient() -> World {
     let mut world = World::new(2, 2);
-    world.has_idle("b");
+    world.leases("b");
+    world.releases();
     world.leases("a");
     world.asks("a");
     assert!(world.view("a").is_patient);
@@ -459,6 +455,9 @@ fn a_view_tells_how_many_turns_a_target_is_ahead_of_the_one_that_has_had_least()
     assert_eq!(turns(&world), (0, 12));
     world.registry.charge(a, world.now);
     assert_eq!(turns(&world), (12, 12), "`c` has had nothing");
+    let gave_up = world.registry.cancel_wait(world.tickets.remove(0), world.now);
+    world.take(gave_up.effects);
+    assert_eq!(turns(&world), (0, 0), "nobody has had less");
 }
 
 #[test]
