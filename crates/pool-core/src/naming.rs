@@ -173,6 +173,11 @@ mod tests {
         assert_eq!(DatabaseName::new(name).unwrap().quoted(), quoted);
     }
 
+    #[test]
+    fn a_name_is_shown_as_the_server_knows_it() {
+        assert_eq!(DatabaseName::new("a\"b").unwrap().to_string(), "a\"b");
+    }
+
     /// The longest readable name has exactly as many bytes as the server keeps.
     #[test]
     fn an_id_is_readable_as_long_as_its_name_fits() {
