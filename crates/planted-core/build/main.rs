@@ -51,7 +51,7 @@ fn changed(text: String, edit: &Edit) -> String {
 
 /// A text that is included has no page of its own, and what is tested where it stands is not tested again.
 fn code_of(text: &str) -> String {
-    let (code, _) = text.split_once("\n#[cfg(test)]\nmod tests {").unwrap_or((text, ""));
+    let (code, _) = text.split_once("\n#[cfg(test)]\nmod tests").unwrap_or((text, ""));
     code.lines().skip_while(|line| line.starts_with("//!")).map(|line| format!("{line}\n")).collect()
 }
 

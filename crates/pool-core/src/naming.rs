@@ -147,7 +147,7 @@ fn hash(id: &str) -> String {
     let bit = |i: usize| (digest[i / 8] >> (7 - i % 8)) & 1;
     let mut out = String::with_capacity(HASH_CHARS);
     for char_at in 0..HASH_CHARS {
-        let value = (0..5).fold(0, |value, i| value << 1 | bit(char_at * 5 + i));
+        let value = (0..5).fold(0, |value, i| value * 2 + bit(char_at * 5 + i));
         let _ = out.write_char(char::from(ALPHABET[usize::from(value)]));
     }
     out
@@ -171,6 +171,11 @@ mod tests {
     #[case::a_quote("a\"b", "\"a\"\"b\"")]
     fn a_name_is_quoted_for_a_statement(#[case] name: &str, #[case] quoted: &str) {
         assert_eq!(DatabaseName::new(name).unwrap().quoted(), quoted);
+    }
+
+    #[test]
+    fn a_name_is_shown_as_the_server_knows_it() {
+        assert_eq!(DatabaseName::new("a\"b").unwrap().to_string(), "a\"b");
     }
 
     /// The longest readable name has exactly as many bytes as the server keeps.

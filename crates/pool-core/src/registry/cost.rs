@@ -198,13 +198,19 @@ mod tests {
     }
 
     #[test]
+    fn opens_that_take_no_time_all_pay() {
+        assert_eq!(pay_after(&[(100, 0)]), 16);
+    }
+
+    #[test]
     fn opens_that_take_longer_than_the_quickest_pay_less_but_never_less_than_half_of_them() {
         assert_eq!(pay_after(&[(1, 4), (10, 12)]), 12);
         assert_eq!(pay_after(&[(1, 4), (100, 12)]), 8);
     }
 
     #[test]
-    fn opens_that_became_quick_again_all_pay_again() {
+    fn opens_that_became_quick_again_all_pay_again_after_a_while() {
+        assert_eq!(pay_after(&[(1, 4), (100, 12), (12, 4)]), 10);
         assert_eq!(pay_after(&[(1, 4), (100, 12), (100, 4)]), 16);
     }
 

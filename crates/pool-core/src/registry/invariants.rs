@@ -284,3 +284,6 @@ impl<C, S> Registry<C, S> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -155,7 +155,7 @@ impl<C, S> Registry<C, S> {
     /// for (law O6).
     pub(super) fn fail_the_hopeless(&mut self, ws: u32, now: Instant, effects: &mut Effects<C>) {
         let workspace = self.workspace(ws);
-        if workspace.waiters.is_empty() || self.failures.is_empty() && self.outage.is_none() {
+        if workspace.waiters.is_empty() {
             return;
         }
         if let Some(told) = self.outage_error(&workspace.target) {
@@ -229,5 +229,19 @@ mod tests {
         budget.free(third.slot);
         assert_eq!((lost.all(), lost.hung(), lost.of(&target("b"))), (0, 0, 0));
         assert_eq!(lost.view(), (Vec::new(), 0, false));
+    }
+    #[test]
+    fn o7_what_began_before_the_server_answered_again_and_is_lost_later_is_held_against_nobody() {
+        let (mut lost, mut budget) = (Lost::default(), Budget::new(4));
+        lost.forgive(2);
+        let before = lost.add(target("a"), budget.reserve().unwrap(), 2);
+        assert_eq!((lost.all(), lost.hung()), (1, 0));
+        let after = lost.add(target("a"), budget.reserve().unwrap(), 3);
+        assert_eq!((lost.all(), lost.hung()), (2, 1));
+        for open in [before, after] {
+            lost.remove(&open.target, open.number);
+            budget.free(open.slot);
+            assert_eq!((lost.all(), lost.hung()), if open.number == 2 { (1, 1) } else { (0, 0) });
+        }
     }
 }

@@ -446,3 +446,21 @@ impl Workspace {
 fn u32_of(index: usize) -> u32 {
     index as u32
 }
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+    use crate::lru::Lru;
+
+    #[test]
+    fn s1_miscounts_of_the_budget_and_of_other_counts_are_shown_in_one_number() {
+        let mut registry = Registry::<u32>::new(RegistryConfig::new(4, 4), Box::new(Lru::default()));
+        registry.totals.miscounts = 2;
+        // A slot of another budget is one too many here.
+        let slot = Budget::new(1).reserve().unwrap();
+        let freed = catch_unwind(AssertUnwindSafe(|| registry.budget.free(slot)));
+        assert_eq!((freed.is_err(), registry.stats().miscounts), (cfg!(debug_assertions), 3));
+    }
+}

@@ -255,7 +255,7 @@ impl<C, S> Registry<C, S> {
 
     /// Whether a target stands ready for which no slot is free, nor on its way.
     fn is_wanted_elsewhere(&self) -> bool {
-        self.fair.ready_len() > 0 && self.budget.is_full() && self.slots_coming() < self.opens_wanted()
+        self.budget.is_full() && self.slots_coming() < self.opens_wanted()
     }
 
     /// Whether a connection of `ws` that came back must be closed for another target although callers of
@@ -411,5 +411,24 @@ impl<C, S> Registry<C, S> {
 
     fn is_known_to_exist(&self, ws: u32) -> bool {
         self.workspace(ws).existence == Existence::Known
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lru::Lru;
+    use crate::registry::RegistryConfig;
+
+    #[test]
+    fn a_turn_takes_as_long_as_permits_do_where_they_are_short() {
+        let turn = |opens| {
+            let quantum = Some(Duration::from_millis(3));
+            let config = RegistryConfig { opens, quantum, ..RegistryConfig::new(8, 8) };
+            Registry::<u32>::new(config, Box::new(Lru::default())).turn()
+        };
+        // An open takes 4 ms, and a close one.
+        assert_eq!(turn(8), Duration::from_millis(3 + 5));
+        assert_eq!(turn(1), Duration::from_millis(3 + 8 * 4));
     }
 }

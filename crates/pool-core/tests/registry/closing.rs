@@ -22,6 +22,22 @@ fn c1_a_closed_registry_refuses_work_fails_waiters_and_closes_what_comes_back() 
 }
 
 #[test]
+fn c1_a_closed_registry_is_drained_when_its_last_close_has_ended() {
+    let mut world = World::new(2, 2);
+    world.idle("a");
+    world.idle("b");
+    let effects = world.registry.close_all(world.now);
+    world.take(effects);
+    assert!(!world.asked.drained);
+    for is_last in [false, true] {
+        let (_, debt) = world.closes.remove(0).split();
+        let effects = world.registry.closed(debt, world.now);
+        world.take(effects);
+        assert_eq!(world.asked, Asked { drained: is_last, ..nothing() });
+    }
+}
+
+#[test]
 fn c3_closing_twice_changes_nothing() {
     let mut world = World::new(1, 1);
     world.idle("a");

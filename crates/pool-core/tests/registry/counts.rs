@@ -37,6 +37,20 @@ fn s1_a_checked_lease_counts_when_its_check_has_come_to_a_good_end() {
 }
 
 #[test]
+fn s3_a_caller_that_goes_away_while_its_connection_is_checked_is_counted_once() {
+    let mut world = World::new(1, 1);
+    world.idle("a");
+    world.pass(Duration::from_secs(1));
+    let leased = world.hit("a");
+    assert!(leased.check_first);
+    world.registry.check_given_up(&target("a"));
+    world.release(leased);
+    let answers = world.registry.target_stats(&target("a")).answers;
+    assert_eq!((answers.acquired, answers.given_up), (1, 1));
+    assert_eq!(world.registry.stats().given_up, 1);
+}
+
+#[test]
 fn s1_pressure_tells_how_full_things_are() {
     let mut world = World::new(4, 2);
     let leased = world.lease("a");

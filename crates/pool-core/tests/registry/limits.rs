@@ -123,6 +123,31 @@ fn b2_a_ceiling_that_shrinks_closes_what_is_idle_then_what_comes_back() {
 }
 
 #[test]
+fn b1_of_what_comes_back_after_a_limit_shrank_no_more_is_closed_than_is_too_much() {
+    let mut world = World::new(3, 3);
+    let [first, second, _third] = ["a", "b", "c"].map(|name| world.lease(name));
+    world.set_limits(2, 2);
+    world.release(first);
+    assert_eq!(world.asked, closes(&["a"], CloseReason::LimitLowered));
+    world.release(second);
+    assert_eq!(world.asked, nothing(), "the close is under way, and makes two of three");
+}
+
+#[test]
+fn b2_of_what_comes_back_after_a_ceiling_shrank_no_more_is_closed_than_is_too_much() {
+    let mut world = World::new(4, 4);
+    let [first, second, third] = ["a", "a", "a"].map(|name| world.lease(name));
+    world.set_terms("a", 1, Some(2));
+    world.release(first);
+    assert_eq!(world.asked, closes(&["a"], CloseReason::LimitLowered));
+    world.release(second);
+    assert_eq!(world.asked, nothing(), "the close is under way, and makes two of three");
+    world.release(third);
+    world.set_terms("a", 1, Some(1));
+    assert_eq!(world.asked, closes(&["a"], CloseReason::LimitLowered), "one of two that are idle");
+}
+
+#[test]
 fn b2_a_ceiling_of_ones_own_holds_for_a_workspace_that_comes_later() {
     let mut world = World::new(4, 1);
     world.set_terms("a", 1, Some(2));
@@ -133,6 +158,41 @@ fn b2_a_ceiling_of_ones_own_holds_for_a_workspace_that_comes_later() {
     assert_eq!(world.asked, nothing());
     world.set_terms("a", 1, Some(3));
     assert_eq!(world.asked, opens(&["a"]));
+}
+
+#[test]
+fn b2_a_ceiling_that_was_set_for_all_holds_for_a_workspace_that_comes_later() {
+    let mut world = World::new(4, 1);
+    world.set_limits(3, 2);
+    let _held = world.lease("a");
+    let _second = world.ask("a");
+    assert_eq!(world.asked, opens(&["a"]));
+    let _third = world.ask("a");
+    assert_eq!(world.asked, nothing());
+}
+
+#[test]
+fn s1_pressure_tells_the_limits_that_were_set_while_running() {
+    let mut world = World::new(4, 1);
+    world.set_limits(3, 2);
+    let pressure = world.registry.pressure_on(&target("a"));
+    assert_eq!((pressure.limit, pressure.target_limit), (3, 2));
+}
+
+#[test]
+fn w6_a_weight_of_nothing_counts_as_one() {
+    let ahead = [0, 1].map(|weight| {
+        let mut world = World::new(1, 1);
+        world.set_terms("a", weight, None);
+        let held = world.lease_in_time("a");
+        let _other = world.ask("other");
+        // A turn is a quantum and a switch.
+        world.pass(4 * (QUANTUM + SWITCH));
+        let effects = world.registry.discard(held.debt, held.conn, world.now);
+        world.take(effects);
+        world.registry.view(world.now).workspaces[0].turns_ahead
+    });
+    assert_eq!(ahead, [4, 4]);
 }
 
 #[test]

@@ -7,10 +7,13 @@
 mod budget;
 mod closing;
 mod counts;
+mod gone;
 mod limits;
 mod look_ups;
+mod lost;
 mod opening;
 mod outages;
+mod pauses;
 mod random;
 mod schedule;
 mod shares;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pool_core::{Acquire, AcquireError, Claim, RegistryConfig};
 
-use crate::world::{World, nothing, opens, refused, target};
+use crate::world::{Asked, World, nothing, opens, refused, target};
 
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -99,4 +99,43 @@ fn o7_what_was_lost_in_the_dark_holds_nobody_back() {
     world.served(waiting);
     let effects = world.registry.lost_ended(lost, world.now);
     world.take(effects);
+}
+
+#[test]
+fn l2_who_waits_when_nobody_is_left_to_act_is_told_and_may_ask_again_at_once() {
+    let mut world = World::new(2, 2);
+    let waiting = [world.ask("a"), world.ask("b")];
+    let effects = world.registry.nobody_is_left(&refused(), world.now);
+    world.take(effects);
+    for ticket in waiting {
+        let Claim::Failed(AcquireError::OpenFailed { retry_in, .. }) = world.claim(ticket) else {
+            panic!("not told")
+        };
+        assert_eq!(retry_in, Duration::ZERO);
+    }
+    assert_eq!(world.registry.stats().waiting, 0);
+}
+
+#[test]
+fn l2_whoever_acts_next_is_asked_anew_for_what_was_asked_of_the_last_one() {
+    let config = RegistryConfig { look_up: true, ..RegistryConfig::new(1, 1) };
+    let mut world = World::with(config);
+    world.idle("warm");
+    let _waiting = world.ask("new");
+    assert_eq!(world.look_ups, [target("new")]);
+    let effects = world.registry.begin_again(world.now);
+    world.take(effects);
+    assert_eq!(world.asked, Asked { look_ups: vec![target("new")], ..nothing() });
+}
+
+#[test]
+fn l2_nothing_that_the_last_one_saw_is_held_against_anybody() {
+    let mut world = World::new(4, 4);
+    let _held = world.lease("a");
+    let _waiting = world.ask("a");
+    world.fail_first();
+    goes_dark(&mut world);
+    let effects = world.registry.begin_again(world.now);
+    world.take(effects);
+    assert_eq!(world.asked, opens(&["a"]));
 }

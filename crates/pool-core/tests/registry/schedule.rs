@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pool_core::{Claim, CloseReason, RegistryConfig};
+use pool_core::{Claim, CloseReason, RegistryConfig, Terms};
 use rstest::rstest;
 
 use crate::world::{CLOSE, LEASE, OPEN, QUANTUM, SWITCH, World, closes, due_at, nothing, opens, target};
@@ -78,6 +78,33 @@ fn w3_a_queue_longer_than_a_switch_is_not_patient() {
     assert_eq!(world.closes.len(), 0);
     let _sixth = world.ask("a");
     assert_eq!(world.asked, closes(&["b"], CloseReason::Evicted));
+}
+
+#[test]
+fn w3_a_queue_that_two_connections_serve_may_be_twice_as_long() {
+    let mut world = World::new(3, 3);
+    world.idle_in_time("b");
+    let _held = [world.lease_in_time("a"), world.lease_in_time("a")];
+    let _patient: Vec<_> = (0..10).map(|_| world.ask("a")).collect();
+    assert_eq!(world.closes.len(), 0);
+    let _eleventh = world.ask("a");
+    assert_eq!(world.asked, closes(&["b"], CloseReason::Evicted));
+}
+
+#[test]
+fn w3_patience_is_counted_anew_after_a_moment_in_which_nobody_waited() {
+    let mut world = World::new(2, 1);
+    world.idle_in_time("b");
+    let held = world.lease_in_time("a");
+    let first = world.ask("a");
+    world.release(held);
+    let _held = world.served(first);
+    world.pass(SWITCH);
+    let _second = world.ask("a");
+    let terms = Terms { ceiling: Some(2), ..Terms::default() };
+    let effects = world.registry.set_terms(&target("a"), terms, world.now);
+    world.take(effects);
+    assert_eq!(world.asked, due_at(world.now + SWITCH));
 }
 
 #[test]

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use pool_core::{CloseReason, RegistryConfig, Terms};
+use pool_core::{CloseDebt, CloseReason, Leased, RegistryConfig, Terms, Ticket};
+use rstest::rstest;
 
 use crate::world::{CLOSE, LEASE, QUANTUM, SWITCH, World, closes, nothing, opens, target};
 
@@ -105,6 +106,25 @@ fn w6_slot_time_is_by_weight() {
     busy.run(60);
     let ratio = busy.had("heavy", 60).as_secs_f64() / busy.had("light", 60).as_secs_f64();
     assert!((2.9..=3.1).contains(&ratio), "{ratio}: {:?}", busy.turns);
+}
+
+#[test]
+fn w6_slot_time_counts_with_the_weight_that_was_set_while_it_was_in_use() {
+    let mut world = World::new(3, 3);
+    let [a, b, x] = ["a", "b", "x"].map(|name| world.lease_in_time(name));
+    let terms = Terms { weight: 1_000, ceiling: None };
+    let effects = world.registry.set_terms(&target("a"), terms, world.now);
+    world.take(effects);
+    let contender = world.ask("contender");
+    world.pass(Duration::from_millis(40));
+    let gave_up = world.registry.cancel_wait(contender, world.now);
+    world.take(gave_up.effects);
+    let _waiting = (world.ask("b"), world.ask("a"));
+    let effects = world.registry.discard(x.debt, x.conn, world.now);
+    world.take(effects);
+    world.close_all_owed();
+    assert_eq!(world.asked, opens(&["a"]), "it has had next to nothing");
+    drop((a, b));
 }
 
 #[test]
@@ -255,4 +275,138 @@ fn w6_a_quiet_workspace_gets_the_first_slot_whose_quantum_ends() {
     world.waits(next);
     world.close_in_time();
     assert_eq!(world.asked, opens(&["quiet"]));
+}
+
+/// A caller that waits for a workspace, and has another slot of it in some state.
+#[rstest]
+#[case::in_use(|world: &mut World| drop(world.lease_in_time("a")))]
+#[case::on_its_way_out(|world: &mut World| {
+    let held = world.lease_in_time("a");
+    let effects = world.registry.discard(held.debt, held.conn, world.now);
+    world.take(effects);
+})]
+fn w6_a_workspace_that_has_a_slot_is_no_newcomer(#[case] has_a_slot: fn(&mut World)) {
+    let mut world = World::new(4, 4);
+    let [x, _y, _rival, old] = ["x", "y", "rival", "old"].map(|name| world.lease_in_time(name));
+    // Somebody waits for a moment, which `old` has to pay for.
+    let contender = world.ask("contender");
+    world.pass(Duration::from_micros(200));
+    let gave_up = world.registry.cancel_wait(contender, world.now);
+    world.take(gave_up.effects);
+    let effects = world.registry.discard(old.debt, old.conn, world.now);
+    world.take(effects);
+    world.close_in_time();
+    has_a_slot(&mut world);
+    let mut owed = std::mem::take(&mut world.closes);
+    // Queues so long that nobody is patient.
+    let _waiting = ["a"; 6].map(|name| world.ask(name));
+    let _rivals = ["rival"; 6].map(|name| world.ask(name));
+    world.release(x);
+    world.close_all_owed();
+    assert_eq!(world.asked, opens(&["a"]));
+    let _more = (world.ask("old"), world.ask("late"));
+    // A newcomer that is served moves the time of the share on, so that `late` would owe as much as `old`.
+    assert_eq!(world.registry.view(world.now).ready[..2], [target("late"), target("old")]);
+    world.closes.append(&mut owed);
+}
+
+/// Three that have served for a quantum. All permits are taken, and a slot was on its way, so that the first two came back
+/// and serve on; now the slot does not come.
+struct Overdue {
+    world: World,
+    /// The first one, and the ticket of the next caller of its workspace.
+    first: Option<(Leased<u32>, Ticket)>,
+    last: Leased<u32>,
+    hung: CloseDebt,
+}
+
+impl Overdue {
+    fn new(opens: u32, lease: Duration) -> Self {
+        let config = RegistryConfig { quantum: Some(QUANTUM), opens, ..RegistryConfig::new(4 + opens, 1) };
+        let mut world = World::with(config);
+        // The first lease is measured.
+        let measured = world.lease_in_time("other");
+        world.pass(lease);
+        world.release(measured);
+        let [a, b, last] = ["a", "b", "c"].map(|name| world.lease_in_time(name));
+        let others: Vec<_> = (0..opens).map(|i| world.lease_in_time(&format!("other{i}"))).collect();
+        let hangs = world.hit("other");
+        let [[a1, a2], [b1, _], _] = ["a", "b", "c"].map(|name| [world.ask(name), world.ask(name)]);
+        let _quiet: Vec<_> = (0..opens + 2).map(|i| world.ask(&format!("quiet{i}"))).collect();
+        for leased in others {
+            let effects = world.registry.discard(leased.debt, leased.conn, world.now);
+            world.take(effects);
+            world.close_in_time();
+        }
+        assert_eq!(world.opens.len(), opens as usize);
+        let effects = world.registry.discard(hangs.debt, hangs.conn, world.now);
+        world.take(effects);
+        let (_, mut hung) = world.closes.remove(0).split();
+        let [a, _b] = [(a, a1), (b, b1)].map(|(leased, next)| {
+            world.release(leased);
+            assert_eq!(world.asked, nothing());
+            world.served(next)
+        });
+        let effects = world.registry.close_is_slow(&mut hung, world.now);
+        world.take(effects);
+        Self { world, first: Some((a, a2)), last, hung }
+    }
+
+    /// Whether the last one yields when it comes back.
+    fn last_yields(self) -> bool {
+        let Self { mut world, last, hung, .. } = self;
+        world.release(last);
+        let asked = std::mem::replace(&mut world.asked, nothing());
+        let effects = world.registry.closed(hung, world.now);
+        world.take(effects);
+        assert!(asked == nothing() || asked == closes(&["c"], CloseReason::Yielded), "{asked:?}");
+        asked != nothing()
+    }
+}
+
+#[test]
+fn w2_one_that_would_have_to_wait_too_long_for_those_that_have_served_longer_yields_in_their_place() {
+    // One is wanted, and leases are so long that two more permits are free by the time that one of those has come back.
+    assert!(Overdue::new(2, 3 * LEASE).last_yields());
+}
+
+#[rstest]
+#[case::usual(2 * LEASE, false)]
+#[case::long(2 * LEASE + Duration::from_nanos(1), true)]
+fn w2_one_whose_lease_takes_longer_than_two_usual_ones_is_not_waited_for(
+    #[case] leased_for: Duration,
+    #[case] yields: bool,
+) {
+    let mut overdue = Overdue::new(1, LEASE);
+    overdue.world.pass(leased_for);
+    assert_eq!(overdue.last_yields(), yields);
+}
+
+#[test]
+fn w2_one_that_was_idle_meanwhile_is_not_waited_for() {
+    let mut overdue = Overdue::new(1, LEASE);
+    let (leased, next) = overdue.first.take().unwrap();
+    let world = &mut overdue.world;
+    let gave_up = world.registry.cancel_wait(next, world.now);
+    world.take(gave_up.effects);
+    world.release(leased);
+    assert_eq!(world.asked, nothing());
+    let _again = world.hit("a");
+    assert!(overdue.last_yields());
+}
+
+#[test]
+fn w2_as_many_yield_as_permits_will_be_free_by_then() {
+    let config = RegistryConfig { quantum: Some(QUANTUM), opens: 5, ..RegistryConfig::new(7, 1) };
+    let mut world = World::with(config);
+    let loud = ["loud1", "loud2"].map(|name| world.lease_in_time(name));
+    let _next = ["loud1", "loud2"].map(|name| world.ask(name));
+    let _opening: Vec<_> = (0..5).map(|i| world.ask(&format!("opening{i}"))).collect();
+    let _quiet = ["quiet1", "quiet2"].map(|name| world.ask(name));
+    // All permits are taken. A close takes a quarter of what an open takes, so that two are free when it is over.
+    world.pass(QUANTUM);
+    for (leased, name) in loud.into_iter().zip(["loud1", "loud2"]) {
+        world.release(leased);
+        assert_eq!(world.asked, closes(&[name], CloseReason::Yielded));
+    }
 }
