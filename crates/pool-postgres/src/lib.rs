@@ -1,5 +1,11 @@
 //! One bounded pool over many `PostgreSQL` databases, on sqlx.
 //!
+//! Access is **tracked** or **raw**. Statements through `&mut *lease`, `&mut lease`, `&mut *tx`, `&mut tx` and `&db` are tracked:
+//! the pool sees them, and a connection that saw only plain ones (`SELECT`, `INSERT`, `UPDATE`, `DELETE`, `VALUES`, `WITH`)
+//! goes to the next holder without a round trip. `&mut **lease`, `some_function_of_sqlx(&mut lease)` where that takes a
+//! `&mut PgConnection`, and whatever [`sqlx::Acquire`] gives are raw: all of sqlx works there, and the connection is verified
+//! and [reset](Reset) in the background when it comes back.
+//!
 //! ```no_run
 //! use std::time::Duration;
 //!
@@ -17,14 +23,14 @@
 //! let acme = WorkspaceId::new("acme")?;                          // validated; hostile ids are data, never SQL
 //! pools.ensure_workspace(&acme).await?;                          // creates the database once, however many callers
 //! let mut lease = pools.acquire(&acme).await?;
-//! sqlx::query("insert into note values ($1)").bind(1).execute(&mut lease).await?;   // tracked, known clean on return
-//! some_function_of_sqlx(&mut *lease).await?;                     // or the raw PgConnection: verified and reset on return
+//! sqlx::query("insert into note values ($1)").bind(1).execute(&mut *lease).await?;  // tracked: known clean on return
+//! some_function_of_sqlx(&mut lease).await?;                      // raw, a &mut PgConnection: verified and reset on return
 //! drop(lease);                                                   // back to the pool, clean or closed
 //!
 //! let db = pools.workspace(&acme);                               // cheap, Clone; &db is a sqlx Executor
 //! let n: i64 = sqlx::query_scalar("select count(*) from note").fetch_one(&db).await?;
 //! let mut tx = db.begin().await?;                                // owns its lease; rolled back on drop
-//! sqlx::query("delete from note").execute(&mut tx).await?;
+//! sqlx::query("delete from note").execute(&mut *tx).await?;      // tracked
 //! tx.commit().await?;
 //!
 //! pools.acquire_within(&acme, Duration::from_millis(50)).await?; // with a time limit of its own
@@ -61,6 +67,7 @@ mod relay;
 mod session;
 mod statement;
 mod tag;
+mod tracked;
 mod transaction;
 mod verify;
 mod workspace_pool;
@@ -68,7 +75,7 @@ mod workspace_pool;
 pub use catalog::{DatabaseSource, PgCatalog, Template, drop_database};
 pub use config::{APPLICATION_NAME_DEFAULT, PREFIX_DEFAULT, PostgresConfig};
 pub use config_error::ConfigError;
-pub use connection::PgConn;
+pub use connection::{PgConn, PgSession};
 pub use driver::{PgDriver, PgHandle};
 pub use errors::{BuildError, acquire_error};
 pub use lease::PgLease;

@@ -12,8 +12,9 @@ use sqlx::{Describe, Error, Execute, Executor, Postgres, SqlStr};
 
 use crate::driver::PgDriver;
 use crate::errors::to_sqlx;
-use crate::lease::{PgLease, Step};
+use crate::lease::PgLease;
 use crate::statement::OwnedQuery;
+use crate::tracked::Step;
 use crate::transaction::PgTransaction;
 
 /// A cheap handle on one workspace, or on the system database. `&db` is a sqlx `Executor`: each query

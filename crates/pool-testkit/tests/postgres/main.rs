@@ -19,3 +19,5 @@ mod resets;
 mod runtimes;
 mod stall;
 mod support;
+mod tap;
+mod tracked;

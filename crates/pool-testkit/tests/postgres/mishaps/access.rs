@@ -18,9 +18,9 @@ pub enum Route {
     Handle,
     /// `&mut tx` of `db.begin()`, ended like this when all went well.
     Transaction(End),
-    /// `&mut *lease`: nobody sees the statements.
+    /// `&mut **lease`: nobody sees the statements.
     Raw,
-    /// `&mut *tx` of `db.begin()`, committed.
+    /// `&mut **tx` of `db.begin()`, committed.
     RawInTransaction,
     /// sqlx's own transaction on a lease, ended like this when all went well.
     SqlxTransaction(End),
