@@ -48,6 +48,18 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # Beside sqlx's own pool
+//! Errors come out of executors in the form that sqlx's users match ([`into_sqlx`]). `use sqlx::postgres::*` and
+//! `use pool_postgres::*` go together but for one name: sqlx has an alias `PgTransaction` for its own transaction. Whoever names it
+//! writes `use pool_postgres::PgTransaction;` for the one that [`db.begin()`](PgWorkspacePool::begin) gives, which comes before both globs.
+//!
+//! - `&mut lease` and `&mut tx` are a [`sqlx::Acquire`]: `Acquire::begin(&mut lease)` gives sqlx's own `Transaction`, for functions that take
+//!   that. Its `commit` says nothing where a statement before it has failed and the server rolls back; [`PgTransaction`]'s is an error then.
+//! - `&db` is one, too, for code that is generic over it, and for `migrator.run(&db)`; its `begin` is an error that names `db.begin()`.
+//!   (In a future that must be `Send`, such code is given `&db`: with `&mut lease`, as with sqlx's own `&mut conn`, the compiler says
+//!   "implementation of `Acquire` is not general enough".)
+//! - `&mut **lease` is for what is generic over `C: Connection`; `PgAdvisoryLock` takes a lease or a transaction as it is.
 
 mod catalog;
 mod catch_panics;
@@ -63,6 +75,7 @@ mod knock;
 mod lease;
 mod plans;
 mod pools;
+mod raw_lease;
 mod relay;
 mod session;
 mod statement;
@@ -77,7 +90,7 @@ pub use config::{APPLICATION_NAME_DEFAULT, PREFIX_DEFAULT, PostgresConfig};
 pub use config_error::ConfigError;
 pub use connection::{PgConn, PgSession};
 pub use driver::{PgDriver, PgHandle};
-pub use errors::{BuildError, acquire_error};
+pub use errors::{BuildError, acquire_error, into_sqlx};
 pub use lease::PgLease;
 pub use pool_core::{
     AcquireError, Answers, CatalogError, CloseError, Counts, DatabaseName, DatabaseNaming, DriverError,
@@ -86,6 +99,7 @@ pub use pool_core::{
 };
 pub use pool_manager::{PolicyFactory, Settings, StartError};
 pub use pools::{PgPools, PgPoolsBuilder};
+pub use raw_lease::PgRawLease;
 pub use session::{Reset, TargetRole};
 pub use tag::{APPLICATION_NAME_MAX, without_tag};
 pub use transaction::PgTransaction;

@@ -108,7 +108,21 @@ impl<'c> Executor<'c> for &'c mut PgSession {
     }
 }
 
-/// Both ways give what sqlx asks for, its own connection: raw access.
+impl AsMut<PgConnection> for PgSession {
+    fn as_mut(&mut self) -> &mut PgConnection {
+        self.raw_mut()
+    }
+}
+
+impl AsRef<PgConnection> for PgSession {
+    fn as_ref(&self) -> &PgConnection {
+        self.raw()
+    }
+}
+
+/// Both ways give what sqlx asks for, its own connection: raw access. A transaction that begins here is of sqlx's own type, and ends in
+/// its way: where a statement has failed, its `commit` returns `Ok` although the server has rolled back. Only
+/// [`PgTransaction`], which [`db.begin()`](crate::PgWorkspacePool::begin) gives, asks before.
 impl<'c> Acquire<'c> for &'c mut PgSession {
     type Database = Postgres;
     type Connection = &'c mut PgConnection;
@@ -167,6 +181,19 @@ macro_rules! pass_on_to_the_session {
             }
         }
 
+        impl AsMut<PgConnection> for $holder {
+            fn as_mut(&mut self) -> &mut PgConnection {
+                self.deref_mut().as_mut()
+            }
+        }
+
+        impl AsRef<PgConnection> for $holder {
+            fn as_ref(&self) -> &PgConnection {
+                self.deref().as_ref()
+            }
+        }
+
+        /// Raw access, as [`PgSession`]'s.
         impl<'c> Acquire<'c> for &'c mut $holder {
             type Database = Postgres;
             type Connection = &'c mut PgConnection;

@@ -11,17 +11,17 @@ use sqlx::postgres::{PgRow, PgStatement, PgTypeInfo};
 use sqlx::{Describe, Error, Execute, Executor, Postgres, SqlStr};
 
 use crate::driver::PgDriver;
-use crate::errors::to_sqlx;
+use crate::errors::into_sqlx;
 use crate::lease::PgLease;
 use crate::statement::OwnedQuery;
 use crate::tracked::Step;
 use crate::transaction::PgTransaction;
 
 /// A cheap handle on one workspace, or on the system database. `&db` is a sqlx `Executor`: each query
-/// leases a connection for as long as it runs.
+/// leases a connection for as long as it runs. It is also a [`sqlx::Acquire`], for code that is generic over that; see there.
 ///
-/// An acquire that fails inside an executor comes out as a `sqlx::Error`;
-/// [`acquire_error`](crate::acquire_error) finds the [`AcquireError`] in it.
+/// An acquire that fails inside of them comes out as a `sqlx::Error`, in the way that [`into_sqlx`] describes;
+/// `db.acquire().await.map_err(into_sqlx)?` is the same for a function that returns a `sqlx::Result`.
 #[derive(Clone, Debug)]
 pub struct PgWorkspacePool {
     pool: WorkspacePool<PgDriver>,
@@ -70,12 +70,12 @@ impl PgWorkspacePool {
     /// Begins a transaction that owns its lease: rolled back when dropped.
     ///
     /// # Errors
-    /// A `sqlx::Error` from the acquire (see [`acquire_error`](crate::acquire_error)) or from BEGIN.
+    /// A `sqlx::Error` from the acquire (see [`into_sqlx`]) or from BEGIN.
     ///
     /// # Cancel safety
     /// Dropping the future gives the connection back, to be verified and rolled back.
     pub async fn begin(&self) -> Result<PgTransaction, Error> {
-        PgTransaction::begin(self.acquire().await.map_err(to_sqlx)?).await
+        PgTransaction::begin(self.acquire().await.map_err(into_sqlx)?).await
     }
 
     /// Whose pool this is.
@@ -106,7 +106,7 @@ impl<'p> Executor<'p> for &'p PgWorkspacePool {
     {
         let query = OwnedQuery::new(query);
         Box::pin(async_stream::try_stream! {
-            let mut lease = self.acquire().await.map_err(to_sqlx)?;
+            let mut lease = self.acquire().await.map_err(into_sqlx)?;
             let mut steps = (&mut lease).fetch_many(query);
             while let Some(step) = steps.try_next().await? {
                 yield step;
@@ -123,7 +123,7 @@ impl<'p> Executor<'p> for &'p PgWorkspacePool {
     {
         let query = OwnedQuery::new(query);
         Box::pin(async move {
-            let mut lease = self.acquire().await.map_err(to_sqlx)?;
+            let mut lease = self.acquire().await.map_err(into_sqlx)?;
             lease.fetch_optional(query).await
         })
     }
@@ -137,7 +137,7 @@ impl<'p> Executor<'p> for &'p PgWorkspacePool {
         'p: 'e,
     {
         Box::pin(async move {
-            let mut lease = self.acquire().await.map_err(to_sqlx)?;
+            let mut lease = self.acquire().await.map_err(into_sqlx)?;
             lease.prepare_with(sql, parameters).await
         })
     }
@@ -147,7 +147,7 @@ impl<'p> Executor<'p> for &'p PgWorkspacePool {
         'p: 'e,
     {
         Box::pin(async move {
-            let mut lease = self.acquire().await.map_err(to_sqlx)?;
+            let mut lease = self.acquire().await.map_err(into_sqlx)?;
             lease.describe(sql).await
         })
     }

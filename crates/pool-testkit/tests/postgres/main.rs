@@ -7,6 +7,7 @@ mod budget;
 mod cancelled;
 mod clean;
 mod cut;
+mod drop_in;
 mod dropping;
 mod hung;
 mod idle;
