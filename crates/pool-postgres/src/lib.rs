@@ -33,6 +33,11 @@
 //! sqlx::query("delete from note").execute(&mut *tx).await?;      // tracked
 //! tx.commit().await?;
 //!
+//! let migrator = sqlx::migrate::Migrator::new(std::path::Path::new("migrations")).await?;
+//! db.migrate(&migrator).await?;                                  // sqlx's; or every workspace, 8 at a time, within the budget:
+//! let report = pools.migrate_all(&migrator, 8).await?;           // goes on past failures; once more is cheap
+//! assert!(report.is_complete(), "{:?}", report.failures);
+//!
 //! pools.acquire_within(&acme, Duration::from_millis(50)).await?; // with a time limit of its own
 //! let idle = pools.try_acquire(&acme).await?;                    // what is idle, or nothing; nobody waits
 //! pools.set_terms(&acme, Terms { weight: 3, ceiling: Some(20) })?; // its part where slots do not suffice
@@ -73,6 +78,7 @@ mod driver;
 mod errors;
 mod knock;
 mod lease;
+mod migrate;
 mod plans;
 mod pools;
 mod raw_lease;
@@ -92,6 +98,7 @@ pub use connection::{PgConn, PgSession};
 pub use driver::{PgDriver, PgHandle};
 pub use errors::{BuildError, acquire_error, into_sqlx};
 pub use lease::PgLease;
+pub use migrate::MigrationReport;
 pub use pool_core::{
     AcquireError, Answers, CatalogError, CloseError, Counts, DatabaseName, DatabaseNaming, DriverError,
     DriverErrorKind, EvictionPolicy, Limits, LimitsError, Observer, Phase, PoolStats, PrefixNaming,

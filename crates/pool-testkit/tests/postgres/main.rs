@@ -12,6 +12,7 @@ mod dropping;
 mod hung;
 mod idle;
 mod load;
+mod migrations;
 mod mishaps;
 mod names_and_errors;
 mod plans;
