@@ -128,13 +128,26 @@ impl<Tail: ?Sized> PgSession<Tail> {
         self.session.pid
     }
 
+    /// Asks the server for a sign of life: one round trip, tracked.
+    ///
+    /// # Errors
+    /// What sqlx says; the connection is then closed when it comes back.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has the connection verified when it comes back.
+    pub async fn ping(&mut self) -> Result<(), Error> {
+        let (conn, statement) = self.begin_statement();
+        statement.may_start()?;
+        statement.ended(conn.ping().await)
+    }
+
     pub(crate) fn raw(&self) -> &PgConnection {
         &self.conn
     }
 
     /// Access that nobody watches: the connection is verified when it comes back.
     pub(crate) fn raw_mut(&mut self) -> &mut PgConnection {
-        (self.history.used, self.history.dirty) = (true, true);
+        self.is_dirty_now();
         &mut self.conn
     }
 
@@ -235,6 +248,11 @@ impl<Tail: ?Sized> PgSession<Tail> {
             (SessionKind::Lent, Reset::Never) => false,
             (SessionKind::Lent, Reset::Always) => self.history.used,
         }
+    }
+
+    /// To be called before something is sent that may change more than is seen of it.
+    pub(crate) fn is_dirty_now(&mut self) {
+        (self.history.used, self.history.dirty) = (true, true);
     }
 
     /// To be called when the connection has been made clean.

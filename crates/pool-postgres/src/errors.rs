@@ -19,6 +19,12 @@ pub enum BuildError {
     /// The configuration cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// There is no default for the budget: only its owner knows what the server can spare.
+    #[error(
+        "the limits are missing: write `.limits(Limits::new(90))` with as many connections as the server can spare, or \
+         `.limits(Limits::of_server(5))` for all that it has but 5"
+    )]
+    NoLimits,
     /// The limits cannot hold, or there is no runtime.
     #[error(transparent)]
     Start(#[from] StartError),

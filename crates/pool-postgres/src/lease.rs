@@ -42,6 +42,14 @@ impl PgLease {
         self.lease.discard();
     }
 
+    /// The same, and returns when the server no longer counts the connection, or has not answered for 30 s.
+    ///
+    /// # Cancel safety
+    /// The close goes on.
+    pub async fn close(self) {
+        self.lease.close().await;
+    }
+
     pub(crate) fn conn(&mut self) -> &mut PgConn {
         &mut self.lease
     }

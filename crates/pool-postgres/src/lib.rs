@@ -32,6 +32,8 @@
 //! let mut tx = db.begin().await?;                                // owns its lease; rolled back on drop
 //! sqlx::query("delete from note").execute(&mut *tx).await?;      // tracked
 //! tx.commit().await?;
+//! let tx = db.begin_with("begin isolation level serializable read only").await?;
+//! tx.rollback().await?;
 //!
 //! let migrator = sqlx::migrate::Migrator::new(std::path::Path::new("migrations")).await?;
 //! db.migrate(&migrator).await?;                                  // sqlx's; or every workspace, 8 at a time, within the budget:
@@ -65,6 +67,9 @@
 //!   (In a future that must be `Send`, such code is given `&db`: with `&mut lease`, as with sqlx's own `&mut conn`, the compiler says
 //!   "implementation of `Acquire` is not general enough".)
 //! - `&mut **lease` is for what is generic over `C: Connection`; `PgAdvisoryLock` takes a lease or a transaction as it is.
+//!
+//! # Features
+//! `serde`: `serde::Serialize` for the statistics ([`PoolStats`], [`WorkspaceStats`] and what they hold).
 
 mod catalog;
 mod catch_panics;
@@ -100,9 +105,10 @@ pub use errors::{BuildError, acquire_error, into_sqlx};
 pub use lease::PgLease;
 pub use migrate::MigrationReport;
 pub use pool_core::{
-    AcquireError, Answers, CatalogError, CloseError, Counts, DatabaseName, DatabaseNaming, DriverError,
-    DriverErrorKind, EvictionPolicy, Limits, LimitsError, Observer, Phase, PoolStats, PrefixNaming,
-    ShareStats, Stage, Target, TargetStats, Terms, WorkspaceId, WorkspacePools, WorkspaceStats,
+    AcquireError, Answers, CatalogError, CloseError, CloseReason, ConnectionId, Counts, DatabaseName,
+    DatabaseNaming, DriverError, DriverErrorKind, Event, EvictionPolicy, Limits, LimitsError, Lru,
+    NamingError, Observer, Phase, PoolStats, PrefixNaming, Pressure, ShareStats, Stage, Target, TargetStats,
+    Terms, WorkspaceId, WorkspaceIdError, WorkspacePools, WorkspaceStats,
 };
 pub use pool_manager::{PolicyFactory, Settings, StartError};
 pub use pools::{PgPools, PgPoolsBuilder};

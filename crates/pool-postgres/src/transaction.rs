@@ -4,8 +4,8 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
-use sqlx::Error;
 use sqlx::postgres::PgTransactionManager;
+use sqlx::{Error, SqlStr};
 
 // sqlx does not export the trait that counts transactions; see docs/decisions/0003.
 use sqlx_core::transaction::TransactionManager;
@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use crate::connection::{PgSession, Wire};
 use crate::lease::PgLease;
+use crate::statement::begins_only;
 use crate::verify::{self, With};
 
 /// How long what was not seen to end may take before the end of its transaction is given up.
@@ -32,9 +33,14 @@ pub struct PgTransaction {
 }
 
 impl PgTransaction {
-    pub(crate) async fn begin(lease: PgLease) -> Result<Self, Error> {
+    pub(crate) async fn begin(lease: PgLease, statement: Option<SqlStr>) -> Result<Self, Error> {
         let mut tx = Self { lease, is_open: true };
-        tx.step(Boundary::Begin).await?;
+        if let Some(statement) = &statement
+            && !begins_only(statement.as_str())
+        {
+            tx.lease.conn().is_dirty_now();
+        }
+        tx.step(Boundary::Begin(statement)).await?;
         Ok(tx)
     }
 
@@ -89,7 +95,7 @@ impl PgTransaction {
         let conn = self.lease.conn();
         let before = conn.set_wire(Wire::Unsure);
         match step {
-            Boundary::Begin => PgTransactionManager::begin(conn.own(), None).await?,
+            Boundary::Begin(statement) => PgTransactionManager::begin(conn.own(), statement).await?,
             Boundary::Commit => PgTransactionManager::commit(conn.own()).await?,
             Boundary::Rollback => PgTransactionManager::rollback(conn.own()).await?,
         }
@@ -98,9 +104,9 @@ impl PgTransaction {
     }
 }
 
-#[derive(Clone, Copy)]
 enum Boundary {
-    Begin,
+    /// With this statement, or sqlx's.
+    Begin(Option<SqlStr>),
     Commit,
     Rollback,
 }

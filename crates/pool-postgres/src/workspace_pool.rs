@@ -8,7 +8,7 @@ use futures_util::TryStreamExt;
 use pool_core::{AcquireError, Counts, Target, TargetStats};
 use pool_manager::WorkspacePool;
 use sqlx::postgres::{PgRow, PgStatement, PgTypeInfo};
-use sqlx::{Describe, Error, Execute, Executor, Postgres, SqlStr};
+use sqlx::{Describe, Error, Execute, Executor, Postgres, SqlSafeStr, SqlStr};
 
 use crate::driver::PgDriver;
 use crate::errors::into_sqlx;
@@ -75,7 +75,20 @@ impl PgWorkspacePool {
     /// # Cancel safety
     /// Dropping the future gives the connection back, to be verified and rolled back.
     pub async fn begin(&self) -> Result<PgTransaction, Error> {
-        PgTransaction::begin(self.acquire().await.map_err(into_sqlx)?).await
+        PgTransaction::begin(self.acquire().await.map_err(into_sqlx)?, None).await
+    }
+
+    /// The same with a BEGIN of the caller's, for an isolation level, a transaction that only reads, or one that may be deferred:
+    /// `db.begin_with("begin isolation level serializable read only")`.
+    ///
+    /// # Errors
+    /// As [`begin`](Self::begin), and `BeginFailed` where the statement began no transaction.
+    ///
+    /// # Cancel safety
+    /// As [`begin`](Self::begin).
+    pub async fn begin_with(&self, statement: impl SqlSafeStr) -> Result<PgTransaction, Error> {
+        let statement = statement.into_sql_str();
+        PgTransaction::begin(self.acquire().await.map_err(into_sqlx)?, Some(statement)).await
     }
 
     /// Whose pool this is.

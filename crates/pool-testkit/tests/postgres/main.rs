@@ -9,6 +9,7 @@ mod clean;
 mod cut;
 mod drop_in;
 mod dropping;
+mod handles;
 mod hung;
 mod idle;
 mod load;
