@@ -16,7 +16,7 @@ use crate::driver::PgDriver;
 /// `&mut **lease`, a lease given to a function that takes `&mut PgConnection`, and whatever is done by way of
 /// [`sqlx::Acquire`] are raw access to sqlx's own connection, for whatever else sqlx can do; the connection is then
 /// verified in the background when it comes back, an open transaction is rolled back, and the session
-/// is [reset](crate::Reset). Prepared statements are kept.
+/// is [reset](crate::Reset). Prepared statements are kept. (A `&mut PgLease` has one `*` more in front: `&mut ***lease`.)
 #[must_use = "a lease that is dropped at once was not needed"]
 pub struct PgLease {
     lease: Lease<PgDriver>,

@@ -74,10 +74,13 @@ impl PgPools {
     /// at a time, and tells of each as soon as it is done, in no particular order. A failure stops none of the others.
     ///
     /// The migrations go through the pool like everybody else's work: they never exceed the budget, and no more are under
-    /// way than it has slots for workspaces. A workspace whose connection cannot be had within the acquire timeout has failed.
+    /// way than it has slots for workspaces. Nothing is done while nobody asks for the next item.
     ///
-    /// Nothing is done while nobody asks for the next item. Dropping the stream ends the migrations under way, as dropping
-    /// [`PgWorkspacePool::migrate`] does; those told of are done.
+    /// # Errors
+    /// As [`PgWorkspacePool::migrate`], for each workspace; also where its connection cannot be had within the acquire timeout.
+    ///
+    /// # Cancel safety
+    /// Dropping the stream ends the migrations under way, as dropping [`PgWorkspacePool::migrate`] does; those told of are done.
     ///
     /// ```no_run
     /// # async fn example(pools: pool_postgres::PgPools, migrator: sqlx::migrate::Migrator) -> Result<(), pool_postgres::CatalogError> {

@@ -150,7 +150,7 @@ async fn l1_an_advisory_lock_of_sqlx_takes_leases_and_transactions() {
 async fn a_failed_acquire_is_what_users_of_sqlx_match() {
     let pool = TestPool::builder()
         .limits(Limits::new(7).system(5).per_workspace(1))
-        .adjust(|builder| builder.acquire_timeout(Duration::from_millis(500)))
+        .adjust(|builder| builder.acquire_timeout(Duration::from_secs(1)))
         .build()
         .await
         .unwrap();

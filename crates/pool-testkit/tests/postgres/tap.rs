@@ -3,8 +3,9 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use pool_postgres::{Limits, PgPools, PgWorkspacePool};
+use pool_postgres::{Limits, PgPools, PgWorkspacePool, Settings};
 use pool_testkit::faults::DedicatedServer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
 use tokio::net::{TcpListener, TcpStream};
@@ -27,6 +28,11 @@ pub struct Tapped {
     _server: DedicatedServer,
 }
 
+/// On a busy machine a connection may be idle long enough to be asked whether it lives.
+fn never_checks(settings: &mut Settings) {
+    settings.check_after = Duration::from_hours(1);
+}
+
 impl Tapped {
     pub async fn new() -> Self {
         let server = DedicatedServer::start().await.unwrap();
@@ -36,7 +42,7 @@ impl Tapped {
         let sent = Sent::default();
         let task = tokio::spawn(serve_all(listener, upstream, Arc::clone(&sent)));
         let limits = Limits::new(6).system(5).per_workspace(1);
-        let pools = PgPools::builder(config).limits(limits).build().await.unwrap();
+        let pools = PgPools::builder(config).limits(limits).adjust(never_checks).build().await.unwrap();
         pools.ensure_workspace(&id("a")).await.unwrap();
         let database = pools.config().naming().unwrap();
         let database = pool_postgres::DatabaseNaming::database(&database, &id("a")).as_str().to_owned();
