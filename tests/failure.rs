@@ -194,7 +194,7 @@ async fn recover_from_connection_errors() -> Outcome {
 
     // A query that the server itself gives up.
     let mut lease = db.acquire().await?;
-    sqlx::raw_sql("set statement_timeout = 10").execute(&mut *lease).await?;
+    sqlx::raw_sql("set statement_timeout = 10").execute(&mut **lease).await?;
     let error = sqlx::query("select pg_sleep(60)").execute(&mut lease).await.unwrap_err();
     assert_eq!(state(&error).as_deref(), Some("57014"));
     lease.discard();

@@ -63,7 +63,7 @@ impl Mishap {
             }
             Self::ForgottenBegin => {
                 let mut lease = db.acquire().await?;
-                sqlx::raw_sql("begin; insert into mark values (3)").execute(&mut *lease).await?;
+                sqlx::raw_sql("begin; insert into mark values (3)").execute(&mut **lease).await?;
                 None
             }
             Self::CancelledQuery => {

@@ -86,6 +86,14 @@ impl fmt::Debug for WorkspaceId {
     }
 }
 
+#[cfg(feature = "serde")]
+impl serde::Serialize for WorkspaceId {
+    /// The id as it was given.
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
 impl std::str::FromStr for WorkspaceId {
     type Err = WorkspaceIdError;
 

@@ -1,6 +1,7 @@
 //! Snapshots whose sums agree, and the events that observers are told.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::Add;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use crate::ids::{Target, WorkspaceId};
 
 /// Connections by state. The sum is what counts against a ceiling (law S1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Counts {
     /// Held by callers, or being made clean after they let go.
     pub in_use: u32,
@@ -41,6 +43,7 @@ impl Add for Counts {
 
 /// One share (the workspaces', or the system's) at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct ShareStats {
     /// The ceiling of the share.
     pub limit: u32,
@@ -75,6 +78,7 @@ pub struct ShareStats {
 /// What callers were answered since the start. Each acquire that has come to its end is counted once (law S3); a
 /// `try_acquire` that found nothing idle is not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Answers {
     /// Leases handed out; a connection that proved broken before its caller saw it is none.
     pub acquired: u64,
@@ -123,6 +127,7 @@ impl Add for Answers {
 
 /// One target at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct TargetStats {
     /// Its connections, by state.
     pub connections: Counts,
@@ -134,6 +139,7 @@ pub struct TargetStats {
 
 /// All workspaces at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct WorkspaceStats {
     /// Each workspace that is remembered, in the order of the ids: all that have a connection or a waiter, and thousands
     /// besides.
@@ -144,6 +150,7 @@ pub struct WorkspaceStats {
 
 /// A consistent snapshot of the whole manager.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct PoolStats {
     /// The workspaces' share.
     pub workspaces: ShareStats,
@@ -189,6 +196,22 @@ pub enum CloseReason {
     WorkspaceClosed,
     /// The manager is being closed.
     PoolClosed,
+}
+
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Evicted => "another workspace needed the slot",
+            Self::Yielded => "it was another workspace's turn",
+            Self::LimitLowered => "the limit was lowered",
+            Self::IdleTimeout => "idle for too long",
+            Self::Lifetime => "too old",
+            Self::Discarded => "discarded by its holder",
+            Self::Broken => "broken",
+            Self::WorkspaceClosed => "its workspace was closed",
+            Self::PoolClosed => "the pool was closed",
+        })
+    }
 }
 
 /// What happened, for observers. Borrowed, so that telling costs no allocation.

@@ -71,6 +71,11 @@ impl<C> CloseWork<C> {
         &self.debt.target
     }
 
+    /// Which connection it is.
+    pub fn connection(&self) -> ConnectionId {
+        self.debt.id
+    }
+
     /// Why it is closed.
     pub fn reason(&self) -> CloseReason {
         self.debt.reason

@@ -10,6 +10,7 @@ use pool_core::{
 };
 use thiserror::Error;
 use tokio::runtime;
+use tokio::sync::oneshot;
 
 use crate::engine::Engine;
 use crate::job::{Job, Orderer, Returned};
@@ -64,7 +65,7 @@ impl<D: Driver> Engine<D> {
     ) {
         let Effects { opens, closes, dead, wakes, drained, retry_at, due_at, look_ups } = effects;
         let opens = opens.into_iter().map(|work| Job::Open(work));
-        let closes = closes.into_iter().map(|work| Job::Close(work));
+        let closes = closes.into_iter().map(|work| Job::Close { work, waited_for: None });
         let retry = retry_at.map(|(target, at)| Job::Retry { target, at });
         for job in opens.chain(closes).chain(retry) {
             unrun.extend(self.order(job, by).err());
@@ -110,7 +111,7 @@ impl<D: Driver> Engine<D> {
                 let share = self.share(work.target());
                 (share, share.with("open failed", |registry, now| registry.open_failed(work, error, now)))
             }
-            Job::Close(work) => self.abandon(work),
+            Job::Close { work, .. } => self.abandon(work),
             Job::Recycle(Returned { target, conn, debt, .. }) => {
                 let share = self.share(&target);
                 (share, share.with("discard", |registry, now| registry.discard(debt, conn, now)))
@@ -122,6 +123,16 @@ impl<D: Driver> Engine<D> {
                 (share, share.with("looked up", found))
             }
         }
+    }
+
+    /// Has a connection closed, and tells when that is over.
+    pub(crate) fn close(&self, work: CloseWork<D::Connection>) -> oneshot::Receiver<()> {
+        let (waited_for, is_over) = oneshot::channel();
+        let job = Job::Close { work, waited_for: Some(waited_for) };
+        if let Err(job) = self.order(job, Orderer::Leaves) {
+            self.settle_unrun(job);
+        }
+        is_over
     }
 
     /// Settles a job that nobody will perform any more.

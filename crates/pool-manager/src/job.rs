@@ -5,12 +5,16 @@ use std::time::Instant;
 
 use pool_core::{CloseWork, Driver, LeaseDebt, OpenWork, Target};
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// A piece of work for a task of its own.
 pub(crate) enum Job<D: Driver> {
     Open(OpenWork),
-    Close(CloseWork<D::Connection>),
+    Close {
+        work: CloseWork<D::Connection>,
+        /// Dropped when it is over, for whoever waits for that.
+        waited_for: Option<oneshot::Sender<()>>,
+    },
     Recycle(Returned<D::Connection>),
     Retry {
         target: Target,

@@ -51,6 +51,26 @@ impl<D: Driver> Lease<D> {
         }
     }
 
+    /// Has the connection closed instead of used again, as [`discard`](Self::discard) does, and returns when the server no longer
+    /// counts it. A server that does not say so within 30 s is not waited for any longer (law B1).
+    ///
+    /// # Cancel safety
+    /// The close goes on.
+    pub async fn close(mut self) {
+        let Some((conn, debt)) = self.take() else { return };
+        let id = debt.connection();
+        let share = self.engine.share(&self.target);
+        let mut effects = share.with("close lease", |registry, now| registry.discard(debt, conn, now));
+        let its = effects.closes.iter().position(|work| work.connection() == id);
+        // None, where a close of the workspace has cut the lease: the server had let go then.
+        let is_over = its.map(|its| self.engine.close(effects.closes.swap_remove(its)));
+        self.engine.perform(share, effects);
+        if let Some(is_over) = is_over {
+            // Nothing is sent: the other end is dropped.
+            let _ = is_over.await;
+        }
+    }
+
     /// Has a connection closed that broke, and others that may have broken with it looked at.
     pub(crate) fn discard_broken(mut self) {
         if let Some((conn, debt)) = self.take() {

@@ -1,5 +1,6 @@
 //! One session: sqlx's connection, who it is on the server, and whether it is known to be clean.
 
+use std::fmt;
 use std::sync::Arc;
 
 use pool_core::Condition;
@@ -24,10 +25,20 @@ pub(crate) struct Session {
 const ASTRAY: &str = "an earlier statement ended in something that the server has not said: nothing more is sent, and \
                       the connection is closed";
 
-/// A live connection of the driver. Statements that go through a lease as an executor are seen, so that a
-/// connection that saw only plain ones is known to be clean without asking the server.
-#[derive(Debug)]
-pub struct PgConn {
+/// What a lease and a transaction deref to: one session with a server. `&mut session` is a sqlx `Executor` that is
+/// **tracked**: its statements are seen, and a session that saw only plain ones is known to be clean without asking the
+/// server. The session derefs in turn to sqlx's [`PgConnection`], and access to that is **raw**: nobody sees what it does,
+/// and the connection is verified in the background when it comes back.
+///
+/// A session has no size that the compiler knows, so `std::mem::swap` does not take two of them: each stays in its own lease,
+/// and with the database that its lease is for.
+///
+/// ```compile_fail
+/// fn swap(a: &mut pool_postgres::PgLease, b: &mut pool_postgres::PgLease) {
+///     std::mem::swap(&mut **a, &mut **b);
+/// }
+/// ```
+pub struct PgSession<Tail: ?Sized = [()]> {
     conn: PgConnection,
     session: Session,
     kind: SessionKind,
@@ -37,7 +48,12 @@ pub struct PgConn {
     epoch: u64,
     /// Whether sqlx keeps prepared statements. It prepares them all the same, and never closes them.
     keeps_statements: bool,
+    /// Nothing, of a known size or of none.
+    _tail: Tail,
 }
+
+/// A live connection of the driver; a lease shows it as a [`PgSession`].
+pub type PgConn = PgSession<[(); 0]>;
 
 /// What has gone over a connection since it was last known to be clean.
 #[derive(Debug)]
@@ -90,9 +106,15 @@ impl PgConn {
         keeps_statements: bool,
     ) -> Self {
         let epoch = plans.epoch();
-        Self { conn, session, kind, history: History::CLEAN, plans, epoch, keeps_statements }
+        Self { conn, session, kind, history: History::CLEAN, plans, epoch, keeps_statements, _tail: [] }
     }
 
+    pub(crate) fn into_parts(self) -> (PgConnection, Session) {
+        (self.conn, self.session)
+    }
+}
+
+impl<Tail: ?Sized> PgSession<Tail> {
     pub(crate) fn session(&self) -> Session {
         self.session
     }
@@ -106,13 +128,26 @@ impl PgConn {
         self.session.pid
     }
 
+    /// Asks the server for a sign of life: one round trip, tracked.
+    ///
+    /// # Errors
+    /// What sqlx says; the connection is then closed when it comes back.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has the connection verified when it comes back.
+    pub async fn ping(&mut self) -> Result<(), Error> {
+        let (conn, statement) = self.begin_statement();
+        statement.may_start()?;
+        statement.ended(conn.ping().await)
+    }
+
     pub(crate) fn raw(&self) -> &PgConnection {
         &self.conn
     }
 
     /// Access that nobody watches: the connection is verified when it comes back.
     pub(crate) fn raw_mut(&mut self) -> &mut PgConnection {
-        (self.history.used, self.history.dirty) = (true, true);
+        self.is_dirty_now();
         &mut self.conn
     }
 
@@ -215,6 +250,11 @@ impl PgConn {
         }
     }
 
+    /// To be called before something is sent that may change more than is seen of it.
+    pub(crate) fn is_dirty_now(&mut self) {
+        (self.history.used, self.history.dirty) = (true, true);
+    }
+
     /// To be called when the connection has been made clean.
     pub(crate) fn is_clean_now(&mut self) {
         self.history = History::CLEAN;
@@ -232,9 +272,11 @@ impl PgConn {
         let suspect = self.may_have_failed() || self.conn.is_in_transaction() || self.conn.should_flush();
         if suspect { Condition::Suspect } else { Condition::Clean }
     }
+}
 
-    pub(crate) fn into_parts(self) -> (PgConnection, Session) {
-        (self.conn, self.session)
+impl<Tail: ?Sized> fmt::Debug for PgSession<Tail> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PgSession").field("session", &self.session).finish_non_exhaustive()
     }
 }
 

@@ -1,5 +1,11 @@
 //! One bounded pool over many `PostgreSQL` databases, on sqlx.
 //!
+//! Access is **tracked** or **raw**. Statements through `&mut *lease`, `&mut lease`, `&mut *tx`, `&mut tx` and `&db` are tracked:
+//! the pool sees them, and a connection that saw only plain ones (`SELECT`, `INSERT`, `UPDATE`, `DELETE`, `VALUES`, `WITH`)
+//! goes to the next holder without a round trip. `&mut **lease`, `some_function_of_sqlx(&mut lease)` where that takes a
+//! `&mut PgConnection`, and whatever [`sqlx::Acquire`] gives are raw: all of sqlx works there, and the connection is verified
+//! and [reset](Reset) in the background when it comes back.
+//!
 //! ```no_run
 //! use std::time::Duration;
 //!
@@ -17,15 +23,22 @@
 //! let acme = WorkspaceId::new("acme")?;                          // validated; hostile ids are data, never SQL
 //! pools.ensure_workspace(&acme).await?;                          // creates the database once, however many callers
 //! let mut lease = pools.acquire(&acme).await?;
-//! sqlx::query("insert into note values ($1)").bind(1).execute(&mut lease).await?;   // tracked, known clean on return
-//! some_function_of_sqlx(&mut *lease).await?;                     // or the raw PgConnection: verified and reset on return
+//! sqlx::query("insert into note values ($1)").bind(1).execute(&mut *lease).await?;  // tracked: known clean on return
+//! some_function_of_sqlx(&mut lease).await?;                      // raw, a &mut PgConnection: verified and reset on return
 //! drop(lease);                                                   // back to the pool, clean or closed
 //!
 //! let db = pools.workspace(&acme);                               // cheap, Clone; &db is a sqlx Executor
 //! let n: i64 = sqlx::query_scalar("select count(*) from note").fetch_one(&db).await?;
 //! let mut tx = db.begin().await?;                                // owns its lease; rolled back on drop
-//! sqlx::query("delete from note").execute(&mut tx).await?;
+//! sqlx::query("delete from note").execute(&mut *tx).await?;      // tracked
 //! tx.commit().await?;
+//! let tx = db.begin_with("begin isolation level serializable read only").await?;
+//! tx.rollback().await?;
+//!
+//! let migrator = sqlx::migrate::Migrator::new(std::path::Path::new("migrations")).await?;
+//! db.migrate(&migrator).await?;                                  // sqlx's; or every workspace, 8 at a time, within the budget:
+//! let report = pools.migrate_all(&migrator, 8).await?;           // goes on past failures; once more is cheap
+//! assert!(report.is_complete(), "{:?}", report.failures);
 //!
 //! pools.acquire_within(&acme, Duration::from_millis(50)).await?; // with a time limit of its own
 //! let idle = pools.try_acquire(&acme).await?;                    // what is idle, or nothing; nobody waits
@@ -42,6 +55,21 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # Beside sqlx's own pool
+//! Errors come out of executors in the form that sqlx's users match ([`into_sqlx`]). `use sqlx::postgres::*` and
+//! `use pool_postgres::*` go together but for one name: sqlx has an alias `PgTransaction` for its own transaction. Whoever names it
+//! writes `use pool_postgres::PgTransaction;` for the one that [`db.begin()`](PgWorkspacePool::begin) gives, which comes before both globs.
+//!
+//! - `&mut lease` and `&mut tx` are a [`sqlx::Acquire`]: `Acquire::begin(&mut lease)` gives sqlx's own `Transaction`, for functions that take
+//!   that. Its `commit` says nothing where a statement before it has failed and the server rolls back; [`PgTransaction`]'s is an error then.
+//! - `&db` is one, too, for code that is generic over it, and for `migrator.run(&db)`; its `begin` is an error that names `db.begin()`.
+//!   (In a future that must be `Send`, such code is given `&db`: with `&mut lease`, as with sqlx's own `&mut conn`, the compiler says
+//!   "implementation of `Acquire` is not general enough".)
+//! - `&mut **lease` is for what is generic over `C: Connection`; `PgAdvisoryLock` takes a lease or a transaction as it is.
+//!
+//! # Features
+//! `serde`: `serde::Serialize` for the statistics ([`PoolStats`], [`WorkspaceStats`] and what they hold).
 
 mod catalog;
 mod catch_panics;
@@ -55,12 +83,15 @@ mod driver;
 mod errors;
 mod knock;
 mod lease;
+mod migrate;
 mod plans;
 mod pools;
+mod raw_lease;
 mod relay;
 mod session;
 mod statement;
 mod tag;
+mod tracked;
 mod transaction;
 mod verify;
 mod workspace_pool;
@@ -68,17 +99,20 @@ mod workspace_pool;
 pub use catalog::{DatabaseSource, PgCatalog, Template, drop_database};
 pub use config::{APPLICATION_NAME_DEFAULT, PREFIX_DEFAULT, PostgresConfig};
 pub use config_error::ConfigError;
-pub use connection::PgConn;
+pub use connection::{PgConn, PgSession};
 pub use driver::{PgDriver, PgHandle};
-pub use errors::{BuildError, acquire_error};
+pub use errors::{BuildError, acquire_error, into_sqlx};
 pub use lease::PgLease;
+pub use migrate::MigrationReport;
 pub use pool_core::{
-    AcquireError, Answers, CatalogError, CloseError, Counts, DatabaseName, DatabaseNaming, DriverError,
-    DriverErrorKind, EvictionPolicy, Limits, LimitsError, Observer, Phase, PoolStats, PrefixNaming,
-    ShareStats, Stage, Target, TargetStats, Terms, WorkspaceId, WorkspacePools, WorkspaceStats,
+    AcquireError, Answers, CatalogError, CloseError, CloseReason, ConnectionId, Counts, DatabaseName,
+    DatabaseNaming, DriverError, DriverErrorKind, Event, EvictionPolicy, Limits, LimitsError, Lru,
+    NamingError, Observer, Phase, PoolStats, PrefixNaming, Pressure, ShareStats, Stage, Target, TargetStats,
+    Terms, WorkspaceId, WorkspaceIdError, WorkspacePools, WorkspaceStats,
 };
 pub use pool_manager::{PolicyFactory, Settings, StartError};
 pub use pools::{PgPools, PgPoolsBuilder};
+pub use raw_lease::PgRawLease;
 pub use session::{Reset, TargetRole};
 pub use tag::{APPLICATION_NAME_MAX, without_tag};
 pub use transaction::PgTransaction;

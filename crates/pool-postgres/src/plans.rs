@@ -79,6 +79,11 @@ impl Plans {
         let _ = self.epoch.compare_exchange(epoch, epoch + 1, Ordering::AcqRel, Ordering::Relaxed);
     }
 
+    /// All statements that were prepared before now may be spoiled.
+    pub(crate) fn all_spoiled(&self) {
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+    }
+
     /// Whether the last look has seen all that is in `snapshot`.
     pub(crate) fn have_seen(&self, snapshot: i64) -> bool {
         self.last_look().look.as_ref().is_some_and(|look| look.snapshot == snapshot)

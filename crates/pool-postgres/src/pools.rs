@@ -175,6 +175,11 @@ impl PgPools {
         self.manager.close().await
     }
 
+    /// Whether `close` has been called.
+    pub fn is_closed(&self) -> bool {
+        self.manager.is_closed()
+    }
+
     /// A consistent snapshot; its sums agree.
     pub fn stats(&self) -> PoolStats {
         self.manager.stats()
@@ -301,7 +306,7 @@ impl PgPoolsBuilder {
     /// Checks the limits, reaches the server, and starts the manager.
     ///
     /// # Errors
-    /// [`BuildError`]: the configuration or the limits cannot be used, or the server cannot be reached;
+    /// [`BuildError`]: the limits are missing, they or the configuration cannot be used, or the server cannot be reached;
     /// that one names host, port, database and phase.
     ///
     /// # Cancel safety
@@ -314,10 +319,13 @@ impl PgPoolsBuilder {
             Some(naming) => naming,
             None => Arc::new(config.naming()?),
         };
-        let limits = limits.unwrap_or(Limits::new(0));
-        let mut settings = Settings::new(limits);
+        let none = Limits::new(0);
+        let mut settings = Settings::new(limits.unwrap_or(none));
         for change in adjust {
             change(&mut settings);
+        }
+        if limits.is_none() && settings.limits == none {
+            return Err(BuildError::NoLimits);
         }
         if !settings.limits.is_of_server() {
             settings.limits.ceilings(1).map_err(pool_manager::StartError::from)?;

@@ -17,8 +17,21 @@ pub(crate) fn is_plain(sql: &str, has_arguments: bool) -> bool {
     let verb_ends = sql.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(sql.len());
     let (verb, rest) = sql.split_at(verb_ends);
     let is_plain_verb = PLAIN_VERBS.iter().any(|plain| verb.eq_ignore_ascii_case(plain));
-    let is_one = || !rest.trim_end_matches(|c: char| c == ';' || c.is_whitespace()).contains(';');
-    is_plain_verb && (has_arguments || is_one()) && !names_session_state(sql)
+    is_plain_verb && (has_arguments || is_one(rest)) && !names_session_state(sql)
+}
+
+/// Whether `sql` begins a transaction, with whatever modes, and does nothing else.
+pub(crate) fn begins_only(sql: &str) -> bool {
+    let mut words = sql.split(|c: char| c == ';' || c.is_whitespace()).filter(|word| !word.is_empty());
+    let mut next_is = |expected: &str| words.next().is_some_and(|word| word.eq_ignore_ascii_case(expected));
+    let is_start = sql.trim_start().get(..5).is_some_and(|start| start.eq_ignore_ascii_case("start"));
+    let begins = if is_start { next_is("start") && next_is("transaction") } else { next_is("begin") };
+    begins && is_one(sql)
+}
+
+/// Whether no second statement can follow in the simple protocol: only trailing semicolons pass.
+fn is_one(sql: &str) -> bool {
+    !sql.trim_end_matches(|c: char| c == ';' || c.is_whitespace()).contains(';')
 }
 
 /// Whether a plain verb may change the session. A word counts wherever it stands, in a string as well: a connection
@@ -103,6 +116,20 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
+
+    #[rstest]
+    #[case::begin("begin", true)]
+    #[case::trailing_semicolon(" BEGIN; ", true)]
+    #[case::modes("begin isolation level serializable, read only, deferrable", true)]
+    #[case::start("START TRANSACTION READ ONLY", true)]
+    #[case::start_of_nothing("start", false)]
+    #[case::another_statement("begin; set role x", false)]
+    #[case::comment("/* x */ begin", false)]
+    #[case::longer_word("beginning", false)]
+    #[case::nothing("", false)]
+    fn only_a_begin_begins_only(#[case] sql: &str, #[case] begins: bool) {
+        assert_eq!(begins_only(sql), begins);
+    }
 
     #[rstest]
     #[case::select("select 1", false, true)]

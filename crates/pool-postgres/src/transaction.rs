@@ -4,17 +4,16 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
-use futures_core::future::BoxFuture;
-use futures_core::stream::BoxStream;
-use sqlx::postgres::{PgConnection, PgRow, PgStatement, PgTransactionManager, PgTypeInfo};
-use sqlx::{Describe, Error, Execute, Executor, Postgres, SqlStr};
+use sqlx::postgres::PgTransactionManager;
+use sqlx::{Error, SqlStr};
 
 // sqlx does not export the trait that counts transactions; see docs/decisions/0003.
 use sqlx_core::transaction::TransactionManager;
 use tokio::time::timeout;
 
-use crate::connection::Wire;
-use crate::lease::{PgLease, Step};
+use crate::connection::{PgSession, Wire};
+use crate::lease::PgLease;
+use crate::statement::begins_only;
 use crate::verify::{self, With};
 
 /// How long what was not seen to end may take before the end of its transaction is given up.
@@ -22,9 +21,11 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 const UNSETTLED: &str = "a statement of the transaction has not ended in time; the connection is closed and the \
                          transaction rolled back";
 
-/// A transaction on a connection of its own; `&mut tx` is an executor whose statements are seen,
-/// `&mut *tx` the raw connection. Commit or roll back; dropped, it is rolled back in the background
+/// A transaction on a connection of its own; `&mut tx` and `&mut *tx` are executors whose statements are seen,
+/// `&mut **tx` is the raw connection. Commit or roll back; dropped, it is rolled back in the background
 /// before anybody else gets the connection.
+///
+/// `tx.begin()` of [`sqlx::Acquire`] begins a savepoint, in a transaction of sqlx's own type.
 #[must_use = "a transaction that is dropped is rolled back"]
 pub struct PgTransaction {
     lease: PgLease,
@@ -32,9 +33,14 @@ pub struct PgTransaction {
 }
 
 impl PgTransaction {
-    pub(crate) async fn begin(lease: PgLease) -> Result<Self, Error> {
+    pub(crate) async fn begin(lease: PgLease, statement: Option<SqlStr>) -> Result<Self, Error> {
         let mut tx = Self { lease, is_open: true };
-        tx.step(Boundary::Begin).await?;
+        if let Some(statement) = &statement
+            && !begins_only(statement.as_str())
+        {
+            tx.lease.conn().is_dirty_now();
+        }
+        tx.step(Boundary::Begin(statement)).await?;
         Ok(tx)
     }
 
@@ -89,7 +95,7 @@ impl PgTransaction {
         let conn = self.lease.conn();
         let before = conn.set_wire(Wire::Unsure);
         match step {
-            Boundary::Begin => PgTransactionManager::begin(conn.own(), None).await?,
+            Boundary::Begin(statement) => PgTransactionManager::begin(conn.own(), statement).await?,
             Boundary::Commit => PgTransactionManager::commit(conn.own()).await?,
             Boundary::Rollback => PgTransactionManager::rollback(conn.own()).await?,
         }
@@ -98,9 +104,9 @@ impl PgTransaction {
     }
 }
 
-#[derive(Clone, Copy)]
 enum Boundary {
-    Begin,
+    /// With this statement, or sqlx's.
+    Begin(Option<SqlStr>),
     Commit,
     Rollback,
 }
@@ -115,15 +121,15 @@ impl Drop for PgTransaction {
 }
 
 impl Deref for PgTransaction {
-    type Target = PgConnection;
+    type Target = PgSession;
 
-    fn deref(&self) -> &PgConnection {
+    fn deref(&self) -> &PgSession {
         &self.lease
     }
 }
 
 impl DerefMut for PgTransaction {
-    fn deref_mut(&mut self) -> &mut PgConnection {
+    fn deref_mut(&mut self) -> &mut PgSession {
         &mut self.lease
     }
 }
@@ -131,47 +137,5 @@ impl DerefMut for PgTransaction {
 impl fmt::Debug for PgTransaction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PgTransaction").field("lease", &self.lease).finish_non_exhaustive()
-    }
-}
-
-impl<'t> Executor<'t> for &'t mut PgTransaction {
-    type Database = Postgres;
-
-    fn fetch_many<'e, 'q, E>(self, query: E) -> BoxStream<'e, Result<Step, Error>>
-    where
-        't: 'e,
-        E: Execute<'q, Postgres>,
-        'q: 'e,
-        E: 'q,
-    {
-        (&mut self.lease).fetch_many(query)
-    }
-
-    fn fetch_optional<'e, 'q, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, Error>>
-    where
-        't: 'e,
-        E: Execute<'q, Postgres>,
-        'q: 'e,
-        E: 'q,
-    {
-        (&mut self.lease).fetch_optional(query)
-    }
-
-    fn prepare_with<'e>(
-        self,
-        sql: SqlStr,
-        parameters: &'e [PgTypeInfo],
-    ) -> BoxFuture<'e, Result<PgStatement, Error>>
-    where
-        't: 'e,
-    {
-        (&mut self.lease).prepare_with(sql, parameters)
-    }
-
-    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<Postgres>, Error>>
-    where
-        't: 'e,
-    {
-        (&mut self.lease).describe(sql)
     }
 }

@@ -8,19 +8,20 @@ use futures_util::TryStreamExt;
 use pool_core::{AcquireError, Counts, Target, TargetStats};
 use pool_manager::WorkspacePool;
 use sqlx::postgres::{PgRow, PgStatement, PgTypeInfo};
-use sqlx::{Describe, Error, Execute, Executor, Postgres, SqlStr};
+use sqlx::{Describe, Error, Execute, Executor, Postgres, SqlSafeStr, SqlStr};
 
 use crate::driver::PgDriver;
-use crate::errors::to_sqlx;
-use crate::lease::{PgLease, Step};
+use crate::errors::into_sqlx;
+use crate::lease::PgLease;
 use crate::statement::OwnedQuery;
+use crate::tracked::Step;
 use crate::transaction::PgTransaction;
 
 /// A cheap handle on one workspace, or on the system database. `&db` is a sqlx `Executor`: each query
-/// leases a connection for as long as it runs.
+/// leases a connection for as long as it runs. It is also a [`sqlx::Acquire`], for code that is generic over that; see there.
 ///
-/// An acquire that fails inside an executor comes out as a `sqlx::Error`;
-/// [`acquire_error`](crate::acquire_error) finds the [`AcquireError`] in it.
+/// An acquire that fails inside of them comes out as a `sqlx::Error`, in the way that [`into_sqlx`] describes;
+/// `db.acquire().await.map_err(into_sqlx)?` is the same for a function that returns a `sqlx::Result`.
 #[derive(Clone, Debug)]
 pub struct PgWorkspacePool {
     pool: WorkspacePool<PgDriver>,
@@ -69,12 +70,25 @@ impl PgWorkspacePool {
     /// Begins a transaction that owns its lease: rolled back when dropped.
     ///
     /// # Errors
-    /// A `sqlx::Error` from the acquire (see [`acquire_error`](crate::acquire_error)) or from BEGIN.
+    /// A `sqlx::Error` from the acquire (see [`into_sqlx`]) or from BEGIN.
     ///
     /// # Cancel safety
     /// Dropping the future gives the connection back, to be verified and rolled back.
     pub async fn begin(&self) -> Result<PgTransaction, Error> {
-        PgTransaction::begin(self.acquire().await.map_err(to_sqlx)?).await
+        PgTransaction::begin(self.acquire().await.map_err(into_sqlx)?, None).await
+    }
+
+    /// The same with a BEGIN of the caller's, for an isolation level, a transaction that only reads, or one that may be deferred:
+    /// `db.begin_with("begin isolation level serializable read only")`.
+    ///
+    /// # Errors
+    /// As [`begin`](Self::begin), and `BeginFailed` where the statement began no transaction.
+    ///
+    /// # Cancel safety
+    /// As [`begin`](Self::begin).
+    pub async fn begin_with(&self, statement: impl SqlSafeStr) -> Result<PgTransaction, Error> {
+        let statement = statement.into_sql_str();
+        PgTransaction::begin(self.acquire().await.map_err(into_sqlx)?, Some(statement)).await
     }
 
     /// Whose pool this is.
@@ -105,7 +119,7 @@ impl<'p> Executor<'p> for &'p PgWorkspacePool {
     {
         let query = OwnedQuery::new(query);
         Box::pin(async_stream::try_stream! {
-            let mut lease = self.acquire().await.map_err(to_sqlx)?;
+            let mut lease = self.acquire().await.map_err(into_sqlx)?;
             let mut steps = (&mut lease).fetch_many(query);
             while let Some(step) = steps.try_next().await? {
                 yield step;
@@ -122,7 +136,7 @@ impl<'p> Executor<'p> for &'p PgWorkspacePool {
     {
         let query = OwnedQuery::new(query);
         Box::pin(async move {
-            let mut lease = self.acquire().await.map_err(to_sqlx)?;
+            let mut lease = self.acquire().await.map_err(into_sqlx)?;
             lease.fetch_optional(query).await
         })
     }
@@ -136,7 +150,7 @@ impl<'p> Executor<'p> for &'p PgWorkspacePool {
         'p: 'e,
     {
         Box::pin(async move {
-            let mut lease = self.acquire().await.map_err(to_sqlx)?;
+            let mut lease = self.acquire().await.map_err(into_sqlx)?;
             lease.prepare_with(sql, parameters).await
         })
     }
@@ -146,7 +160,7 @@ impl<'p> Executor<'p> for &'p PgWorkspacePool {
         'p: 'e,
     {
         Box::pin(async move {
-            let mut lease = self.acquire().await.map_err(to_sqlx)?;
+            let mut lease = self.acquire().await.map_err(into_sqlx)?;
             lease.describe(sql).await
         })
     }

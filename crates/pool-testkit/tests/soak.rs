@@ -244,7 +244,7 @@ impl Soak {
                 }
             }
             5..10 => {
-                match sqlx::raw_sql("begin; create temporary table t (n int)").execute(&mut *lease).await {
+                match sqlx::raw_sql("begin; create temporary table t (n int)").execute(&mut **lease).await {
                     Ok(_) => self.ledger.count("transaction dropped"),
                     Err(error) => self.is_lost(&error),
                 }

@@ -234,7 +234,7 @@ mod tests {
     fn the_design_is_in_order() {
         let design = "pool-core: slab; pool-manager: pool-core tokio moka dashmap; \
             pool-postgres: pool-core pool-manager sqlx; pool-sqlite: pool-core pool-manager sqlx; \
-            pool-testkit: pool-core pool-manager pool-postgres pool-sqlite; \
+            pool-testkit: pool-core pool-manager pool-postgres; \
             pool-suites: pool-testkit pool-postgres; xtask: pool-testkit; \
             slab; tokio: slab; moka; dashmap; sqlx: tokio";
         assert_eq!(check(&packages(design)), []);

@@ -149,7 +149,10 @@ async fn perform<D: Driver>(mut owed: JobGuard<D>) {
     let engine = Arc::clone(&owed.engine);
     match owed.job.take() {
         Some(Job::Open(work)) => open::open(&engine, work).await,
-        Some(Job::Close(work)) => close::close(&engine, work).await,
+        Some(Job::Close { work, waited_for }) => {
+            close::close(&engine, work).await;
+            drop(waited_for);
+        }
         Some(Job::Recycle(returned)) => recycle::recycle(&engine, returned).await,
         Some(Job::Retry { target, at }) => {
             sleep(at.saturating_duration_since(Engine::<D>::now())).await;

@@ -80,12 +80,12 @@ async fn l4_a_commit_gets_its_own_answer() {
     let mut tx = db.begin().await.unwrap();
     tx.execute("insert into note values (1), (1)").await.unwrap();
     {
-        let mut rows = (*tx).copy_out_raw("copy (select 1) to stdout").await.unwrap();
+        let mut rows = (**tx).copy_out_raw("copy (select 1) to stdout").await.unwrap();
         rows.try_next().await.unwrap().unwrap();
     }
     // One statement reads what is left of the copy, so that every later one is an answer behind.
     for _ in 0..2 {
-        let _ = (*tx).execute(sqlx::raw_sql("select 1")).await;
+        let _ = (**tx).execute(sqlx::raw_sql("select 1")).await;
     }
     tx.commit().await.unwrap_err();
     answers_are_right(&pool, &a).await;
@@ -110,11 +110,11 @@ async fn l4_a_holders_own_schema_cannot_answer_for_the_server() {
     let mut lease = pool.acquire(&a).await.unwrap();
     let pid = lease.backend_pid();
     let own_pid = format!("create function fake.pg_backend_pid() returns int language sql as 'select {pid}'");
-    (*lease).execute(IMPOSTORS).await.unwrap();
-    (*lease).execute(sqlx::AssertSqlSafe(own_pid)).await.unwrap();
-    (*lease).execute("create table note (id int)").await.unwrap();
-    (*lease).execute("set search_path = fake, pg_catalog, public").await.unwrap();
-    (*lease).execute("begin; insert into public.note values (1)").await.unwrap();
+    (**lease).execute(IMPOSTORS).await.unwrap();
+    (**lease).execute(sqlx::AssertSqlSafe(own_pid)).await.unwrap();
+    (**lease).execute("create table note (id int)").await.unwrap();
+    (**lease).execute("set search_path = fake, pg_catalog, public").await.unwrap();
+    (**lease).execute("begin; insert into public.note values (1)").await.unwrap();
     drop(lease);
 
     let mut next = pool.acquire(&a).await.unwrap();
@@ -203,7 +203,7 @@ async fn l4_the_end_of_a_transaction_is_bounded_when_not_all_was_seen(
     let (pool, a) = one_connection_with_a_table().await;
     let mut tx = pool.workspace(&a).begin().await.unwrap();
     if is_raw {
-        (*tx).execute(COPY).await.unwrap_err();
+        (**tx).execute(COPY).await.unwrap_err();
     } else {
         let mut copy = std::pin::pin!(tx.execute("select pg_sleep(0.1); copy note from stdin"));
         assert!(futures_util::poll!(copy.as_mut()).is_pending());
@@ -279,7 +279,7 @@ async fn l4_a_holders_prepared_statement_does_not_answer_for_another(
             format!("deallocate sqlx_s_{name}; prepare sqlx_s_{name}(bigint) as select 666::bigint")
         };
         let sql = sqlx::raw_sql(sqlx::AssertSqlSafe(sql));
-        if is_raw { (*lease).execute(sql).await } else { lease.execute(sql).await }.unwrap();
+        if is_raw { (**lease).execute(sql).await } else { lease.execute(sql).await }.unwrap();
         drop(lease);
         let other = sqlx::query_scalar::<_, i64>("select $1::bigint + 2").bind(round);
         assert_eq!(other.fetch_one(&db).await.unwrap(), round + 2);

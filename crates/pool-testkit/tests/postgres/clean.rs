@@ -32,8 +32,8 @@ async fn leave_behind(lease: PgLease, what: Leaves) {
             lease.execute("insert into note values (1)").await.unwrap();
         }
         Leaves::FailedTransaction => {
-            (*lease).execute("begin").await.unwrap();
-            (*lease).execute("select 1/0").await.unwrap_err();
+            (**lease).execute("begin").await.unwrap();
+            (**lease).execute("select 1/0").await.unwrap_err();
         }
         Leaves::HalfReadResult => {
             let mut rows = (&mut lease).fetch("select generate_series(1, 1000000)");
@@ -78,7 +78,7 @@ async fn l2_a_lease_dropped_in_a_panic_comes_back_clean() {
     let (pool, a) = one_connection().await;
     let mut lease = pool.acquire(&a).await.unwrap();
     let panicked = tokio::spawn(async move {
-        (*lease).execute("begin").await.unwrap();
+        (**lease).execute("begin").await.unwrap();
         panic!("on purpose, with a transaction open");
     });
     assert!(panicked.await.unwrap_err().is_panic());

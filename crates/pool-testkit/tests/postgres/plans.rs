@@ -37,7 +37,7 @@ enum Access {
 async fn columns(lease: &mut PgLease, access: Access) -> Result<usize, sqlx::Error> {
     let all = sqlx::query("select * from note").bind(0_i32);
     let all =
-        if access == Access::Raw { all.fetch_one(&mut **lease).await } else { all.fetch_one(lease).await };
+        if access == Access::Raw { all.fetch_one(&mut ***lease).await } else { all.fetch_one(lease).await };
     all.map(|row| row.len())
 }
 
@@ -108,7 +108,7 @@ async fn l1_statements_that_raw_access_has_thrown_away_are_prepared_anew(#[case]
     for access in [Access::Raw, Access::Tracked] {
         let mut lease = pool.acquire(&a).await.unwrap();
         columns(&mut lease, access).await.unwrap();
-        (*lease).execute(sql).await.unwrap();
+        (**lease).execute(sql).await.unwrap();
         drop(lease);
         assert_eq!(columns(&mut pool.acquire(&a).await.unwrap(), access).await.unwrap(), 2);
     }
@@ -145,7 +145,7 @@ async fn l1_with_no_statement_cache_nothing_stays_prepared() {
     drop(leases);
 
     let mut lease = pool.acquire(&a).await.unwrap();
-    sqlx::query("select $1").bind(1).execute(&mut *lease).await.unwrap();
+    sqlx::query("select $1").bind(1).execute(&mut **lease).await.unwrap();
     lease.prepare(sqlx::SqlSafeStr::into_sql_str("select 2")).await.unwrap();
     let pid = lease.backend_pid();
     assert!(prepared(&mut lease).await > 0, "raw access prepares by name");

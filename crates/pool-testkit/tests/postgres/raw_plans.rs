@@ -31,8 +31,8 @@ async fn four_connections() -> (TestPool, WorkspaceId) {
 }
 
 async fn ask(lease: &mut PgLease) -> Result<(), Error> {
-    sqlx::query("select * from note where id > $1").bind(0_i32).fetch_one(&mut **lease).await?;
-    sqlx::query("select answer(), $1::int").bind(0_i32).fetch_one(&mut **lease).await.map(drop)
+    sqlx::query("select * from note where id > $1").bind(0_i32).fetch_one(&mut ***lease).await?;
+    sqlx::query("select answer(), $1::int").bind(0_i32).fetch_one(&mut ***lease).await.map(drop)
 }
 
 /// Every connection is used at the same time, by raw access alone. Those that failed, by the pid of their backend.
@@ -59,7 +59,7 @@ async fn change(pool: &TestPool, a: &WorkspaceId, by: By, sql: &str) {
         By::Others => execute_outside(pool.config(), &pool.database_of(a), sql).await.unwrap(),
         By::RawAccess => {
             let mut lease = pool.acquire(a).await.unwrap();
-            (*lease).execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.unwrap();
+            (**lease).execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.unwrap();
         }
     }
 }

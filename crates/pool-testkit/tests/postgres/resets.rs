@@ -55,7 +55,7 @@ const STATE: &str = "
 
 async fn litter(lease: &mut PgLease) {
     for sql in LITTER {
-        (**lease).execute(*sql).await.unwrap();
+        (***lease).execute(*sql).await.unwrap();
     }
 }
 
@@ -93,8 +93,8 @@ async fn l1_what_a_holder_leaves_in_a_session_is_reset(#[case] within: Within) {
     assert_ne!(state(&mut lease).await, before, "it was left otherwise");
     match within {
         Within::Nothing => {}
-        Within::Transaction => drop((*lease).execute("begin").await.unwrap()),
-        Within::FailedTransaction => drop((*lease).execute("begin; select 1/0").await.unwrap_err()),
+        Within::Transaction => drop((**lease).execute("begin").await.unwrap()),
+        Within::FailedTransaction => drop((**lease).execute("begin; select 1/0").await.unwrap_err()),
     }
     drop(lease);
 
@@ -103,7 +103,7 @@ async fn l1_what_a_holder_leaves_in_a_session_is_reset(#[case] within: Within) {
     assert_eq!(state(&mut next).await, before);
     let error = next.execute("select lastval()").await.unwrap_err();
     assert!(error.to_string().contains("lastval is not yet defined"), "{error}");
-    assert!((*next).cached_statements_size() > 0, "prepared statements are kept");
+    assert!((**next).cached_statements_size() > 0, "prepared statements are kept");
     drop(next);
     pool.cleanup().await.unwrap();
 }
@@ -140,7 +140,7 @@ async fn l1_a_reset_is_made_after_every_lease_or_after_none_if_so_wished() {
 
         sqlx::query("select hidden()").execute(&db).await.unwrap();
         assert_eq!(timeout.fetch_one(&db).await.unwrap(), after_a_function, "{reset:?}");
-        (*pool.acquire(&a).await.unwrap()).execute("set statement_timeout = '77s'").await.unwrap();
+        (**pool.acquire(&a).await.unwrap()).execute("set statement_timeout = '77s'").await.unwrap();
         let timeout = sqlx::query_scalar::<_, String>("select current_setting('statement_timeout')");
         assert_eq!(timeout.fetch_one(&db).await.unwrap(), after_raw, "{reset:?}");
         pool.cleanup().await.unwrap();
@@ -166,7 +166,7 @@ async fn l1_session_defaults_hold_in_every_session_and_after_every_reset() {
         assert_eq!(told, expected, "round {round}");
         let other =
             "reset role; set search_path = x; set default_transaction_read_only = off; set app.tenant = ''";
-        (*lease).execute(other).await.unwrap();
+        (**lease).execute(other).await.unwrap();
         let told: String = sqlx::query_scalar(given).fetch_one(&mut lease).await.unwrap();
         assert_ne!(told, expected);
     }
@@ -199,7 +199,7 @@ async fn l1_what_is_done_after_a_connect_is_done_again_after_a_reset() {
     drop(lease);
     assert_eq!(runs.load(Ordering::Relaxed), before, "a plain statement resets nothing");
     let mut lease = pool.acquire(&a).await.unwrap();
-    (*lease).execute("set time zone 'Asia/Tokyo'").await.unwrap();
+    (**lease).execute("set time zone 'Asia/Tokyo'").await.unwrap();
     drop(lease);
     let mut lease = pool.acquire(&a).await.unwrap();
     assert_eq!(zone().fetch_one(&mut lease).await.unwrap(), "Europe/Berlin");
@@ -240,7 +240,7 @@ async fn l1_a_reset_leaves_no_word_in_the_servers_log() {
         let mut lease = pools.acquire(&a).await.unwrap();
         litter(&mut lease).await;
         if let Some(sql) = within {
-            (*lease).execute(sql).await.unwrap();
+            (**lease).execute(sql).await.unwrap();
         }
     }
     tokio::time::timeout(SOON, pools.acquire(&a)).await.unwrap().unwrap().discard();
@@ -277,9 +277,9 @@ async fn l1_b3_no_callers_session_reaches_the_catalogs_statements() {
     let mut lease = pool.system().acquire().await.unwrap();
     for (name, value) in SABOTAGE {
         let set = format!("select set_config('{name}', '{value}', false)");
-        (*lease).execute(sqlx::AssertSqlSafe(set)).await.unwrap();
+        (**lease).execute(sqlx::AssertSqlSafe(set)).await.unwrap();
     }
-    (*lease).execute("listen news").await.unwrap();
+    (**lease).execute("listen news").await.unwrap();
     drop(lease);
     catalog_works(&pool).await;
     pool.cleanup().await.unwrap();

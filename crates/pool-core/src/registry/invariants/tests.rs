@@ -72,7 +72,7 @@ impl World {
 
     fn opens(&mut self) {
         self.now += OPEN;
-        let (_, effects) = self.registry.opened(self.opens.remove(0), 7, None, self.now);
+        let (_, effects) = self.registry.opened(self.opens.remove(0), 7, (), None, self.now);
         self.take(effects);
     }
 

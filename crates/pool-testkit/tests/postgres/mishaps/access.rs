@@ -18,9 +18,9 @@ pub enum Route {
     Handle,
     /// `&mut tx` of `db.begin()`, ended like this when all went well.
     Transaction(End),
-    /// `&mut *lease`: nobody sees the statements.
+    /// `&mut **lease`: nobody sees the statements.
     Raw,
-    /// `&mut *tx` of `db.begin()`, committed.
+    /// `&mut **tx` of `db.begin()`, committed.
     RawInTransaction,
     /// sqlx's own transaction on a lease, ended like this when all went well.
     SqlxTransaction(End),
@@ -97,7 +97,8 @@ impl Route {
 
 /// Whether the pool gave no connection, so that the mishap had nothing to happen to.
 pub fn had_no_connection(error: &Error) -> bool {
-    acquire_error(error).is_some() || matches!(error, Error::Configuration(_))
+    let is_told = matches!(error, Error::PoolTimedOut | Error::PoolClosed | Error::Configuration(_));
+    is_told || acquire_error(error).is_some()
 }
 
 /// A connection, reached over one of the routes.

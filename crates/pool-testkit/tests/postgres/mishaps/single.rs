@@ -52,7 +52,7 @@ async fn l4_swapped_connections_answer_nobody_elses_question() {
     }
     for (one, other) in [(&a, &a), (&a, &b)] {
         let (mut one, mut other) = (pool.acquire(one).await.unwrap(), pool.acquire(other).await.unwrap());
-        std::mem::swap(&mut *one, &mut *other);
+        std::mem::swap(&mut **one, &mut **other);
         drop((one, other));
         for workspace in [&a, &b] {
             let name: String = sqlx::query_scalar("select current_database()::text")
@@ -82,7 +82,7 @@ async fn l4_a_holder_of_a_system_connection_does_not_answer_for_the_catalog() {
     let is_quiet = || pool.stats().system.connections.in_use == 0;
     for imposture in IMPOSTURES {
         let mut lease = pool.system().acquire().await.unwrap();
-        (*lease).execute(imposture).await.unwrap();
+        (**lease).execute(imposture).await.unwrap();
         drop(lease);
         // The connection used last is used next.
         wait_for_condition("the system connection being back", SOON, is_quiet).await.unwrap();
@@ -102,8 +102,8 @@ async fn l4_a_copy_left_on_a_system_connection_does_not_answer_for_the_catalog()
     let (pool, a) = one_connection().await;
     for _ in 0..8 {
         let mut lease = pool.system().acquire().await.unwrap();
-        (*lease).execute("create temporary table if not exists half (n int)").await.unwrap();
-        drop((*lease).copy_in_raw("copy half from stdin").await.unwrap());
+        (**lease).execute("create temporary table if not exists half (n int)").await.unwrap();
+        drop((**lease).copy_in_raw("copy half from stdin").await.unwrap());
         drop(lease);
         eventually("the system connection being back", SOON, || async {
             pool.stats().system.connections.in_use == 0

@@ -1,0 +1,238 @@
+//! Migrations of workspaces' databases, by sqlx's `Migrator`: one, or all of them within the budget.
+//!
+//! sqlx serialises migrations of a database by an advisory lock of the session, and keeps it when one fails. A session that
+//! did not get to the end is therefore closed, which gives the lock up for certain, and nobody else gets it before.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures_core::Stream;
+use futures_core::future::BoxFuture;
+use futures_util::{StreamExt, stream};
+use pool_core::{CatalogError, WorkspaceId};
+use sqlx::migrate::{AppliedMigration, Migrate, MigrateError, Migration, Migrator};
+use sqlx::postgres::PgConnection;
+
+use crate::errors::into_sqlx;
+use crate::lease::PgLease;
+use crate::pools::PgPools;
+use crate::workspace_pool::PgWorkspacePool;
+
+/// What became of the workspaces of a [`PgPools::migrate_all`].
+#[derive(Debug, Default)]
+#[must_use = "it tells which workspaces could not be migrated"]
+#[non_exhaustive]
+pub struct MigrationReport {
+    /// How many workspaces have all migrations now, also those that had them before.
+    pub migrated: usize,
+    /// Why each of the others has not.
+    pub failures: BTreeMap<WorkspaceId, MigrateError>,
+}
+
+impl MigrationReport {
+    /// Whether no workspace failed.
+    pub fn is_complete(&self) -> bool {
+        self.failures.is_empty()
+    }
+
+    fn add(&mut self, workspace: WorkspaceId, outcome: Result<(), MigrateError>) {
+        match outcome {
+            Ok(()) => self.migrated += 1,
+            Err(error) => {
+                self.failures.insert(workspace, error);
+            }
+        }
+    }
+}
+
+impl PgWorkspacePool {
+    /// Applies the migrations that this database does not have yet, on a connection of its own.
+    ///
+    /// A connection whose migration fails or is dropped is closed, so that neither sqlx's advisory lock nor anything else of
+    /// it reaches the next holder. Once a migration was applied, all warm connections of this database prepare their statements anew
+    /// before their next use. The session is one as callers get it, with the session defaults of the configuration.
+    ///
+    /// # Errors
+    /// sqlx's; a failed acquire is a [`MigrateError::Execute`], in the way that [`into_sqlx`] describes. The migrations before the
+    /// one that failed stay applied.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the connection. The migration under way is rolled back, unless its commit was already sent or
+    /// it is one without a transaction; those before it stay applied. The next call goes on from there.
+    pub async fn migrate(&self, migrator: &Migrator) -> Result<(), MigrateError> {
+        let lease = self.acquire().await.map_err(into_sqlx)?;
+        let mut run = Run { lease: Some(lease), has_applied: false };
+        // What `Migrator::run` does with the connection that it acquires.
+        migrator.run_direct(None, &mut run, false).await?;
+        run.ends_well();
+        Ok(())
+    }
+}
+
+impl PgPools {
+    /// Applies to each of these workspaces the migrations that it does not have yet, as [`PgWorkspacePool::migrate`] does, so many
+    /// at a time, and tells of each as soon as it is done, in no particular order. A failure stops none of the others.
+    ///
+    /// The migrations go through the pool like everybody else's work: they never exceed the budget, and no more are under
+    /// way than it has slots for workspaces. Nothing is done while nobody asks for the next item.
+    ///
+    /// # Errors
+    /// As [`PgWorkspacePool::migrate`], for each workspace; also where its connection cannot be had within the acquire timeout.
+    ///
+    /// # Cancel safety
+    /// Dropping the stream ends the migrations under way, as dropping [`PgWorkspacePool::migrate`] does; those told of are done.
+    ///
+    /// ```no_run
+    /// # async fn example(pools: pool_postgres::PgPools, migrator: sqlx::migrate::Migrator) -> Result<(), pool_postgres::CatalogError> {
+    /// use futures_util::StreamExt;
+    ///
+    /// let workspaces = pools.list_workspaces().await?;
+    /// let mut outcomes = std::pin::pin!(pools.migrate_each(workspaces, &migrator, 8));
+    /// while let Some((workspace, outcome)) = outcomes.next().await {
+    ///     println!("{workspace}: {outcome:?}");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn migrate_each<'m, I>(
+        &self,
+        workspaces: I,
+        migrator: &'m Migrator,
+        concurrency: usize,
+    ) -> impl Stream<Item = (WorkspaceId, Result<(), MigrateError>)> + Send + use<'m, I>
+    where
+        I: IntoIterator<Item = WorkspaceId, IntoIter: Send>,
+    {
+        let pools = self.clone();
+        let slots = usize::try_from(pools.stats().workspaces.limit).unwrap_or(usize::MAX);
+        let migrate = move |workspace: WorkspaceId| {
+            let db = pools.workspace(&workspace);
+            async move {
+                let outcome = db.migrate(migrator).await;
+                (workspace, outcome)
+            }
+        };
+        stream::iter(workspaces).map(migrate).buffer_unordered(concurrency.clamp(1, slots.max(1)))
+    }
+
+    /// Applies to every workspace that exists the migrations that it does not have yet, so many at a time, and goes on past
+    /// failures; see [`migrate_each`](Self::migrate_each), which tells of each at once, and takes any workspaces. A workspace
+    /// that has them all costs a few round trips, so that this is simply called again after a failure, or when it was dropped.
+    ///
+    /// # Errors
+    /// [`CatalogError`] when the workspaces cannot be listed. Failures of migrations are in the report, and are logged as they happen.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the migrations under way, as for [`PgWorkspacePool::migrate`]; workspaces that are done stay so.
+    pub async fn migrate_all(
+        &self,
+        migrator: &Migrator,
+        concurrency: usize,
+    ) -> Result<MigrationReport, CatalogError> {
+        let workspaces = self.list_workspaces().await?;
+        let mut outcomes = std::pin::pin!(self.migrate_each(workspaces, migrator, concurrency));
+        let mut report = MigrationReport::default();
+        while let Some((workspace, outcome)) = outcomes.next().await {
+            if let Err(error) = &outcome {
+                tracing::warn!(%workspace, %error, "a workspace was not migrated");
+            }
+            report.add(workspace, outcome);
+        }
+        Ok(report)
+    }
+}
+
+/// One run of a migrator on one session. Dropped before it ends well, it has the session closed.
+struct Run {
+    lease: Option<PgLease>,
+    /// A migration was begun, which may have spoiled prepared statements.
+    has_applied: bool,
+}
+
+impl Run {
+    fn ends_well(mut self) {
+        self.tells_of_changes();
+        // Given back: what was done with it was raw access, so that it is verified and reset.
+        self.lease = None;
+    }
+
+    fn tells_of_changes(&mut self) {
+        if let Some(lease) = self.lease.as_mut().filter(|_| self.has_applied) {
+            lease.conn().plans().all_spoiled();
+        }
+    }
+
+    /// Only for as long as the run has not ended.
+    fn conn(&mut self) -> Result<&mut PgConnection, MigrateError> {
+        let ended = || MigrateError::Execute(sqlx::Error::Protocol("the migration has ended".into()));
+        self.lease.as_mut().map(AsMut::as_mut).ok_or_else(ended)
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        self.tells_of_changes();
+        if let Some(lease) = self.lease.take() {
+            lease.discard();
+        }
+    }
+}
+
+/// As sqlx does it, and what was applied is remembered.
+impl Migrate for Run {
+    fn create_schema_if_not_exists<'e>(
+        &'e mut self,
+        schema: &'e str,
+    ) -> BoxFuture<'e, Result<(), MigrateError>> {
+        Box::pin(async move { self.conn()?.create_schema_if_not_exists(schema).await })
+    }
+
+    fn ensure_migrations_table<'e>(&'e mut self, table: &'e str) -> BoxFuture<'e, Result<(), MigrateError>> {
+        Box::pin(async move { self.conn()?.ensure_migrations_table(table).await })
+    }
+
+    fn dirty_version<'e>(&'e mut self, table: &'e str) -> BoxFuture<'e, Result<Option<i64>, MigrateError>> {
+        Box::pin(async move { self.conn()?.dirty_version(table).await })
+    }
+
+    fn list_applied_migrations<'e>(
+        &'e mut self,
+        table: &'e str,
+    ) -> BoxFuture<'e, Result<Vec<AppliedMigration>, MigrateError>> {
+        Box::pin(async move { self.conn()?.list_applied_migrations(table).await })
+    }
+
+    fn lock(&mut self) -> BoxFuture<'_, Result<(), MigrateError>> {
+        Box::pin(async move { self.conn()?.lock().await })
+    }
+
+    fn unlock(&mut self) -> BoxFuture<'_, Result<(), MigrateError>> {
+        Box::pin(async move { self.conn()?.unlock().await })
+    }
+
+    fn apply<'e>(
+        &'e mut self,
+        table: &'e str,
+        migration: &'e Migration,
+    ) -> BoxFuture<'e, Result<Duration, MigrateError>> {
+        self.has_applied = true;
+        Box::pin(async move { self.conn()?.apply(table, migration).await })
+    }
+
+    fn revert<'e>(
+        &'e mut self,
+        table: &'e str,
+        migration: &'e Migration,
+    ) -> BoxFuture<'e, Result<Duration, MigrateError>> {
+        self.has_applied = true;
+        Box::pin(async move { self.conn()?.revert(table, migration).await })
+    }
+
+    fn skip<'e>(
+        &'e mut self,
+        table: &'e str,
+        migration: &'e Migration,
+    ) -> BoxFuture<'e, Result<(), MigrateError>> {
+        Box::pin(async move { self.conn()?.skip(table, migration).await })
+    }
+}
