@@ -16,6 +16,7 @@
 mod closers;
 mod fingerprint;
 mod laws;
+mod outages;
 mod parts;
 mod possible;
 mod search;

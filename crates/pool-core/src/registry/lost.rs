@@ -130,7 +130,7 @@ impl<C, S> Registry<C, S> {
             Some(ws) => self.settle(ws, now, &mut effects),
             None => self.start_opens(now, &mut effects),
         }
-        effects.drained |= self.closed && self.is_empty();
+        effects.drained |= self.has_only_leases_left();
         effects
     }
 

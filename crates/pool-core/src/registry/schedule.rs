@@ -37,9 +37,14 @@ impl<C, S> Registry<C, S> {
         let drained = workspace.closers > 0
             && workspace.counted() == workspace.in_use
             && self.lost.of(&workspace.target) == 0
-            || self.closed && self.budget.counted() == self.budget.count(SlotState::InUse);
+            || self.has_only_leases_left();
         effects.drained |= drained;
         self.forget_if_spent(ws);
+    }
+
+    /// Whether everything is being closed, and no connection is left but those in use.
+    pub(super) fn has_only_leases_left(&self) -> bool {
+        self.closed && self.budget.counted() == self.budget.count(SlotState::InUse)
     }
 
     /// The warm path: `ws` wants nothing that others have, nobody stands anywhere, nothing is being closed on purpose, and no

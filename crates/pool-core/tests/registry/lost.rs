@@ -36,6 +36,20 @@ fn c1_a_closed_share_is_drained_when_its_last_lost_open_has_ended() {
     }
 }
 
+#[test]
+fn c1_a_close_is_told_when_the_last_lost_open_has_ended_beside_a_lease() {
+    let mut world = World::new(4, 4);
+    let _held = world.lease("a");
+    let told = world.ask("b");
+    let lost = world.give_up_first();
+    assert!(matches!(world.claim(told), Claim::Failed(_)));
+    let effects = world.registry.close_all(world.now);
+    world.take(effects);
+    let effects = world.registry.lost_ended(lost, world.now);
+    world.take(effects);
+    assert_eq!(world.asked, Asked { drained: true, ..nothing() }, "only a lease is left");
+}
+
 #[rstest]
 #[case::while_the_pause_goes_on(PAUSE.saturating_sub(A_MOMENT), true)]
 #[case::when_it_is_over(PAUSE, false)]

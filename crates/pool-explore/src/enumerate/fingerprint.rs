@@ -12,8 +12,8 @@ pub(super) struct Fingerprint {
     view: View,
     /// By workspace: callers that have not asked, those that hold, those that wait in their order.
     callers: Vec<(usize, Vec<Holder>, Vec<bool>)>,
-    /// For whom, slow, outlived, lost.
-    opens: Vec<(Target, [bool; 3])>,
+    /// For whom, slow, outlived, outdated, lost.
+    opens: Vec<(Target, [bool; 4])>,
     /// For whom, slow, vanished.
     closes: Vec<(Target, bool, bool)>,
     /// Whether a session has vanished; how many idle connections came back before it, if it is idle still.
@@ -39,7 +39,8 @@ impl World {
             all.sort();
             all
         };
-        let open_kind = |open: &Open| [open.is_slow(), open.is_outlived(), open.is_lost()];
+        let open_kind =
+            |open: &Open| [open.is_slow(), open.is_outlived(), open.is_outdated(), open.is_lost()];
         let mut opens: Vec<_> =
             self.opens.iter().map(|open| (open.target().clone(), open_kind(open))).collect();
         opens.sort();

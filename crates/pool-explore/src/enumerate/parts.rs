@@ -52,6 +52,8 @@ pub(super) enum Open {
         slow: bool,
         /// Whether the server has been lost and has answered again since it began.
         outlived: bool,
+        /// The database was made after it began, so that its failure means nothing.
+        outdated: bool,
     },
     /// Given up by those who waited for it.
     Lost(LostOpen),
@@ -67,6 +69,10 @@ impl Open {
 
     pub(super) fn is_slow(&self) -> bool {
         matches!(self, Self::UnderWay { slow: true, .. })
+    }
+
+    pub(super) fn is_outdated(&self) -> bool {
+        matches!(self, Self::UnderWay { outdated: true, .. })
     }
 
     pub(super) fn is_outlived(&self) -> bool {

@@ -207,7 +207,10 @@ impl World {
             Step::RuntimeEnds => self.runtime_ends(),
             Step::AnotherBegins => self.another_begins(),
             Step::DatabaseIsMade(w) => {
-                let effects = self.registry.clear_failure(&self.target(w), self.now);
+                let target = self.target(w);
+                let effects = self.registry.clear_failure(&target, self.now);
+                // Those that it asks for begin after it.
+                self.outdate_opens(&target);
                 self.perform(effects)
             }
             _ => Err(Broken { law: "S1", what: format!("{step} is no step of the world") }),
@@ -383,41 +386,6 @@ impl World {
         self.perform(effects)
     }
 
-    fn server_is_lost(&mut self) -> Result<(), Broken> {
-        (self.is_dark, self.history.outage) = (true, true);
-        let effects =
-            self.registry.server_is_lost(unreachable_server(), Duration::from_millis(500), self.now);
-        self.perform(effects)
-    }
-
-    fn server_answers(&mut self) -> Result<(), Broken> {
-        self.is_dark = false;
-        for open in &mut self.opens {
-            if let Open::UnderWay { outlived, .. } = open {
-                *outlived = true;
-            }
-        }
-        let effects = self.registry.server_answers(self.now);
-        self.perform(effects)
-    }
-
-    /// Those who wait are told that nobody is left, and what they do about it is their own affair.
-    fn runtime_ends(&mut self) -> Result<(), Broken> {
-        (self.is_stranded, self.history.outage) = (true, true);
-        let effects = self.registry.nobody_is_left(&unreachable_server(), self.now);
-        self.perform(effects)
-    }
-
-    /// What had been asked, and not done yet, was asked of nobody.
-    fn another_begins(&mut self) -> Result<(), Broken> {
-        (self.is_stranded, self.is_dark) = (false, false);
-        self.retries.clear();
-        self.look_ups.clear();
-        self.due_at = None;
-        let effects = self.registry.begin_again(self.now);
-        self.perform(effects)
-    }
-
     fn open_is_slow(&mut self, i: usize) -> Result<(), Broken> {
         let Open::UnderWay { work, slow, .. } = &mut self.opens[i] else { return Ok(()) };
         *slow = true;
@@ -463,6 +431,7 @@ impl World {
             work,
             slow: false,
             outlived: false,
+            outdated: false,
         }));
         wakes.wake();
         self.retries.extend(retry_at);
@@ -491,6 +460,6 @@ impl World {
     }
 }
 
-fn unreachable_server() -> Arc<DriverError> {
+pub(super) fn unreachable_server() -> Arc<DriverError> {
     Arc::new(DriverError::new(Phase::Connect, DriverErrorKind::Unreachable, "nowhere"))
 }
