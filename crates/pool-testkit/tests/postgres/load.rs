@@ -211,5 +211,8 @@ async fn l2_a_lease_dropped_after_its_runtime_settles_the_count() {
     drop(lease);
     assert_eq!(pools.stats().connections().total(), 0);
     drop(pools);
+    // Sockets that were only dropped are noticed by the server a moment later (decision 22).
+    let let_go = || async { pool.verify_no_leaked_connections().await.is_ok() };
+    eventually("the server having let go", Duration::from_secs(10), let_go).await.unwrap();
     pool.cleanup().await.unwrap();
 }

@@ -6,6 +6,7 @@ mod answers;
 mod budget;
 mod cancelled;
 mod clean;
+mod conformance;
 mod cut;
 mod drop_in;
 mod dropping;
