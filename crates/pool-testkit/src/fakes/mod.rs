@@ -6,7 +6,7 @@
 //! use pool_core::{Limits, WorkspaceId};
 //! use pool_testkit::fakes::FakeServer;
 //!
-//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
 //! let server = FakeServer::new();
 //! let manager = server.manager(Limits::new(10), |_| ())?;
 //! let acme = WorkspaceId::new("acme")?;
