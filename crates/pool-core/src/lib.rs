@@ -63,7 +63,7 @@ pub use limits::{
 pub use lru::Lru;
 pub use naming::{DATABASE_NAME_BYTES_MAX, DatabaseName, DatabaseNaming, PREFIX_BYTES_MAX, PrefixNaming};
 pub use policy::EvictionPolicy;
-pub use ports::{Catalog, CatalogKind, Condition, Driver, Endpoint, Observer, WorkspacePools};
+pub use ports::{Catalog, CatalogKind, Condition, Driver, Endpoint, Observer, WorkspacePools, Workspaces};
 pub use queued::{Door, LastLook, QueuedAcquire};
 pub use registry::{
     Acquire, Broken, CancelledWait, Claim, Registry, RegistryConfig, Terms, View, WorkspaceView,

@@ -14,11 +14,11 @@
 use async_trait::async_trait;
 use mockall::mock;
 
-use crate::error::{AcquireError, CloseError, DriverError};
+use crate::error::{AcquireError, CatalogError, CloseError, DriverError};
 use crate::ids::{ConnectionId, Target, WorkspaceId};
 use crate::naming::{DatabaseName, DatabaseNaming};
 use crate::policy::EvictionPolicy;
-use crate::ports::{Catalog, Observer, WorkspacePools};
+use crate::ports::{Catalog, Observer, WorkspacePools, Workspaces};
 use crate::stats::{Event, PoolStats};
 
 mock! {
@@ -31,6 +31,19 @@ mock! {
         async fn acquire(&self, workspace: &WorkspaceId) -> Result<L, AcquireError>;
         async fn close_workspace(&self, workspace: &WorkspaceId) -> Result<(), CloseError>;
         fn stats(&self) -> PoolStats;
+    }
+}
+
+mock! {
+    /// A mock of what an application depends on that makes and removes workspaces.
+    pub Workspaces {}
+
+    #[async_trait]
+    impl Workspaces for Workspaces {
+        async fn ensure_workspace(&self, workspace: &WorkspaceId) -> Result<(), CatalogError>;
+        async fn drop_workspace(&self, workspace: &WorkspaceId) -> Result<bool, CatalogError>;
+        async fn workspace_exists(&self, workspace: &WorkspaceId) -> Result<bool, CatalogError>;
+        async fn list_workspaces(&self) -> Result<Vec<WorkspaceId>, CatalogError>;
     }
 }
 

@@ -1,13 +1,13 @@
 //! The ports: what the engine asks of a driver, a catalog and an observer, and what an application asks of the engine. An
 //! adapter implements [`Driver`] and [`Catalog`]; an application may implement [`Observer`], and depends on, and mocks,
-//! [`WorkspacePools`].
+//! [`WorkspacePools`] and [`Workspaces`].
 
 use std::future::Future;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::error::{AcquireError, CloseError, DriverError, DriverErrorKind, Phase};
+use crate::error::{AcquireError, CatalogError, CloseError, DriverError, DriverErrorKind, Phase};
 use crate::ids::{Target, WorkspaceId};
 use crate::limits::Capacity;
 use crate::naming::{DatabaseName, DatabaseNaming};
@@ -217,7 +217,23 @@ pub trait Observer: Send + Sync {
     fn on(&self, event: &Event<'_>);
 }
 
-/// What an application depends on, and mocks in its unit tests.
+/// What an application that makes and removes workspaces depends on, and mocks in its unit tests.
+#[async_trait]
+pub trait Workspaces: Send + Sync {
+    /// Creates the database of `workspace` unless it exists.
+    async fn ensure_workspace(&self, workspace: &WorkspaceId) -> Result<(), CatalogError>;
+
+    /// Closes the connections of `workspace` and drops its database. Returns whether there was one.
+    async fn drop_workspace(&self, workspace: &WorkspaceId) -> Result<bool, CatalogError>;
+
+    /// Whether `workspace` has a database.
+    async fn workspace_exists(&self, workspace: &WorkspaceId) -> Result<bool, CatalogError>;
+
+    /// The workspaces that have a database, in no particular order.
+    async fn list_workspaces(&self) -> Result<Vec<WorkspaceId>, CatalogError>;
+}
+
+/// What an application that works with workspaces' databases depends on, and mocks in its unit tests.
 #[async_trait]
 pub trait WorkspacePools: Send + Sync {
     /// A connection to one workspace's database, given back when dropped.

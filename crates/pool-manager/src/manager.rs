@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use pool_core::{
     AcquireError, CatalogError, CatalogKind, CloseError, Driver, Limits, LimitsError, PoolStats, Target,
-    Terms, WorkspaceId, WorkspacePools, WorkspaceStats,
+    Terms, WorkspaceId, WorkspacePools, WorkspaceStats, Workspaces,
 };
 use thiserror::Error;
 use tokio::runtime::Handle;
@@ -298,5 +298,24 @@ impl<D: Driver> WorkspacePools for PoolManager<D> {
 
     fn stats(&self) -> PoolStats {
         self.stats()
+    }
+}
+
+#[async_trait]
+impl<D: Driver> Workspaces for PoolManager<D> {
+    async fn ensure_workspace(&self, workspace: &WorkspaceId) -> Result<(), CatalogError> {
+        self.ensure_workspace(workspace).await
+    }
+
+    async fn drop_workspace(&self, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
+        self.drop_workspace(workspace).await
+    }
+
+    async fn workspace_exists(&self, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
+        self.workspace_exists(workspace).await
+    }
+
+    async fn list_workspaces(&self) -> Result<Vec<WorkspaceId>, CatalogError> {
+        self.list_workspaces().await
     }
 }

@@ -108,7 +108,7 @@ pub use pool_core::{
     AcquireError, Answers, CatalogError, CloseError, CloseReason, ConnectionId, Counts, DatabaseName,
     DatabaseNaming, DriverError, DriverErrorKind, Event, EvictionPolicy, Limits, LimitsError, Lru,
     NamingError, Observer, Phase, PoolStats, PrefixNaming, Pressure, ShareStats, Stage, Target, TargetStats,
-    Terms, WorkspaceId, WorkspaceIdError, WorkspacePools, WorkspaceStats,
+    Terms, WorkspaceId, WorkspaceIdError, WorkspacePools, WorkspaceStats, Workspaces,
 };
 pub use pool_manager::{PolicyFactory, Settings, StartError};
 pub use pools::{PgPools, PgPoolsBuilder};

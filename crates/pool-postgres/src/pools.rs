@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use pool_core::{
     AcquireError, Capacity, CatalogError, CatalogKind, CloseError, DatabaseName, DatabaseNaming, Driver as _,
-    Limits, LimitsError, Observer, PoolStats, Terms, WorkspaceId, WorkspacePools, WorkspaceStats,
+    Limits, LimitsError, Observer, PoolStats, Terms, WorkspaceId, WorkspacePools, WorkspaceStats, Workspaces,
 };
 use pool_manager::{PolicyFactory, PoolManager, Settings};
 use tokio::time::timeout;
@@ -220,6 +220,25 @@ impl WorkspacePools for PgPools {
 
     fn stats(&self) -> PoolStats {
         self.stats()
+    }
+}
+
+#[async_trait]
+impl Workspaces for PgPools {
+    async fn ensure_workspace(&self, workspace: &WorkspaceId) -> Result<(), CatalogError> {
+        self.ensure_workspace(workspace).await
+    }
+
+    async fn drop_workspace(&self, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
+        self.drop_workspace(workspace).await
+    }
+
+    async fn workspace_exists(&self, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
+        self.workspace_exists(workspace).await
+    }
+
+    async fn list_workspaces(&self) -> Result<Vec<WorkspaceId>, CatalogError> {
+        self.list_workspaces().await
     }
 }
 

@@ -55,7 +55,7 @@ pub use lease::SqliteLease;
 pub use pool_core::{
     AcquireError, Answers, CatalogError, CloseError, Counts, DatabaseName, DatabaseNaming, DriverError,
     DriverErrorKind, EvictionPolicy, Limits, LimitsError, Observer, Phase, PoolStats, PrefixNaming,
-    ShareStats, Stage, Target, TargetStats, Terms, WorkspaceId, WorkspacePools, WorkspaceStats,
+    ShareStats, Stage, Target, TargetStats, Terms, WorkspaceId, WorkspacePools, WorkspaceStats, Workspaces,
 };
 pub use pool_manager::{PolicyFactory, Settings, StartError};
 pub use pools::{SqlitePools, SqlitePoolsBuilder};

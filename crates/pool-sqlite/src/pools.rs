@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use pool_core::{
     AcquireError, CatalogError, CatalogKind, CloseError, DatabaseNaming, Limits, LimitsError, Observer,
-    PoolStats, PrefixNaming, Terms, WorkspaceId, WorkspacePools, WorkspaceStats,
+    PoolStats, PrefixNaming, Terms, WorkspaceId, WorkspacePools, WorkspaceStats, Workspaces,
 };
 use pool_manager::{PolicyFactory, PoolManager, Settings};
 
@@ -207,6 +207,25 @@ impl WorkspacePools for SqlitePools {
 
     fn stats(&self) -> PoolStats {
         self.stats()
+    }
+}
+
+#[async_trait]
+impl Workspaces for SqlitePools {
+    async fn ensure_workspace(&self, workspace: &WorkspaceId) -> Result<(), CatalogError> {
+        self.ensure_workspace(workspace).await
+    }
+
+    async fn drop_workspace(&self, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
+        self.drop_workspace(workspace).await
+    }
+
+    async fn workspace_exists(&self, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
+        self.workspace_exists(workspace).await
+    }
+
+    async fn list_workspaces(&self) -> Result<Vec<WorkspaceId>, CatalogError> {
+        self.list_workspaces().await
     }
 }
 

@@ -3,7 +3,7 @@
 //! It usually lies in a world-writable place, so it is checked before it is trusted: a directory that somebody
 //! else has put there could hand us a server of theirs.
 
-use std::fs::{self, DirBuilder, File, Metadata, TryLockError};
+use std::fs::{self, DirBuilder, File, Metadata};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -11,6 +11,7 @@ use std::process::Stdio;
 use nix::unistd::geteuid;
 
 use super::error::{Doing, ServerError};
+use super::file_lock::FileLock;
 use super::owner::Owner;
 
 /// How the directories of servers are called, followed by something random.
@@ -50,7 +51,7 @@ pub(super) struct Base {
 #[must_use = "the lock is free again as soon as this is dropped"]
 pub(super) struct Locked<'a> {
     base: &'a Base,
-    _file: File,
+    _lock: FileLock,
 }
 
 impl Base {
@@ -155,19 +156,14 @@ impl Base {
 
     /// Waits for its turn. Whoever holds the lock is bounded by time limits of its own.
     pub(super) fn lock(&self) -> Result<Locked<'_>, ServerError> {
-        let file = self.lock_file()?;
-        file.lock().doing("lock", &self.lock_path())?;
-        Ok(Locked { base: self, _file: file })
+        let lock = FileLock::exclusive(self.lock_file()?).doing("lock", &self.lock_path())?;
+        Ok(Locked { base: self, _lock: lock })
     }
 
     /// The lock if it is free.
     pub(super) fn try_lock(&self) -> Result<Option<Locked<'_>>, ServerError> {
-        let file = self.lock_file()?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(Locked { base: self, _file: file })),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(refused)) => Err(refused).doing("lock", &self.lock_path()),
-        }
+        let lock = FileLock::try_exclusive(self.lock_file()?).doing("lock", &self.lock_path())?;
+        Ok(lock.map(|lock| Locked { base: self, _lock: lock }))
     }
 }
 

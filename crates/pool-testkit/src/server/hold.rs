@@ -2,9 +2,9 @@
 //!
 //! It is two descriptors. The FIFO's write end tells the watchdog that somebody is there, and the kernel's end of
 //! file tells it that nobody is. The shared lock on `holders` lets another process ask whether anybody else holds
-//! on, which a FIFO cannot answer. Both are close-on-exec, so children do not hold on by accident.
+//! on, which a FIFO cannot answer. Both are close-on-exec, so children do not hold on by accident, but for the moment before.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use nix::sys::stat::Mode;
 
 use super::base::Locked;
 use super::error::{Doing, ServerError};
+use super::file_lock::FileLock;
 use super::owner::Owner;
 
 /// What a holder says to the watchdog. Each is one short write, which a FIFO does not tear.
@@ -40,7 +41,7 @@ impl Word {
 pub(super) struct Hold {
     fifo: File,
     parting: Word,
-    _holders: File,
+    _holders: FileLock,
 }
 
 impl Hold {
@@ -58,8 +59,7 @@ impl Hold {
 }
 
 fn open(dir: &Path) -> io::Result<Option<Hold>> {
-    let holders = File::open(holders_path(dir))?;
-    holders.lock_shared()?;
+    let holders = FileLock::shared(File::open(holders_path(dir))?)?;
     let mut hold = Hold { fifo: open_writer(dir)?, parting: Word::Leave, _holders: holders };
     hold.fifo.write_all(Word::Join.bytes())?;
     Ok(Some(hold))
@@ -120,11 +120,7 @@ pub(super) fn others_hold(_: &Locked<'_>, dir: &Path) -> Result<bool, ServerErro
         Err(why) if why.kind() == ErrorKind::NotFound => return Ok(false),
         Err(why) => return Err(why).doing("open", &path),
     };
-    match holders.try_lock() {
-        Ok(()) => Ok(false),
-        Err(TryLockError::WouldBlock) => Ok(true),
-        Err(TryLockError::Error(why)) => Err(why).doing("lock", &path),
-    }
+    Ok(FileLock::try_exclusive(holders).doing("lock", &path)?.is_none())
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ mod binaries;
 mod dedicated;
 pub mod ephemeral;
 mod error;
+mod file_lock;
 mod guarded;
 mod hold;
 mod kept;
