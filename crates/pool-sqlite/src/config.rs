@@ -45,7 +45,8 @@ impl SqliteConfig {
         self
     }
 
-    /// A database that new workspaces begin as a copy of (default: they begin empty). Nobody may write to it.
+    /// A database that new workspaces begin as a copy of (default: they begin empty). Nobody may have it open: what is in its log
+    /// would be missing, and `ensure_workspace` fails.
     pub fn template(mut self, file: impl Into<PathBuf>) -> Self {
         self.template = Some(file.into());
         self

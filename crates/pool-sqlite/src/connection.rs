@@ -2,7 +2,7 @@
 //! connection that saw only plain ones is known to be clean.
 
 use std::ops::{Deref, DerefMut};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -15,15 +15,47 @@ use sqlx::{Describe, Either, Error, Execute, Executor, SqlStr, Sqlite};
 
 use crate::statement::{OwnedQuery, is_plain};
 
-/// A live connection of the driver, and what a lease and a transaction deref to. `&mut conn` is a sqlx `Executor` whose statements
-/// are seen; it derefs to sqlx's own [`SqliteConnection`], after which the connection is made clean when it comes back.
+/// What a lease and a transaction deref to. `&mut session` is a sqlx `Executor` whose statements are seen; it derefs to sqlx's own
+/// [`SqliteConnection`], after which the connection is made clean when it comes back.
+///
+/// Its size is not known, so two leases cannot exchange their sessions:
+///
+/// ```compile_fail
+/// fn swap(a: &mut pool_sqlite::SqliteLease, b: &mut pool_sqlite::SqliteLease) {
+///     std::mem::swap(&mut **a, &mut **b);
+/// }
+/// ```
 #[derive(Debug)]
-pub struct SqliteConn {
+pub struct SqliteSession<Tail: ?Sized = [()]> {
     conn: SqliteConnection,
-    file: PathBuf,
+    place: Place,
     /// Has the statement that runs end.
     interrupt: Arc<AtomicBool>,
     state: State,
+    /// Nothing, of a known size or of none.
+    _tail: Tail,
+}
+
+/// A live connection of the driver; a lease shows it as a [`SqliteSession`].
+pub type SqliteConn = SqliteSession<[(); 0]>;
+
+/// Where a session is.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    /// The file of the database, in its generation.
+    pub(crate) file: PathBuf,
+    /// The pointer that led there, and what it said.
+    pub(crate) pointer: PathBuf,
+    pub(crate) pointer_said: String,
+    /// The file as `SQLite` itself names it.
+    pub(crate) opened: String,
+}
+
+impl Place {
+    /// Whether the pointer still leads there: a database that was dropped lives on for those who have it open.
+    fn is_current(&self) -> bool {
+        std::fs::read_to_string(&self.pointer).is_ok_and(|says| says == self.pointer_said)
+    }
 }
 
 /// What has gone over a connection since it was last known to be clean.
@@ -37,18 +69,28 @@ enum State {
 }
 
 impl SqliteConn {
-    pub(crate) fn new(conn: SqliteConnection, file: PathBuf, interrupt: Arc<AtomicBool>) -> Self {
-        Self { conn, file, interrupt, state: State::Clean }
+    pub(crate) fn new(conn: SqliteConnection, place: Place, interrupt: Arc<AtomicBool>) -> Self {
+        Self { conn, place, interrupt, state: State::Clean, _tail: [] }
     }
 
+    pub(crate) fn into_own(self) -> SqliteConnection {
+        self.conn
+    }
+}
+
+impl<Tail: ?Sized> SqliteSession<Tail> {
     /// The file of the database.
-    pub fn file(&self) -> &std::path::Path {
-        &self.file
+    pub fn file(&self) -> &Path {
+        &self.place.file
     }
 
-    /// Whether the file is still there: a database that was dropped lives on for those who have it open.
-    pub(crate) fn has_its_file(&self) -> bool {
-        self.file.exists()
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Whether the database is still the one of its workspace. Reads a small file.
+    pub(crate) fn is_current(&self) -> bool {
+        self.place.is_current()
     }
 
     pub(crate) fn condition(&self) -> Condition {
@@ -72,8 +114,10 @@ impl SqliteConn {
         &mut self.conn
     }
 
-    pub(crate) fn into_own(self) -> SqliteConnection {
-        self.conn
+    /// Has statements end as long as this asks for it, and when nobody is left who could.
+    pub(crate) fn progress(&self) -> impl FnMut() -> bool + Send + 'static {
+        let interrupt = Arc::downgrade(&self.interrupt);
+        move || interrupt.upgrade().is_some_and(|is_to_end| !is_to_end.load(Ordering::Relaxed))
     }
 
     /// Has statements end until the guard is dropped.
@@ -122,7 +166,7 @@ pub(crate) fn is_loss(error: &Error) -> bool {
     matches!(error, Error::WorkerCrashed)
 }
 
-impl Deref for SqliteConn {
+impl Deref for SqliteSession {
     type Target = SqliteConnection;
 
     fn deref(&self) -> &SqliteConnection {
@@ -130,7 +174,7 @@ impl Deref for SqliteConn {
     }
 }
 
-impl DerefMut for SqliteConn {
+impl DerefMut for SqliteSession {
     fn deref_mut(&mut self) -> &mut SqliteConnection {
         self.is_suspect();
         &mut self.conn
@@ -140,7 +184,7 @@ impl DerefMut for SqliteConn {
 /// What a query that ends with rows or counts gives, step by step.
 pub(crate) type Step = Either<SqliteQueryResult, SqliteRow>;
 
-impl<'c> Executor<'c> for &'c mut SqliteConn {
+impl<'c> Executor<'c> for &'c mut SqliteSession {
     type Database = Sqlite;
 
     fn fetch_many<'e, 'q, E>(self, query: E) -> BoxStream<'e, Result<Step, Error>>
@@ -186,7 +230,7 @@ impl<'c> Executor<'c> for &'c mut SqliteConn {
     where
         'c: 'e,
     {
-        let (conn, statement) = self.begin_statement("select");
+        let (conn, statement) = self.begin_statement(sql.as_str());
         Box::pin(async move { statement.ended(conn.prepare_with(sql, parameters).await) })
     }
 
@@ -194,7 +238,7 @@ impl<'c> Executor<'c> for &'c mut SqliteConn {
     where
         'c: 'e,
     {
-        let (conn, statement) = self.begin_statement("select");
+        let (conn, statement) = self.begin_statement(sql.as_str());
         Box::pin(async move { statement.ended(conn.describe(sql).await) })
     }
 }

@@ -2,27 +2,36 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use pool_core::{Condition, Driver, DriverError, DriverErrorKind, Endpoint, Phase};
 use sqlx::sqlite::{SqliteConnection, SqliteTransactionManager};
 use sqlx::{AssertSqlSafe, Connection, Error, Executor as _, Row as _};
 // sqlx does not export the trait that counts transactions; see docs/decisions/0003.
 use sqlx_core::transaction::TransactionManager as _;
+use tokio::time::sleep;
 
 use crate::config::SqliteConfig;
-use crate::connection::{SqliteConn, is_loss};
+use crate::connection::{Place, SqliteConn, is_loss};
 
 /// How many steps of its machine `SQLite` takes between two looks whether a statement is to end: some tens of microseconds.
 const INTERRUPT_STEPS: i32 = 1_000;
 
-/// What every session begins with, and is set back to. `query_only` and the rest are `SQLite`'s own defaults.
+/// What every session begins with, and is set back to: what `connect_options` says, and otherwise `SQLite`'s own defaults.
 const SETTINGS: &str = "pragma query_only = off; pragma foreign_keys = on; pragma locking_mode = normal; \
     pragma synchronous = normal; pragma defer_foreign_keys = off; pragma ignore_check_constraints = off; \
     pragma recursive_triggers = off; pragma case_sensitive_like = off; pragma legacy_alter_table = off; \
     pragma reverse_unordered_selects = off; pragma writable_schema = off; pragma trusted_schema = on; \
-    pragma read_uncommitted = off; pragma automatic_index = on; pragma cell_size_check = off";
+    pragma read_uncommitted = off; pragma automatic_index = on; pragma cell_size_check = off; \
+    pragma max_page_count = 4294967294; pragma wal_autocheckpoint = 1000; pragma cache_size = -2000; \
+    pragma full_column_names = off; pragma short_column_names = on; pragma journal_size_limit = -1; \
+    pragma mmap_size = 0; pragma secure_delete = off; pragma analysis_limit = 0";
+
+/// The pause before a database is opened again that another session had for itself.
+const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
 /// Opens sessions with the databases of a directory. A session is a thread of this process, so nothing ends it from outside.
 #[derive(Debug)]
@@ -47,30 +56,91 @@ impl SqliteDriver {
         // It is answered when the statement before it has ended.
         conn.own().ping().await?;
         drop(interrupt);
+        let progress = conn.progress();
+        let opened = conn.place().opened.clone();
         let own = conn.own();
         while SqliteTransactionManager::get_transaction_depth(own) > 0 {
             SqliteTransactionManager::rollback(own).await?;
         }
+        // After a commit whose future was dropped sqlx ignores the next rollback of this kind, which must not be a holder's.
+        SqliteTransactionManager::start_rollback(own);
         if let Err(error) = own.execute("rollback").await
             && !is_without_transaction(&error)
         {
             return Err(error);
         }
+        let mut handle = own.lock_handle().await?;
+        handle.remove_update_hook();
+        handle.remove_commit_hook();
+        handle.remove_rollback_hook();
+        handle.set_progress_handler(INTERRUPT_STEPS, progress);
+        drop(handle);
         let busy = self.config.get_busy_timeout().as_millis();
         own.execute(AssertSqlSafe(format!("{SETTINGS}; pragma busy_timeout = {busy}"))).await?;
-        match left_behind(own).await? {
+        match left_behind(own, &opened).await? {
             None => Ok(()),
-            Some(what) => Err(Error::Protocol(format!("the session still has {what}"))),
+            Some(what) => Err(Error::Protocol(format!("the session has {what}"))),
+        }
+    }
+
+    /// Opens the database that `endpoint` has now. Another session may have it for itself for a moment, as while it is brought into
+    /// WAL, which heeds no busy timeout; and it may be dropped and made again meanwhile.
+    async fn open(&self, endpoint: &Endpoint) -> Result<(SqliteConnection, Place), DriverError> {
+        let directory = self.config.directory();
+        let give_up_at = Instant::now() + self.config.get_busy_timeout();
+        loop {
+            let pointer = match directory.current(&endpoint.database) {
+                Ok(Some(pointer)) => pointer,
+                Ok(None) => {
+                    let missing = DriverErrorKind::DatabaseMissing;
+                    return Err(DriverError::new(Phase::Connect, missing, self.address(endpoint)));
+                }
+                Err(error) => return Err(no_pointer(error, self.address(endpoint))),
+            };
+            let file = directory.file(&endpoint.database, &pointer.generation);
+            match open_file(&self.config, &file).await {
+                Ok((conn, opened)) => {
+                    let place = Place {
+                        file,
+                        pointer: directory.pointer(&endpoint.database),
+                        pointer_said: pointer.text(),
+                        opened,
+                    };
+                    return Ok((conn, place));
+                }
+                Err(error) if is_momentary(&error) && Instant::now() < give_up_at => sleep(BUSY_PAUSE).await,
+                Err(error) => return Err(driver_error(error, Phase::Connect, self.address(endpoint))),
+            }
         }
     }
 }
 
+/// A session with `file`, and how `SQLite` itself names the file. One that is no database is told here, and not to the first who
+/// uses it.
+async fn open_file(config: &SqliteConfig, file: &Path) -> Result<(SqliteConnection, String), Error> {
+    let mut conn = SqliteConnection::connect_with(&config.connect_options(file)).await?;
+    let asked =
+        "select file, (select count(*) from sqlite_schema) from pragma_database_list where name = 'main'";
+    let opened = conn.fetch_one(asked).await?.try_get(0)?;
+    Ok((conn, opened))
+}
+
+/// Busy, or not there although the pointer leads there: it is being made, or was made again.
+fn is_momentary(error: &Error) -> bool {
+    matches!(class_of(error), Some(5 | 6 | 14))
+}
+
 /// What cannot be taken back by a setting.
-async fn left_behind(conn: &mut SqliteConnection) -> Result<Option<&'static str>, Error> {
+async fn left_behind(conn: &mut SqliteConnection, opened: &str) -> Result<Option<&'static str>, Error> {
     let asked = "select (select count(*) from pragma_database_list where name not in ('main', 'temp')), \
-                 (select count(*) from sqlite_temp_schema)";
+                 (select count(*) from sqlite_temp_schema), (select file from pragma_database_list where name = 'main')";
     let row = conn.fetch_one(asked).await?;
+    if row.try_get::<String, _>(2)? != opened {
+        return Ok(Some("another database than it was opened for"));
+    }
+    let journal: String = conn.fetch_one("pragma journal_mode").await?.try_get(0)?;
     Ok(match (row.try_get::<i64, _>(0)?, row.try_get::<i64, _>(1)?) {
+        _ if journal != "wal" => Some("another journal than WAL"),
         (0, 0) => None,
         (0, _) => Some("temporary tables"),
         _ => Some("an attached database"),
@@ -87,40 +157,29 @@ impl Driver for SqliteDriver {
     type Handle = Infallible;
 
     async fn connect(&self, endpoint: &Endpoint) -> Result<SqliteConn, DriverError> {
-        let directory = self.config.directory();
-        let file = match directory.current(&endpoint.database) {
-            Ok(Some(pointer)) => directory.file(&endpoint.database, &pointer.generation),
-            Ok(None) => {
-                let missing = DriverErrorKind::DatabaseMissing;
-                return Err(DriverError::new(Phase::Connect, missing, self.address(endpoint)));
-            }
-            Err(error) => return Err(no_pointer(error, self.address(endpoint))),
-        };
-        let failed = |error| driver_error(error, Phase::Connect, self.address(endpoint));
-        let options = self.config.connect_options(&file);
-        let mut conn = SqliteConnection::connect_with(&options).await.map_err(failed)?;
-        // A file that is no database is told here, and not to the first who uses it.
-        conn.fetch_one("select count(*) from sqlite_schema").await.map_err(failed)?;
-        let interrupt = Arc::new(AtomicBool::new(false));
-        let is_to_end = Arc::clone(&interrupt);
-        let mut handle = conn.lock_handle().await.map_err(failed)?;
-        handle.set_progress_handler(INTERRUPT_STEPS, move || !is_to_end.load(Ordering::Relaxed));
+        let (conn, place) = self.open(endpoint).await?;
+        let mut conn = SqliteConn::new(conn, place, Arc::new(AtomicBool::new(false)));
+        let progress = conn.progress();
+        let handle = conn.own().lock_handle().await;
+        let mut handle =
+            handle.map_err(|error| driver_error(error, Phase::Connect, self.address(endpoint)))?;
+        handle.set_progress_handler(INTERRUPT_STEPS, progress);
         drop(handle);
-        Ok(SqliteConn::new(conn, file, interrupt))
+        Ok(conn)
     }
 
     async fn check(&self, conn: &mut SqliteConn) -> Result<(), DriverError> {
         let address = conn.file().display().to_string();
-        if !conn.has_its_file() {
+        if !conn.is_current() {
             let lost = DriverError::new(Phase::Check, DriverErrorKind::ConnectionLost, address);
             return Err(lost.caused_by("the database was dropped"));
         }
         conn.own().ping().await.map_err(|error| driver_error(error, Phase::Check, address))
     }
 
-    /// A look whether the file is there: others may have dropped the database, and made another one.
+    /// A look at the pointer: others may have dropped the database, and made another one.
     fn wants_check(&self, conn: &SqliteConn) -> bool {
-        !conn.has_its_file()
+        !conn.is_current()
     }
 
     fn inspect(&self, conn: &mut SqliteConn) -> Condition {
@@ -155,9 +214,8 @@ fn no_pointer(error: io::Error, address: String) -> DriverError {
 
 /// What an error of sqlx means for the pool.
 pub(crate) fn driver_error(error: Error, phase: Phase, address: String) -> DriverError {
-    let code = error.as_database_error().and_then(|error| error.code()?.parse::<i32>().ok());
-    // The lower byte is the class: 5 and 6 busy, 13 full, 14 cannot open, 23 authorization.
-    let kind = match code.map(|code| code & 0xff) {
+    // 3 permission, 5 and 6 busy, 14 cannot open, 23 authorization.
+    let kind = match class_of(&error) {
         _ if is_loss(&error) => DriverErrorKind::ConnectionLost,
         Some(5 | 6) => DriverErrorKind::ServerNotReady,
         Some(14) => DriverErrorKind::Unreachable,
@@ -165,4 +223,9 @@ pub(crate) fn driver_error(error: Error, phase: Phase, address: String) -> Drive
         _ => DriverErrorKind::Other,
     };
     DriverError::new(phase, kind, address).caused_by(error)
+}
+
+/// The class of an error of `SQLite`: the lower byte of its code.
+fn class_of(error: &Error) -> Option<i32> {
+    error.as_database_error().and_then(|error| error.code()?.parse::<i32>().ok()).map(|code| code & 0xff)
 }

@@ -111,6 +111,15 @@ impl Pointer {
     }
 }
 
+/// What `SQLite` keeps beside the database `file`: the log, and its index.
+pub(crate) fn beside(file: &Path) -> [PathBuf; 2] {
+    ["-wal", "-shm"].map(|suffix| {
+        let mut name = file.as_os_str().to_owned();
+        name.push(suffix);
+        PathBuf::from(name)
+    })
+}
+
 /// `database` as a file name: letters and digits of ASCII, `_` and `-`; every other byte, and every capital, as `%` and two digits.
 fn file_stem(database: &DatabaseName) -> String {
     database.as_str().bytes().fold(String::new(), |mut stem, byte| {

@@ -10,7 +10,7 @@ use pool_manager::Lease;
 use sqlx::sqlite::{SqliteConnection, SqliteRow, SqliteStatement, SqliteTypeInfo};
 use sqlx::{Acquire, Describe, Error, Execute, Executor, SqlStr, Sqlite, Transaction};
 
-use crate::connection::{SqliteConn, Step};
+use crate::connection::{SqliteSession, Step};
 use crate::driver::SqliteDriver;
 
 /// A connection to one workspace's database, given back when dropped, anywhere.
@@ -59,16 +59,16 @@ impl From<Lease<SqliteDriver>> for SqliteLease {
 }
 
 impl Deref for SqliteLease {
-    type Target = SqliteConn;
+    type Target = SqliteSession;
 
-    fn deref(&self) -> &SqliteConn {
-        &self.lease
+    fn deref(&self) -> &SqliteSession {
+        &*self.lease
     }
 }
 
 impl DerefMut for SqliteLease {
-    fn deref_mut(&mut self) -> &mut SqliteConn {
-        &mut self.lease
+    fn deref_mut(&mut self) -> &mut SqliteSession {
+        &mut *self.lease
     }
 }
 
@@ -100,7 +100,8 @@ macro_rules! executor_through {
                 'q: 'e,
                 E: 'q,
             {
-                (&mut *self.$inside).fetch_many(query)
+                let session: &mut SqliteSession = &mut *self.$inside;
+                session.fetch_many(query)
             }
 
             fn fetch_optional<'e, 'q, E>(self, query: E) -> BoxFuture<'e, Result<Option<SqliteRow>, Error>>
@@ -110,7 +111,8 @@ macro_rules! executor_through {
                 'q: 'e,
                 E: 'q,
             {
-                (&mut *self.$inside).fetch_optional(query)
+                let session: &mut SqliteSession = &mut *self.$inside;
+                session.fetch_optional(query)
             }
 
             fn prepare_with<'e>(
@@ -121,14 +123,16 @@ macro_rules! executor_through {
             where
                 'c: 'e,
             {
-                (&mut *self.$inside).prepare_with(sql, parameters)
+                let session: &mut SqliteSession = &mut *self.$inside;
+                session.prepare_with(sql, parameters)
             }
 
             fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<Sqlite>, Error>>
             where
                 'c: 'e,
             {
-                (&mut *self.$inside).describe(sql)
+                let session: &mut SqliteSession = &mut *self.$inside;
+                session.describe(sql)
             }
         }
     };

@@ -48,7 +48,7 @@ mod workspace_pool;
 
 pub use catalog::SqliteCatalog;
 pub use config::{PREFIX_DEFAULT, SqliteConfig};
-pub use connection::SqliteConn;
+pub use connection::{SqliteConn, SqliteSession};
 pub use driver::SqliteDriver;
 pub use errors::{BuildError, acquire_error, into_sqlx};
 pub use lease::SqliteLease;

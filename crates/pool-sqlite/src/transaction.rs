@@ -10,7 +10,7 @@ use sqlx::{Describe, Error, Execute, Executor, SqlStr, Sqlite};
 // sqlx does not export the trait that counts transactions; see docs/decisions/0003.
 use sqlx_core::transaction::TransactionManager as _;
 
-use crate::connection::{SqliteConn, Step};
+use crate::connection::{SqliteSession, Step};
 use crate::lease::{SqliteLease, executor_through};
 
 /// A transaction on a connection of its own; `&mut tx` and `&mut *tx` are executors whose statements are seen. Commit or roll back;
@@ -65,15 +65,15 @@ impl Drop for SqliteTransaction {
 }
 
 impl Deref for SqliteTransaction {
-    type Target = SqliteConn;
+    type Target = SqliteSession;
 
-    fn deref(&self) -> &SqliteConn {
+    fn deref(&self) -> &SqliteSession {
         &self.lease
     }
 }
 
 impl DerefMut for SqliteTransaction {
-    fn deref_mut(&mut self) -> &mut SqliteConn {
+    fn deref_mut(&mut self) -> &mut SqliteSession {
         &mut self.lease
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pool_core::{CatalogKind, PrefixNaming};
-use pool_sqlite::{SqliteCatalog, SqliteConfig, SqliteConn, SqliteDriver};
+use pool_sqlite::{SqliteCatalog, SqliteConfig, SqliteConn, SqliteDriver, SqliteSession};
 use pool_testkit::conformance::{Adapter, Cannot};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{Connection as _, Executor as _};
@@ -38,6 +38,7 @@ impl Adapter for Files {
     }
 
     async fn write(&self, conn: &mut SqliteConn, value: i64) -> Result<(), String> {
+        let conn: &mut SqliteSession = conn;
         let told = |error: sqlx::Error| error.to_string();
         conn.execute("create table if not exists value (n integer)").await.map_err(told)?;
         let insert = sqlx::query("insert into value values (?)").bind(value);
@@ -45,6 +46,7 @@ impl Adapter for Files {
     }
 
     async fn read(&self, conn: &mut SqliteConn) -> Result<Option<i64>, String> {
+        let conn: &mut SqliteSession = conn;
         let told = |error: sqlx::Error| error.to_string();
         let there = "select count(*) from sqlite_schema where name = 'value'";
         if sqlx::query_scalar::<_, i64>(there).fetch_one(&mut *conn).await.map_err(told)? == 0 {
@@ -55,6 +57,7 @@ impl Adapter for Files {
     }
 
     async fn echo(&self, conn: &mut SqliteConn, number: i64) -> Result<i64, String> {
+        let conn: &mut SqliteSession = conn;
         let echo = sqlx::query_scalar("select ?").bind(number);
         echo.fetch_one(conn).await.map_err(|error| error.to_string())
     }
@@ -84,13 +87,14 @@ impl Adapter for Files {
     }
 
     async fn leave(&self, conn: &mut SqliteConn, way: &'static str) -> Result<(), String> {
+        let conn: &mut SqliteSession = conn;
         let statement = match way {
             "an open transaction" => "begin immediate",
             "a savepoint" => "savepoint x",
             "foreign keys off" => "pragma foreign_keys = off",
             "no writes" => "pragma query_only = on",
             "an exclusive lock on the file" => {
-                "pragma locking_mode = exclusive; select count(*) from sqlite_schema"
+                "pragma locking_mode = exclusive; create table if not exists locked (n); insert into locked values (1)"
             }
             "a temporary table" => "create temp table t (n integer)",
             _ => "attach ':memory:' as other",
@@ -99,6 +103,7 @@ impl Adapter for Files {
     }
 
     async fn is_left(&self, conn: &mut SqliteConn, way: &'static str) -> Result<bool, String> {
+        let session: &mut SqliteSession = conn;
         let asked = match way {
             "foreign keys off" => "select not foreign_keys from pragma_foreign_keys",
             "no writes" => "select query_only from pragma_query_only",
@@ -106,15 +111,16 @@ impl Adapter for Files {
             "an attached database" => "select count(*) from pragma_database_list where name = 'other'",
             // A transaction can be begun, and another session can write, only when nothing of these is left.
             _ => {
-                let is_in_transaction = conn.execute("begin").await.is_err();
-                let _ = conn.execute("rollback").await;
-                return Ok(is_in_transaction || !self.another_can_write(conn).await);
+                let is_in_transaction = session.execute("begin").await.is_err();
+                let _ = session.execute("rollback").await;
+                return Ok(is_in_transaction || !self.another_can_write(session).await);
             }
         };
-        sqlx::query_scalar::<_, bool>(asked).fetch_one(conn).await.map_err(|error| error.to_string())
+        sqlx::query_scalar::<_, bool>(asked).fetch_one(session).await.map_err(|error| error.to_string())
     }
 
     async fn slow_statement(&self, conn: &mut SqliteConn) -> Result<(), Cannot> {
+        let conn: &mut SqliteSession = conn;
         let endless =
             "with recursive n(i) as (select 1 union all select i + 1 from n) select count(*) from n";
         let _: Result<i64, _> = sqlx::query_scalar(endless).fetch_one(conn).await;
@@ -123,7 +129,7 @@ impl Adapter for Files {
 }
 
 impl Files {
-    async fn another_can_write(&self, conn: &SqliteConn) -> bool {
+    async fn another_can_write(&self, conn: &SqliteSession) -> bool {
         let options =
             SqliteConnectOptions::new().filename(conn.file()).busy_timeout(Duration::from_millis(100));
         let Ok(mut other) = SqliteConnection::connect_with(&options).await else { return false };

@@ -29,6 +29,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use pool_core::{
@@ -53,10 +54,19 @@ pub struct LogDriver {
 pub struct LogSession {
     directory: PathBuf,
     numbers: File,
-    /// Whether this session holds the lock of the log.
-    has_lock: bool,
+    lock: Option<Lock>,
     /// A request is under way, or was dropped.
     in_flight: bool,
+}
+
+/// The lock of a log. Dropping it lets go, as a server lets the locks of a session go that has ended.
+#[derive(Debug)]
+struct Lock(PathBuf);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 impl LogSession {
@@ -86,36 +96,23 @@ impl LogSession {
         Ok(last)
     }
 
-    /// Takes the lock of the log, until [`LogSession::unlock`]; fails if another session has it.
-    pub async fn lock(&mut self) -> io::Result<()> {
-        self.in_flight = true;
-        OpenOptions::new().write(true).create_new(true).open(self.directory.join(LOCK)).await?;
-        self.has_lock = true;
-        self.in_flight = false;
+    /// Takes the lock of the log, until [`LogSession::unlock`]; fails if another session has it. Short, and nothing is awaited: a call that
+    /// cannot be dropped half-way leaves no doubt who has the lock.
+    pub fn lock(&mut self) -> io::Result<()> {
+        let path = self.directory.join(LOCK);
+        std::fs::OpenOptions::new().write(true).create_new(true).open(&path)?;
+        self.lock = Some(Lock(path));
         Ok(())
     }
 
     /// Lets the lock go.
-    pub async fn unlock(&mut self) -> io::Result<()> {
-        if self.has_lock {
-            fs::remove_file(self.directory.join(LOCK)).await?;
-            self.has_lock = false;
-        }
-        Ok(())
+    pub fn unlock(&mut self) {
+        self.lock = None;
     }
 
     /// Whether this session holds the lock.
     pub fn has_lock(&self) -> bool {
-        self.has_lock
-    }
-}
-
-/// A session that is dropped lets its lock go, as a server lets the locks of a session go that has ended.
-impl Drop for LogSession {
-    fn drop(&mut self) {
-        if self.has_lock {
-            let _ = std::fs::remove_file(self.directory.join(LOCK));
-        }
+        self.lock.is_some()
     }
 }
 
@@ -139,7 +136,7 @@ impl Driver for LogDriver {
         let directory = self.directory(endpoint);
         let opened = OpenOptions::new().read(true).write(true).open(directory.join(NUMBERS)).await;
         let numbers = opened.map_err(|error| failed(error, Phase::Connect, &directory))?;
-        Ok(LogSession { directory, numbers, has_lock: false, in_flight: false })
+        Ok(LogSession { directory, numbers, lock: None, in_flight: false })
     }
 
     async fn check(&self, conn: &mut LogSession) -> Result<(), DriverError> {
@@ -154,7 +151,7 @@ impl Driver for LogDriver {
     }
 
     fn inspect(&self, conn: &mut LogSession) -> Condition {
-        if conn.in_flight || conn.has_lock { Condition::Suspect } else { Condition::Clean }
+        if conn.in_flight || conn.has_lock() { Condition::Suspect } else { Condition::Clean }
     }
 
     async fn recycle(&self, conn: &mut LogSession) -> Result<(), DriverError> {
@@ -163,11 +160,13 @@ impl Driver for LogDriver {
             let unknown = DriverError::new(Phase::Recycle, DriverErrorKind::Other, place(&conn.directory));
             return Err(unknown.caused_by("a request was dropped"));
         }
-        conn.unlock().await.map_err(|error| failed(error, Phase::Recycle, &conn.directory))
+        conn.unlock();
+        Ok(())
     }
 
     async fn close(&self, conn: LogSession) {
-        drop(conn);
+        // What was dropped may still be under way with the file, in a thread of the runtime.
+        drop(conn.numbers.into_std().await);
     }
 
     fn address(&self, endpoint: &Endpoint) -> String {
@@ -192,13 +191,20 @@ impl LogCatalog {
         self.root.join(self.naming.database(workspace).as_str())
     }
 
+    /// A place that no log has: of one that is being made, or taken away.
+    fn unfinished(&self, workspace: &WorkspaceId) -> PathBuf {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let (process, number) = (std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        self.root.join(format!(".{}-{process}-{number}", self.naming.database(workspace)))
+    }
+
     /// Makes a log beside its place, and moves it there whole: whoever comes second finds the place taken.
     async fn make(&self, workspace: &WorkspaceId) -> io::Result<bool> {
         let place = self.directory(workspace);
         if fs::try_exists(&place).await? {
             return Ok(false);
         }
-        let unfinished = self.root.join(format!(".{}-{:?}", self.naming.database(workspace), std::time::Instant::now()));
+        let unfinished = self.unfinished(workspace);
         fs::create_dir_all(&unfinished).await?;
         fs::write(unfinished.join(NUMBERS), []).await?;
         fs::write(unfinished.join(ID), workspace.as_str()).await?;
@@ -224,11 +230,15 @@ impl Catalog<()> for LogCatalog {
 
     async fn drop(&self, (): &mut (), workspace: &WorkspaceId) -> Result<bool, DriverError> {
         let directory = self.directory(workspace);
-        match fs::remove_dir_all(&directory).await {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(failed(error, Phase::Catalog, &directory)),
+        // Out of its place at once, and then away: who looks meanwhile sees all of it or nothing.
+        let rest = self.unfinished(workspace);
+        match fs::rename(&directory, &rest).await {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(failed(error, Phase::Catalog, &directory)),
         }
+        fs::remove_dir_all(&rest).await.map_err(|error| failed(error, Phase::Catalog, &rest))?;
+        Ok(true)
     }
 
     async fn exists(&self, (): &mut (), workspace: &WorkspaceId) -> Result<bool, DriverError> {
@@ -239,7 +249,11 @@ impl Catalog<()> for LogCatalog {
     async fn list(&self, (): &mut ()) -> Result<Vec<WorkspaceId>, DriverError> {
         let told = |error| failed(error, Phase::Catalog, &self.root);
         let mut ids = Vec::new();
-        let mut entries = fs::read_dir(&self.root).await.map_err(told)?;
+        let mut entries = match fs::read_dir(&self.root).await {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(ids),
+            Err(error) => return Err(told(error)),
+        };
         while let Some(entry) = entries.next_entry().await.map_err(told)? {
             let Ok(text) = fs::read_to_string(entry.path().join(ID)).await else { continue };
             // Believed only if it is where it belongs: what is unfinished is not.

@@ -49,7 +49,8 @@ impl Adapter for Logs {
 
     /// The operating system knows which files are open.
     async fn sessions(&self) -> Result<usize, Cannot> {
-        let open = std::fs::read_dir("/proc/self/fd").map_err(|_| Cannot("there is no /proc/self/fd here"))?;
+        let open =
+            std::fs::read_dir("/proc/self/fd").map_err(|_| Cannot("there is no /proc/self/fd here"))?;
         let files = open.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
         let is_log = |path: &std::path::PathBuf| {
             path.starts_with(self.root.path()) && path.to_string_lossy().contains("/numbers")
@@ -62,7 +63,7 @@ impl Adapter for Logs {
     }
 
     async fn leave(&self, conn: &mut LogSession, _: &'static str) -> Result<(), String> {
-        conn.lock().await.map_err(|error| error.to_string())
+        conn.lock().map_err(|error| error.to_string())
     }
 
     async fn is_left(&self, conn: &mut LogSession, _: &'static str) -> Result<bool, String> {

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use pool_core::{Condition, Driver, DriverErrorKind, Phase};
+use pool_core::{Condition, Driver, DriverErrorKind, Phase, WorkspaceId};
 use tokio::time::{Instant, timeout};
 
 use super::world::{World, failed, id, own};
-use super::{Adapter, Miss, Outcome, hold};
+use super::{Adapter, ConnectionOf, Miss, Outcome, hold};
 
 /// A recycle must not take as long as a statement that was dropped.
 const RECYCLED_WITHIN: Duration = Duration::from_secs(5);
@@ -60,9 +60,13 @@ pub(super) async fn l1_what_a_holder_left_reaches_nobody<A: Adapter>(world: &Wor
     let driver = world.driver().await?;
     let ids = world.workspaces(&driver, &["one"]).await?;
     for way in world.adapter.ways() {
-        let mut conn = world.connect(&driver, &ids[0]).await?;
-        let left = world.adapter.leave(&mut conn, way).await;
-        left.map_err(|why| Miss::Broken(format!("{way} could not be left: {why}")))?;
+        let mut seen = leave(world, &driver, &ids[0], way).await?;
+        let is_left = world.adapter.is_left(&mut seen, way).await;
+        driver.close(seen).await;
+        hold(is_left == Ok(true), || {
+            format!("{way} leaves nothing behind, so nothing is shown: {is_left:?}")
+        })?;
+        let mut conn = leave(world, &driver, &ids[0], way).await?;
         let condition = driver.inspect(&mut conn);
         if condition == Condition::Suspect && recycle::<A>(&driver, &mut conn).await?.is_ok() {
             let after = driver.inspect(&mut conn);
@@ -78,6 +82,19 @@ pub(super) async fn l1_what_a_holder_left_reaches_nobody<A: Adapter>(world: &Wor
         driver.close(conn).await;
     }
     Ok(())
+}
+
+/// A session that was left so.
+async fn leave<A: Adapter>(
+    world: &World<A>,
+    driver: &A::Driver,
+    workspace: &WorkspaceId,
+    way: &'static str,
+) -> Result<ConnectionOf<A>, Miss> {
+    let mut conn = world.connect(driver, workspace).await?;
+    let left = world.adapter.leave(&mut conn, way).await;
+    left.map_err(|why| Miss::Broken(format!("{way} could not be left: {why}")))?;
+    Ok(conn)
 }
 
 /// Recycles within the time that the engine allows by default; none if it took longer.

@@ -5,7 +5,7 @@ use tokio::time::{Duration, timeout};
 
 use super::world::{World, own};
 use super::{Adapter, ConnectionOf, Miss, Outcome, hold};
-use crate::polls::output_within;
+use crate::polls::{Dropped, output_within};
 
 /// The numbers of polls after which a future is dropped: each up to 24, and then steps of a fifth, as far as a session that
 /// authenticates goes.
@@ -22,11 +22,14 @@ pub(super) async fn o2_a_connect_dropped_at_any_await_leaves_no_session<A: Adapt
     let driver = world.driver().await?;
     let ids = world.workspaces(&driver, &["one"]).await?;
     let endpoint = world.endpoint(&ids[0]);
-    for polls in sweep() {
-        if let Some(connected) = output_within(polls, driver.connect(&endpoint)).await {
-            let conn = connected.map_err(|error| Miss::Broken(format!("after {polls} polls: {error}")))?;
-            driver.close(conn).await;
-            break;
+    for dropped in [Dropped::Woken, Dropped::AtOnce] {
+        for polls in sweep() {
+            if let Some(connected) = output_within(polls, dropped, driver.connect(&endpoint)).await {
+                let conn =
+                    connected.map_err(|error| Miss::Broken(format!("after {polls} polls: {error}")))?;
+                driver.close(conn).await;
+                break;
+            }
         }
     }
     world.sessions_become_at_most(own(&driver)).await
@@ -65,19 +68,19 @@ impl Cut {
         world: &World<A>,
         driver: &A::Driver,
         conn: &mut ConnectionOf<A>,
-        polls: usize,
+        (polls, dropped): (usize, Dropped),
     ) -> bool {
         match self {
             Self::Statement => {
-                output_within(polls, world.adapter.echo(conn, 1_000 + number(polls))).await.is_some()
+                output_within(polls, dropped, world.adapter.echo(conn, 1_000 + number(polls))).await.is_some()
             }
-            Self::Check => output_within(polls, driver.check(conn)).await.is_some(),
+            Self::Check => output_within(polls, dropped, driver.check(conn)).await.is_some(),
             Self::Recycle => {
                 if let Some(way) = world.adapter.ways().first() {
                     // What cannot be left is told by another clause.
                     let _ = world.adapter.leave(conn, way).await;
                 }
-                output_within(polls, driver.recycle(conn)).await.is_some()
+                output_within(polls, dropped, driver.recycle(conn)).await.is_some()
             }
         }
     }
@@ -88,23 +91,25 @@ impl Cut {
 async fn sweep_over<A: Adapter>(world: &World<A>, cut: Cut) -> Outcome {
     let driver = world.driver().await?;
     let ids = world.workspaces(&driver, &["one"]).await?;
-    for polls in sweep() {
-        let mut conn = world.connect(&driver, &ids[0]).await?;
-        let has_ended = cut.short(world, &driver, &mut conn, polls).await;
-        let condition = driver.inspect(&mut conn);
-        if is_lent_again(&driver, &mut conn, condition).await? {
-            for number in [number(polls), -number(polls) - 1] {
-                let answer = world.adapter.echo(&mut conn, number).await;
-                hold(answer == Ok(number), || {
-                    format!(
-                        "{cut:?} dropped after {polls} polls, then {condition:?}: asked for {number}, answered {answer:?}"
-                    )
-                })?;
+    for dropped in [Dropped::Woken, Dropped::AtOnce] {
+        for polls in sweep() {
+            let mut conn = world.connect(&driver, &ids[0]).await?;
+            let has_ended = cut.short(world, &driver, &mut conn, (polls, dropped)).await;
+            let condition = driver.inspect(&mut conn);
+            if is_lent_again(&driver, &mut conn, condition).await? {
+                for number in [number(polls), -number(polls) - 1] {
+                    let answer = world.adapter.echo(&mut conn, number).await;
+                    hold(answer == Ok(number), || {
+                        format!(
+                            "{cut:?} dropped after {polls} polls ({dropped:?}), then {condition:?}: asked for {number}, answered {answer:?}"
+                        )
+                    })?;
+                }
             }
-        }
-        driver.close(conn).await;
-        if has_ended {
-            return Ok(());
+            driver.close(conn).await;
+            if has_ended {
+                break;
+            }
         }
     }
     Ok(())
