@@ -316,6 +316,21 @@ mod tests {
         assert_eq!(ceilings.total(), total);
     }
 
+    #[rstest]
+    #[case::nothing_of_its_own(0, 10)]
+    #[case::two_of_its_own(2, 8)]
+    fn without_a_system_database_workspaces_have_all_but_what_is_the_drivers(
+        #[case] control: u32,
+        #[case] workspaces: u32,
+    ) {
+        let ceilings = Limits::new(10).system(5).ceilings_without_system(control).unwrap().with_reserve(1);
+        assert_eq!((ceilings.workspaces(), ceilings.system(), ceilings.total()), (workspaces, control, 10));
+        assert_eq!((ceilings.system_leases(), ceilings.reserve(), ceilings.control()), (0, 0, control));
+        let nothing_left = LimitsError::NothingForWorkspaces { total: 10, system: 10 };
+        assert_eq!(Limits::new(10).ceilings_without_system(10), Err(nothing_left));
+        assert_eq!(Limits::new(0).ceilings_without_system(0), Err(LimitsError::NoBudget));
+    }
+
     #[test]
     fn ceilings_are_what_was_wished() {
         let wish =
