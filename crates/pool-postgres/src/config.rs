@@ -18,6 +18,8 @@ pub const PREFIX_DEFAULT: &str = "pool";
 /// The tag of our sessions in `pg_stat_activity` unless another is given.
 pub const APPLICATION_NAME_DEFAULT: &str = "pool-postgres";
 
+/// What sqlx keeps by default.
+const STATEMENTS_DEFAULT: usize = 100;
 /// The pool's own sessions keep their few statements, whatever callers' sessions do.
 const OWN_STATEMENTS: usize = 20;
 
@@ -358,6 +360,24 @@ impl PostgresConfig {
     }
 }
 
+/// Options of one's own, such as certificates, a `.pgpass` file or server settings, for every database of the server: the database that they
+/// name is that of the system pool. The statement cache is that of this crate, 100 unless
+/// [`statement_cache_capacity`](PostgresConfig::statement_cache_capacity) says otherwise, since what sqlx's options say of it cannot be read.
+///
+/// ```
+/// use pool_postgres::PostgresConfig;
+/// use sqlx::postgres::{PgConnectOptions, PgSslMode};
+///
+/// let options = PgConnectOptions::new_without_pgpass().host("db").username("app").ssl_mode(PgSslMode::VerifyFull);
+/// let config = PostgresConfig::from(options).prefix("shop");
+/// assert_eq!((config.host(), config.get_user()), ("db", "app"));
+/// ```
+impl From<PgConnectOptions> for PostgresConfig {
+    fn from(options: PgConnectOptions) -> Self {
+        Self::from_options(options).statement_cache_capacity(STATEMENTS_DEFAULT)
+    }
+}
+
 impl fmt::Debug for PostgresConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PostgresConfig")
@@ -437,7 +457,23 @@ mod tests {
         assert!(!format!("{error} {error:?}").contains("hunter2"));
     }
 
+    #[test]
+    fn options_of_ones_own_are_kept_for_every_database() {
+        let options =
+            PgConnectOptions::new_without_pgpass().host("db").port(6).username("app").database("admin");
+        let options = options.options([("search_path", "x")]).statement_cache_capacity(0);
+        let config = PostgresConfig::from(options);
+        assert_eq!(config.address(&config.system_database), "db:6/admin");
+        let of_another = config.connect_options("acme");
+        assert_eq!(
+            (of_another.get_database(), of_another.get_options()),
+            (Some("acme"), Some("-c search_path=x"))
+        );
+        assert!(config.keeps_statements);
+    }
+
     #[rstest]
+    #[case::options(PostgresConfig::from(PgConnectOptions::new_without_pgpass().password("hunter2")))]
     #[case::builder(PostgresConfig::new("h").password("hunter2"))]
     #[case::url(PostgresConfig::from_url("postgres://u:hunter2@h/d").unwrap())]
     #[case::encoded(PostgresConfig::from_url("postgres://u:%40hunter2%2F@h/d").unwrap())]
