@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use pool_core::{Catalog, DatabaseName, DatabaseNaming, DriverError, DriverErrorKind, Phase, WorkspaceId};
 
 use crate::config::SqliteConfig;
-use crate::files::{Directory, Pointer, beside};
+use crate::files::{Directory, Pointer, log_of};
 
 /// The file whose lock whoever makes or removes a database holds. It is no database: those end in `.sqlite`.
 const LOCK: &str = ".lock";
@@ -114,8 +114,7 @@ fn make(
 
 /// Copies what a template holds, but not who may write to it.
 fn copy(template: &Path, database: &mut File) -> io::Result<()> {
-    let [log, ..] = beside(template);
-    if std::fs::metadata(&log).is_ok_and(|log| log.len() > 0) {
+    if std::fs::metadata(log_of(template)).is_ok_and(|log| log.len() > 0) {
         let why =
             format!("the template {} is in use: what is in its log would be missing", template.display());
         return Err(io::Error::new(ErrorKind::ResourceBusy, why));

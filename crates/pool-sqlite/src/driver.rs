@@ -56,7 +56,6 @@ impl SqliteDriver {
         // It is answered when the statement before it has ended.
         conn.own().ping().await?;
         drop(interrupt);
-        let progress = conn.progress();
         let opened = conn.place().opened.clone();
         let own = conn.own();
         while SqliteTransactionManager::get_transaction_depth(own) > 0 {
@@ -69,12 +68,8 @@ impl SqliteDriver {
         {
             return Err(error);
         }
-        let mut handle = own.lock_handle().await?;
-        handle.remove_update_hook();
-        handle.remove_commit_hook();
-        handle.remove_rollback_hook();
-        handle.set_progress_handler(INTERRUPT_STEPS, progress);
-        drop(handle);
+        set_hooks(conn).await?;
+        let own = conn.own();
         let busy = self.config.get_busy_timeout().as_millis();
         own.execute(AssertSqlSafe(format!("{SETTINGS}; pragma busy_timeout = {busy}"))).await?;
         match left_behind(own, &opened).await? {
@@ -130,6 +125,17 @@ fn is_momentary(error: &Error) -> bool {
     matches!(class_of(error), Some(5 | 6 | 14))
 }
 
+/// Has the session's statements end when they are to, and takes back what a holder has hooked in.
+async fn set_hooks(conn: &mut SqliteConn) -> Result<(), Error> {
+    let progress = conn.progress();
+    let mut handle = conn.own().lock_handle().await?;
+    handle.remove_update_hook();
+    handle.remove_commit_hook();
+    handle.remove_rollback_hook();
+    handle.set_progress_handler(INTERRUPT_STEPS, progress);
+    Ok(())
+}
+
 /// What cannot be taken back by a setting.
 async fn left_behind(conn: &mut SqliteConnection, opened: &str) -> Result<Option<&'static str>, Error> {
     let asked = "select (select count(*) from pragma_database_list where name not in ('main', 'temp')), \
@@ -159,12 +165,8 @@ impl Driver for SqliteDriver {
     async fn connect(&self, endpoint: &Endpoint) -> Result<SqliteConn, DriverError> {
         let (conn, place) = self.open(endpoint).await?;
         let mut conn = SqliteConn::new(conn, place, Arc::new(AtomicBool::new(false)));
-        let progress = conn.progress();
-        let handle = conn.own().lock_handle().await;
-        let mut handle =
-            handle.map_err(|error| driver_error(error, Phase::Connect, self.address(endpoint)))?;
-        handle.set_progress_handler(INTERRUPT_STEPS, progress);
-        drop(handle);
+        let hooked = set_hooks(&mut conn).await;
+        hooked.map_err(|error| driver_error(error, Phase::Connect, self.address(endpoint)))?;
         Ok(conn)
     }
 

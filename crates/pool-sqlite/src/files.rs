@@ -111,13 +111,11 @@ impl Pointer {
     }
 }
 
-/// What `SQLite` keeps beside the database `file`: the log, and its index.
-pub(crate) fn beside(file: &Path) -> [PathBuf; 2] {
-    ["-wal", "-shm"].map(|suffix| {
-        let mut name = file.as_os_str().to_owned();
-        name.push(suffix);
-        PathBuf::from(name)
-    })
+/// The log that `SQLite` keeps beside the database `file`.
+pub(crate) fn log_of(file: &Path) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push("-wal");
+    PathBuf::from(name)
 }
 
 /// `database` as a file name: letters and digits of ASCII, `_` and `-`; every other byte, and every capital, as `%` and two digits.

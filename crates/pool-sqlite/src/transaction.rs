@@ -17,15 +17,15 @@ use crate::lease::{SqliteLease, executor_through};
 /// dropped, it is rolled back in the background before anybody else gets the connection.
 #[must_use = "a transaction that is dropped is rolled back"]
 pub struct SqliteTransaction {
+    /// Suspect from the begin on: what is open when it comes back is rolled back.
     lease: SqliteLease,
-    is_open: bool,
 }
 
 impl SqliteTransaction {
     pub(crate) async fn begin(mut lease: SqliteLease) -> Result<Self, Error> {
         lease.is_suspect();
         SqliteTransactionManager::begin(lease.own(), None).await?;
-        Ok(Self { lease, is_open: true })
+        Ok(Self { lease })
     }
 
     /// Commits.
@@ -36,9 +36,7 @@ impl SqliteTransaction {
     /// # Cancel safety
     /// Dropping the future leaves open whether the commit took place.
     pub async fn commit(mut self) -> Result<(), Error> {
-        SqliteTransactionManager::commit(self.lease.own()).await?;
-        self.is_open = false;
-        Ok(())
+        SqliteTransactionManager::commit(self.lease.own()).await
     }
 
     /// Rolls back, and waits for it.
@@ -49,18 +47,7 @@ impl SqliteTransaction {
     /// # Cancel safety
     /// Dropping the future rolls back in the background.
     pub async fn rollback(mut self) -> Result<(), Error> {
-        SqliteTransactionManager::rollback(self.lease.own()).await?;
-        self.is_open = false;
-        Ok(())
-    }
-}
-
-impl Drop for SqliteTransaction {
-    fn drop(&mut self) {
-        // The lease, dropped next, is made clean: what is open is rolled back.
-        if self.is_open {
-            self.lease.is_suspect();
-        }
+        SqliteTransactionManager::rollback(self.lease.own()).await
     }
 }
 

@@ -277,7 +277,7 @@ impl<C, S> Registry<C, S> {
     /// waiter; with none of them, the caller is told at once (laws O3 to O5). So it is while the server is
     /// lost.
     fn refusal(&self, target: &Target, now: Instant) -> Option<AcquireError> {
-        let workspace = self.by_target.get(target).map(|ws| self.workspace(*ws));
+        let workspace = self.entry_of(target);
         if workspace.is_some_and(|ws| ws.in_use > 0) {
             return None;
         }
@@ -310,7 +310,7 @@ impl<C, S> Registry<C, S> {
 
     /// How full things are, for a caller that asked for `target`.
     pub fn pressure_on(&self, target: &Target) -> Pressure {
-        self.pressure(self.by_target.get(target).map(|ws| self.workspace(*ws)))
+        self.pressure(self.entry_of(target))
     }
 
     fn pressure(&self, workspace: Option<&Workspace>) -> Pressure {

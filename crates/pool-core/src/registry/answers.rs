@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use super::Registry;
+use super::{Registry, Workspace};
 use crate::ids::Target;
 use crate::stats::{Answers, TargetStats};
 
@@ -50,21 +50,24 @@ impl Remembered {
 impl<C, S> Registry<C, S> {
     /// What callers of `target` were answered, and its connections. Cost: O(1).
     pub fn target_stats(&self, target: &Target) -> TargetStats {
-        let entry = self.by_target.get(target).map(|ws| self.workspace(*ws));
-        TargetStats {
-            connections: self.target_counts(target),
-            waiting: entry.map_or(0, |ws| ws.waiters.len()),
-            answers: entry.map_or_else(|| self.remembered.get(target), |ws| ws.answers),
-        }
+        self.stats_of(target, self.entry_of(target))
     }
 
     /// The same for all targets that are remembered, in no particular order, and what those were answered that have been
     /// forgotten. Cost: O(targets).
     pub fn all_target_stats(&self) -> (Vec<(Target, TargetStats)>, Answers) {
-        let entries = self.workspaces.iter().map(|(_, ws)| &ws.target);
-        let remembered = self.remembered.iter().map(|(target, _)| target);
-        let all = entries.chain(remembered).map(|target| (target.clone(), self.target_stats(target)));
+        let entries = self.workspaces.iter().map(|(_, ws)| (&ws.target, Some(ws)));
+        let remembered = self.remembered.iter().map(|(target, _)| (target, None));
+        let all = entries.chain(remembered).map(|(target, ws)| (target.clone(), self.stats_of(target, ws)));
         (all.collect(), self.remembered.forgotten)
+    }
+
+    fn stats_of(&self, target: &Target, entry: Option<&Workspace>) -> TargetStats {
+        TargetStats {
+            connections: self.counts_of(target, entry),
+            waiting: entry.map_or(0, |ws| ws.waiters.len()),
+            answers: entry.map_or_else(|| self.remembered.get(target), |ws| ws.answers),
+        }
     }
 
     /// The sum over all targets, recounted.

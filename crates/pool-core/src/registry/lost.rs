@@ -191,7 +191,7 @@ impl<C, S> Registry<C, S> {
     }
 
     fn has_all_it_may_have(&self, target: &Target) -> bool {
-        let ws = self.by_target.get(target).map(|ws| self.workspace(*ws));
+        let ws = self.entry_of(target);
         ws.is_some_and(|ws| ws.counted() >= ws.ceiling)
     }
 }

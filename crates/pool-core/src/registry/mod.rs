@@ -334,9 +334,16 @@ impl<C, S> Registry<C, S> {
 
     /// The connections of one target, by state; all zero for one that has none.
     pub fn target_counts(&self, target: &Target) -> Counts {
+        self.counts_of(target, self.entry_of(target))
+    }
+
+    fn entry_of(&self, target: &Target) -> Option<&Workspace> {
+        self.by_target.get(target).map(|ws| self.workspace(*ws))
+    }
+
+    fn counts_of(&self, target: &Target, entry: Option<&Workspace>) -> Counts {
         let lost = Counts { opening: self.lost.of(target), ..Counts::default() };
-        let Some(ws) = self.by_target.get(target) else { return lost };
-        let ws = self.workspace(*ws);
+        let Some(ws) = entry else { return lost };
         let opening = ws.opens.under_way + lost.opening;
         Counts { in_use: ws.in_use, idle: ws.idle.len(), opening, closing: ws.closing }
     }
@@ -353,8 +360,7 @@ impl<C, S> Registry<C, S> {
 
     /// Whether `target`, or everything, is being closed.
     pub fn is_closing(&self, target: &Target) -> bool {
-        let ws = self.by_target.get(target).map(|ws| self.workspace(*ws));
-        self.closed || ws.is_some_and(|ws| ws.closers > 0)
+        self.closed || self.entry_of(target).is_some_and(|ws| ws.closers > 0)
     }
 
     /// Whether `close_all` has been called.

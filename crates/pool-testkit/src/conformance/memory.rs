@@ -14,13 +14,6 @@ pub struct MemoryAdapter {
     system: DatabaseName,
 }
 
-impl MemoryAdapter {
-    /// The server behind it.
-    pub fn server(&self) -> &FakeServer {
-        &self.server
-    }
-}
-
 impl Adapter for MemoryAdapter {
     type Driver = FakeDriver;
 

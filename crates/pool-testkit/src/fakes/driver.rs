@@ -106,7 +106,7 @@ impl FakeConn {
 
     /// Asks, and leaves the answer to whoever reads next, unless the connection is recycled before.
     pub fn ask_and_leave(&mut self, number: u64) {
-        self.unread.push_back(number);
+        self.leave_unread(number);
         self.is_dirty = true;
     }
 
