@@ -79,7 +79,7 @@ impl SqliteDriver {
     }
 
     /// Opens the database that `endpoint` has now. Another session may have it for itself for a moment, as while it is brought into
-    /// WAL, which heeds no busy timeout; and it may be dropped and made again meanwhile.
+    /// WAL, which heeds no busy timeout. A database that was dropped meanwhile fails in many ways, and is looked for again.
     async fn open(&self, endpoint: &Endpoint) -> Result<(SqliteConnection, Place), DriverError> {
         let directory = self.config.directory();
         let give_up_at = Instant::now() + self.config.get_busy_timeout();
@@ -103,8 +103,14 @@ impl SqliteDriver {
                     };
                     return Ok((conn, place));
                 }
-                Err(error) if is_momentary(&error) && Instant::now() < give_up_at => sleep(BUSY_PAUSE).await,
-                Err(error) => return Err(driver_error(error, Phase::Connect, self.address(endpoint))),
+                Err(error) => {
+                    let is_former =
+                        directory.current(&endpoint.database).ok().flatten().as_ref() != Some(&pointer);
+                    if !(is_former || is_busy(&error)) || Instant::now() >= give_up_at {
+                        return Err(driver_error(error, Phase::Connect, self.address(endpoint)));
+                    }
+                    sleep(BUSY_PAUSE).await;
+                }
             }
         }
     }
@@ -120,9 +126,8 @@ async fn open_file(config: &SqliteConfig, file: &Path) -> Result<(SqliteConnecti
     Ok((conn, opened))
 }
 
-/// Busy, or not there although the pointer leads there: it is being made, or was made again.
-fn is_momentary(error: &Error) -> bool {
-    matches!(class_of(error), Some(5 | 6 | 14))
+fn is_busy(error: &Error) -> bool {
+    matches!(class_of(error), Some(5 | 6))
 }
 
 /// Has the session's statements end when they are to, and takes back what a holder has hooked in.

@@ -2,7 +2,10 @@
 // The allowances of clippy.toml hold inside tests; these are their helpers.
 #![allow(clippy::unwrap_used)]
 
-use pool_sqlite::{Limits, SqliteConfig, SqliteLease, SqlitePools, WorkspaceId};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use pool_sqlite::{AcquireError, Limits, SqliteConfig, SqliteLease, SqlitePools, WorkspaceId};
 use pool_testkit::poll_at_most;
 use rstest::rstest;
 use sqlx::{Acquire as _, Executor as _};
@@ -155,4 +158,39 @@ async fn a_template_may_be_write_protected_but_not_in_use() {
     let is_protected = |entry: &std::fs::DirEntry| entry.metadata().unwrap().permissions().readonly();
     assert!(!copies.into_iter().any(|entry| is_protected(&entry)));
     sqlx::query("insert into note values ('y')").execute(&pools.workspace(&id("a"))).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn o3_an_open_that_meets_a_drop_finds_the_next_database_or_none() {
+    let directory = TempDir::new().unwrap();
+    let (maker, user) = (pools(&directory, 4).await, pools(&directory, 8).await);
+    maker.ensure_workspace(&id("a")).await.unwrap();
+    let is_over = Arc::new(AtomicBool::new(false));
+    let mut users = JoinSet::new();
+    for _ in 0..6 {
+        let (user, is_over) = (user.clone(), Arc::clone(&is_over));
+        users.spawn(async move {
+            let mut kinds = std::collections::BTreeSet::new();
+            while !is_over.load(Ordering::Relaxed) {
+                match user.acquire(&id("a")).await {
+                    Ok(lease) => lease.discard(),
+                    Err(AcquireError::OpenFailed { source, .. }) => {
+                        drop(kinds.insert(format!("{:?}", source.kind)))
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            kinds
+        });
+    }
+    for _ in 0..400 {
+        maker.drop_workspace(&id("a")).await.unwrap();
+        maker.ensure_workspace(&id("a")).await.unwrap();
+    }
+    is_over.store(true, Ordering::Relaxed);
+    // It was not there at that moment, or it was dropped under a new connection.
+    let expected = ["ConnectionLost", "DatabaseMissing"];
+    for kinds in users.join_all().await {
+        assert!(kinds.iter().all(|kind| expected.contains(&kind.as_str())), "{kinds:?}");
+    }
 }
