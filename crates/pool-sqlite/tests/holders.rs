@@ -175,7 +175,7 @@ async fn o3_an_open_that_meets_a_drop_finds_the_next_database_or_none() {
                 match user.acquire(&id("a")).await {
                     Ok(lease) => lease.discard(),
                     Err(AcquireError::OpenFailed { source, .. }) => {
-                        drop(kinds.insert(format!("{:?}", source.kind)))
+                        kinds.insert(format!("{:?}", source.kind));
                     }
                     Err(error) => panic!("{error}"),
                 }
