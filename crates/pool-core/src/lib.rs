@@ -38,6 +38,7 @@
 
 mod budget;
 pub mod error;
+mod health;
 mod ids;
 mod limits;
 mod links;
@@ -56,6 +57,7 @@ pub use error::{
     AcquireError, CatalogError, CloseError, DriverError, DriverErrorKind, LimitsError, NamingError, Phase,
     Pressure, Stage, WorkspaceIdError,
 };
+pub use health::Health;
 pub use ids::{ConnectionId, Target, WORKSPACE_ID_BYTES_MAX, WorkspaceId};
 pub use limits::{
     Capacity, Ceilings, Limits, OPENS_DEFAULT, PER_WORKSPACE_DEFAULT, WAITING_PER_WORKSPACE_DEFAULT,

@@ -15,6 +15,7 @@ use async_trait::async_trait;
 use mockall::mock;
 
 use crate::error::{AcquireError, CatalogError, CloseError, DriverError};
+use crate::health::Health;
 use crate::ids::{ConnectionId, Target, WorkspaceId};
 use crate::naming::{DatabaseName, DatabaseNaming};
 use crate::policy::EvictionPolicy;
@@ -31,6 +32,7 @@ mock! {
         async fn acquire(&self, workspace: &WorkspaceId) -> Result<L, AcquireError>;
         async fn close_workspace(&self, workspace: &WorkspaceId) -> Result<(), CloseError>;
         fn stats(&self) -> PoolStats;
+        fn health(&self) -> Health;
     }
 }
 

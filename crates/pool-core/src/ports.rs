@@ -8,6 +8,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::error::{AcquireError, CatalogError, CloseError, DriverError, DriverErrorKind, Phase};
+use crate::health::Health;
 use crate::ids::{Target, WorkspaceId};
 use crate::limits::Capacity;
 use crate::naming::{DatabaseName, DatabaseNaming};
@@ -247,4 +248,7 @@ pub trait WorkspacePools: Send + Sync {
 
     /// A consistent snapshot.
     fn stats(&self) -> PoolStats;
+
+    /// Whether callers can be served, as far as is known without a question to the server. Costs what `stats` costs.
+    fn health(&self) -> Health;
 }

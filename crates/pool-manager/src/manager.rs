@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pool_core::{
-    AcquireError, CatalogError, CatalogKind, CloseError, Driver, Limits, LimitsError, PoolStats, Target,
-    Terms, WorkspaceId, WorkspacePools, WorkspaceStats, Workspaces,
+    AcquireError, CatalogError, CatalogKind, CloseError, Driver, Health, Limits, LimitsError, PoolStats,
+    Target, Terms, WorkspaceId, WorkspacePools, WorkspaceStats, Workspaces,
 };
 use thiserror::Error;
 use tokio::runtime::Handle;
@@ -140,6 +140,12 @@ impl<D: Driver> PoolManager<D> {
     /// A consistent snapshot; its sums agree.
     pub fn stats(&self) -> PoolStats {
         self.engine.stats()
+    }
+
+    /// Whether callers can be served, as far as is known without a question to the server, which the pool asks by itself
+    /// while anything is idle or fails.
+    pub fn health(&self) -> Health {
+        self.engine.workspaces.with("health", |registry, now| registry.health(now))
     }
 
     /// What callers of each workspace were answered, and its connections, at one moment: of all that have a connection or
@@ -298,6 +304,10 @@ impl<D: Driver> WorkspacePools for PoolManager<D> {
 
     fn stats(&self) -> PoolStats {
         self.stats()
+    }
+
+    fn health(&self) -> Health {
+        self.health()
     }
 }
 

@@ -106,7 +106,7 @@ pub use lease::PgLease;
 pub use migrate::MigrationReport;
 pub use pool_core::{
     AcquireError, Answers, CatalogError, CloseError, CloseReason, ConnectionId, Counts, DatabaseName,
-    DatabaseNaming, DriverError, DriverErrorKind, Event, EvictionPolicy, Limits, LimitsError, Lru,
+    DatabaseNaming, DriverError, DriverErrorKind, Event, EvictionPolicy, Health, Limits, LimitsError, Lru,
     NamingError, Observer, Phase, PoolStats, PrefixNaming, Pressure, ShareStats, Stage, Target, TargetStats,
     Terms, WorkspaceId, WorkspaceIdError, WorkspacePools, WorkspaceStats, Workspaces,
 };

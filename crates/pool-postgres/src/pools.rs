@@ -7,7 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use pool_core::{
     AcquireError, Capacity, CatalogError, CatalogKind, CloseError, DatabaseName, DatabaseNaming, Driver as _,
-    Limits, LimitsError, Observer, PoolStats, Terms, WorkspaceId, WorkspacePools, WorkspaceStats, Workspaces,
+    Health, Limits, LimitsError, Observer, PoolStats, Terms, WorkspaceId, WorkspacePools, WorkspaceStats,
+    Workspaces,
 };
 use pool_manager::{PolicyFactory, PoolManager, Settings};
 use tokio::time::timeout;
@@ -180,6 +181,11 @@ impl PgPools {
         self.manager.is_closed()
     }
 
+    /// Whether callers can be served, as far as is known; see [`PoolManager::health`].
+    pub fn health(&self) -> Health {
+        self.manager.health()
+    }
+
     /// A consistent snapshot; its sums agree.
     pub fn stats(&self) -> PoolStats {
         self.manager.stats()
@@ -216,6 +222,10 @@ impl WorkspacePools for PgPools {
 
     async fn close_workspace(&self, workspace: &WorkspaceId) -> Result<(), CloseError> {
         self.close_workspace(workspace).await
+    }
+
+    fn health(&self) -> Health {
+        self.health()
     }
 
     fn stats(&self) -> PoolStats {

@@ -54,7 +54,7 @@ pub use errors::{BuildError, acquire_error, into_sqlx};
 pub use lease::SqliteLease;
 pub use pool_core::{
     AcquireError, Answers, CatalogError, CloseError, Counts, DatabaseName, DatabaseNaming, DriverError,
-    DriverErrorKind, EvictionPolicy, Limits, LimitsError, Observer, Phase, PoolStats, PrefixNaming,
+    DriverErrorKind, EvictionPolicy, Health, Limits, LimitsError, Observer, Phase, PoolStats, PrefixNaming,
     ShareStats, Stage, Target, TargetStats, Terms, WorkspaceId, WorkspacePools, WorkspaceStats, Workspaces,
 };
 pub use pool_manager::{PolicyFactory, Settings, StartError};

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pool_core::{
-    AcquireError, CatalogError, CatalogKind, CloseError, DatabaseNaming, Limits, LimitsError, Observer,
-    PoolStats, PrefixNaming, Terms, WorkspaceId, WorkspacePools, WorkspaceStats, Workspaces,
+    AcquireError, CatalogError, CatalogKind, CloseError, DatabaseNaming, Health, Limits, LimitsError,
+    Observer, PoolStats, PrefixNaming, Terms, WorkspaceId, WorkspacePools, WorkspaceStats, Workspaces,
 };
 use pool_manager::{PolicyFactory, PoolManager, Settings};
 
@@ -168,6 +168,11 @@ impl SqlitePools {
         self.manager.close().await
     }
 
+    /// Whether callers can be served, as far as is known; see [`PoolManager::health`].
+    pub fn health(&self) -> Health {
+        self.manager.health()
+    }
+
     /// A consistent snapshot; its sums agree.
     pub fn stats(&self) -> PoolStats {
         self.manager.stats()
@@ -203,6 +208,10 @@ impl WorkspacePools for SqlitePools {
 
     async fn close_workspace(&self, workspace: &WorkspaceId) -> Result<(), CloseError> {
         self.close_workspace(workspace).await
+    }
+
+    fn health(&self) -> Health {
+        self.health()
     }
 
     fn stats(&self) -> PoolStats {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::open::open_error;
 use super::{Existence, Registry};
 use crate::error::{AcquireError, DriverError};
+use crate::health::Health;
 use crate::ids::Target;
 use crate::token::{Effects, LostOpen, OpenWork};
 
@@ -16,6 +17,7 @@ use crate::token::{Effects, LostOpen, OpenWork};
 pub(super) struct Outage {
     error: Arc<DriverError>,
     asked_again_in: Duration,
+    since: Instant,
 }
 
 impl<C, S> Registry<C, S> {
@@ -29,7 +31,7 @@ impl<C, S> Registry<C, S> {
         asked_again_in: Duration,
         now: Instant,
     ) -> Effects<C> {
-        self.outage = Some(Outage { error, asked_again_in });
+        self.outage = Some(Outage { error, asked_again_in, since: now });
         self.note_breakage(now);
         self.all_change(now)
     }
@@ -84,6 +86,18 @@ impl<C, S> Registry<C, S> {
         let mut effects = Effects::default();
         self.settle(ws, now, &mut effects);
         (lost, effects)
+    }
+
+    /// Whether callers can be served, as far as is known.
+    pub fn health(&self, now: Instant) -> Health {
+        match &self.outage {
+            _ if self.closed => Health::Closed,
+            Some(Outage { error, since, .. }) => Health::Unavailable {
+                lasting: now.saturating_duration_since(*since),
+                error: Arc::clone(error),
+            },
+            None => Health::Serving,
+        }
     }
 
     /// What a caller of `target` is told while the server is lost, if it is.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pool_core::{Acquire, AcquireError, Claim, RegistryConfig};
+use pool_core::{Acquire, AcquireError, Claim, Health, RegistryConfig};
 
 use crate::world::{Asked, World, nothing, opens, refused, target};
 
@@ -138,4 +138,19 @@ fn l2_nothing_that_the_last_one_saw_is_held_against_anybody() {
     let effects = world.registry.begin_again(world.now);
     world.take(effects);
     assert_eq!(world.asked, opens(&["a"]));
+}
+
+#[test]
+fn o7_the_health_tells_of_an_outage_of_how_long_it_lasts_and_of_its_end() {
+    let mut world = World::new(4, 4);
+    assert!(world.registry.health(world.now).is_serving());
+    goes_dark(&mut world);
+    world.now += Duration::from_secs(3);
+    let Health::Unavailable { lasting, error } = world.registry.health(world.now) else { panic!("not told") };
+    assert_eq!((lasting, error.kind), (Duration::from_secs(3), refused().kind));
+    answers(&mut world);
+    assert!(world.registry.health(world.now).is_serving());
+    let effects = world.registry.close_all(world.now);
+    world.take(effects);
+    assert!(matches!(world.registry.health(world.now), Health::Closed));
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pool_core::{AcquireError, DriverErrorKind};
+use pool_core::{AcquireError, DriverErrorKind, Health};
 use pool_testkit::fakes::{FakeServer, Gate};
 use rstest::rstest;
 use tokio::task::JoinSet;
@@ -85,6 +85,7 @@ async fn o7_while_the_server_is_lost_callers_are_told_at_once_and_nothing_is_ope
         assert_eq!((source.kind, retryable), (DriverErrorKind::TimedOut, &true), "{error}");
     }
     assert_eq!((began.elapsed(), server.connects()), (Duration::ZERO, connects));
+    assert!(matches!(manager.health(), Health::Unavailable { .. }), "{}", manager.health());
     assert!(manager.system().acquire().await.is_err(), "the system share is on the same server");
 }
 
