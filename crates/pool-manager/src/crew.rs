@@ -24,7 +24,7 @@ pub(crate) fn revive<D: Driver>(engine: &Arc<Engine<D>>) {
     let Ok(runtime) = Handle::try_current() else { return };
     // Whoever has the tasks starts or ends them.
     let Ok(mut tasks) = engine.tasks.try_lock() else { return };
-    let is_closed = engine.workspaces.with("is closed", |registry, _| registry.is_closed());
+    let is_closed = engine.is_closed();
     if !engine.is_stranded() || is_closed {
         return;
     }

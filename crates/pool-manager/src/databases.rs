@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
-use pool_core::{Catalog, CatalogError, CatalogKind, Driver, DriverError, Target, WorkspaceId};
+use pool_core::{CatalogError, CatalogKind, Driver, Target, WorkspaceId};
 use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore, watch};
 use tokio::time::timeout;
 
-use crate::acquire;
+use crate::catalog::{self, About, List, Unanswered, Verb};
 use crate::closing::CloseGuard;
 use crate::engine::{Engine, Fact};
 
@@ -137,7 +137,7 @@ impl<D: Driver> Databases<D> {
             return Err(error);
         }
         let began = Engine::<D>::now();
-        if let Err(error) = self.ask(CatalogOp::Ensure, workspace).await {
+        if let Err(error) = self.ask(Verb::Ensure, workspace).await {
             lock.failed(began, &error);
             return Err(error);
         }
@@ -156,41 +156,31 @@ impl<D: Driver> Databases<D> {
             tracing::debug!(%workspace, %error, "the database is dropped all the same");
         }
         self.engine.facts.invalidate(workspace).await;
-        self.ask(CatalogOp::Drop, workspace).await
+        self.ask(Verb::Drop, workspace).await
     }
 
     /// Whether the workspace has a database, as the server says now.
     pub(crate) async fn workspace_exists(&self, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
-        self.ask(CatalogOp::Exists, workspace).await
+        self.ask(Verb::Exists, workspace).await
     }
 
     /// The workspaces that have a database, as the server says now, in no particular order.
     pub(crate) async fn list_workspaces(&self) -> Result<Vec<WorkspaceId>, CatalogError> {
         let limit = self.engine.settings.change_timeout;
         let late = |_| CatalogError::TimedOut { target: Target::Catalog, after: limit };
-        timeout(limit, self.list_without_limit()).await.map_err(late)?
+        let listed = timeout(limit, catalog::ask(&self.engine, List)).await.map_err(late)?;
+        listed.map_err(|why| told(why, Target::Catalog))
     }
 
-    async fn list_without_limit(&self) -> Result<Vec<WorkspaceId>, CatalogError> {
-        let listed = match &self.engine.catalog {
-            CatalogKind::OverSystem { catalog, .. } => {
-                let mut system = acquire::lease(&self.engine, &Target::Catalog).await?;
-                catalog.list(&mut system).await
-            }
-            CatalogKind::Alone(catalog) => catalog.list(&mut ()).await,
-        };
-        listed.map_err(|source| CatalogError::Driver { target: Target::Catalog, source: Arc::new(source) })
-    }
-
-    async fn ask(&self, op: CatalogOp, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
+    async fn ask(&self, verb: Verb, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
         let limit = self.engine.settings.change_timeout;
         let late = |_| CatalogError::TimedOut { target: workspace.into(), after: limit };
-        timeout(limit, self.ask_without_limit(op, workspace)).await.map_err(late)?
+        timeout(limit, self.ask_without_limit(verb, workspace)).await.map_err(late)?
     }
 
-    async fn ask_without_limit(&self, op: CatalogOp, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
-        if op == CatalogOp::Exists {
-            return self.ask_now(op, workspace).await;
+    async fn ask_without_limit(&self, verb: Verb, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
+        if verb == Verb::Exists {
+            return self.ask_now(verb, workspace).await;
         }
         let turn = self.at_a_time.acquire().await.ok();
         // Where nothing is lent, there is no share to leave room in.
@@ -198,7 +188,7 @@ impl<D: Driver> Databases<D> {
             CatalogKind::OverSystem { .. } => Some(self.room.enter(&self.engine).await),
             CatalogKind::Alone(_) => None,
         };
-        let mut change = pin!(self.ask_now(op, workspace));
+        let mut change = pin!(self.ask_now(verb, workspace));
         if let Ok(answer) = timeout(SLOW_CHANGE, &mut change).await {
             return answer;
         }
@@ -206,37 +196,15 @@ impl<D: Driver> Databases<D> {
         change.await
     }
 
-    async fn ask_now(&self, op: CatalogOp, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
-        let answer = match &self.engine.catalog {
-            CatalogKind::OverSystem { catalog, .. } => {
-                let mut system = acquire::lease(&self.engine, &Target::Catalog).await?;
-                op.ask(catalog.as_ref(), &mut *system, workspace).await
-            }
-            CatalogKind::Alone(catalog) => op.ask(catalog.as_ref(), &mut (), workspace).await,
-        };
-        answer.map_err(|source| CatalogError::Driver { target: workspace.into(), source: Arc::new(source) })
+    async fn ask_now(&self, verb: Verb, workspace: &WorkspaceId) -> Result<bool, CatalogError> {
+        let answer = catalog::ask(&self.engine, About(verb, workspace)).await;
+        answer.map_err(|why| told(why, workspace.into()))
     }
 }
 
-/// What the catalog is asked about one workspace.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum CatalogOp {
-    Ensure,
-    Drop,
-    Exists,
-}
-
-impl CatalogOp {
-    async fn ask<C: Send>(
-        self,
-        catalog: &dyn Catalog<C>,
-        lent: &mut C,
-        workspace: &WorkspaceId,
-    ) -> Result<bool, DriverError> {
-        match self {
-            Self::Ensure => catalog.ensure(lent, workspace).await,
-            Self::Drop => catalog.drop(lent, workspace).await,
-            Self::Exists => catalog.exists(lent, workspace).await,
-        }
+fn told(why: Unanswered, target: Target) -> CatalogError {
+    match why {
+        Unanswered::Acquire(error) => error.into(),
+        Unanswered::Driver(source) => CatalogError::Driver { target, source: Arc::new(source) },
     }
 }

@@ -318,6 +318,11 @@ impl<D: Driver> Engine<D> {
     }
 
     /// Both shares at one moment: both locks are held while it is taken, always in this order.
+    /// Whether everything is being closed, or has been.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.workspaces.with("is closed", |registry, _| registry.is_closed())
+    }
+
     pub(crate) fn stats(&self) -> PoolStats {
         let ceilings = self.ceilings();
         self.workspaces.with("stats", |workspaces, _| PoolStats {

@@ -1,6 +1,7 @@
 //! The async shell around `pool-core`: it holds two registries (workspaces, system), each under a mutex of its own, never
 //! awaits while holding one, performs the answers in tasks it owns, and reports back.
 mod acquire;
+mod catalog;
 mod closing;
 mod crew;
 mod databases;

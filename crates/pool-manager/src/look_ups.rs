@@ -4,11 +4,11 @@
 
 use std::sync::{Arc, Weak};
 
-use pool_core::{CatalogKind, Driver, DriverError, DriverErrorKind, Phase, Target, WorkspaceId};
+use pool_core::{Driver, DriverError, DriverErrorKind, Phase, Target, WorkspaceId};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::acquire;
+use crate::catalog::{self, Unanswered, WhichExist};
 use crate::engine::{Engine, Fact};
 
 /// How many workspaces one question is about, at most.
@@ -66,14 +66,8 @@ async fn answer_from_catalog<D: Driver>(engine: &Arc<Engine<D>>, unknown: &[Work
 async fn which_exist<D: Driver>(
     engine: &Arc<Engine<D>>,
     unknown: &[WorkspaceId],
-) -> Result<Vec<bool>, LookUpError> {
-    let exist = match &engine.catalog {
-        CatalogKind::OverSystem { catalog, .. } => {
-            let mut system = acquire::lease(engine, &Target::Catalog).await?;
-            catalog.which_exist(&mut system, unknown).await?
-        }
-        CatalogKind::Alone(catalog) => catalog.which_exist(&mut (), unknown).await?,
-    };
+) -> Result<Vec<bool>, Unanswered> {
+    let exist = catalog::ask(engine, WhichExist(unknown)).await?;
     for (id, _) in unknown.iter().zip(&exist).filter(|(_, exists)| **exists) {
         engine.facts.insert(id.clone(), Fact::Seen).await;
     }
@@ -82,12 +76,4 @@ async fn which_exist<D: Driver>(
 
 fn looked_up<D: Driver>(engine: &Engine<D>, target: &Target, missing: Option<Arc<DriverError>>) {
     engine.step(target, "looked up", |registry, now| registry.looked_up(target, missing, now));
-}
-
-#[derive(Debug, thiserror::Error)]
-enum LookUpError {
-    #[error(transparent)]
-    Acquire(#[from] pool_core::AcquireError),
-    #[error(transparent)]
-    Driver(#[from] DriverError),
 }

@@ -274,7 +274,7 @@ impl<D: Driver> PoolManager<D> {
 
     /// Whether `close` has been called.
     pub fn is_closed(&self) -> bool {
-        self.engine.workspaces.with("is closed", |registry, _| registry.is_closed())
+        self.engine.is_closed()
     }
 }
 

@@ -14,6 +14,13 @@ pub struct MemoryAdapter {
     system: DatabaseName,
 }
 
+impl MemoryAdapter {
+    /// The server, for faults and for what things cost.
+    pub fn server(&self) -> &FakeServer {
+        &self.server
+    }
+}
+
 impl Adapter for MemoryAdapter {
     type Driver = FakeDriver;
 

@@ -21,6 +21,8 @@ mod manager;
 pub mod memory;
 mod naming;
 mod policy;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 mod world;
 
 use std::fmt;

@@ -87,7 +87,9 @@ impl FakeConn {
     /// What every statement does: it takes a moment, and while it does the connection is not known to be clean.
     async fn statement(&mut self) -> Result<(), DriverError> {
         let was_dirty = std::mem::replace(&mut self.is_dirty, true);
+        let takes = self.server.state().statements_take;
         tokio::task::yield_now().await;
+        sleep(takes).await;
         self.is_dirty = was_dirty;
         if self.lives() { Ok(()) } else { Err(self.lost(Phase::Check)) }
     }

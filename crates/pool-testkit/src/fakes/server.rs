@@ -39,6 +39,7 @@ pub(super) struct State {
     values: BTreeMap<String, i64>,
     pub(super) sessions: BTreeMap<u64, String>,
     gates: HashMap<String, VecDeque<Gate>>,
+    refused_databases: BTreeSet<String>,
     next_session: u64,
     peak: usize,
     connects: u64,
@@ -50,6 +51,7 @@ pub(super) struct State {
     pub(super) checks_take: Duration,
     pub(super) list_takes: Duration,
     pub(super) look_ups_take: Duration,
+    pub(super) statements_take: Duration,
     pub(super) checks: u64,
     pub(super) refuses_to_terminate: bool,
     pub(super) refuses_logins: bool,
@@ -130,6 +132,26 @@ impl FakeServer {
     /// How long the catalog thinks about which of many databases exist from now on.
     pub fn look_ups_take(&self, time: Duration) {
         self.state().look_ups_take = time;
+    }
+
+    /// How long each statement of a holder takes from now on.
+    pub fn statements_take(&self, time: Duration) {
+        self.state().statements_take = time;
+    }
+
+    /// Whether each connect to `database` fails from now on.
+    pub fn refuse_database(&self, database: &str, refuses: bool) {
+        let mut state = self.state();
+        if refuses {
+            state.refused_databases.insert(database.to_owned());
+        } else {
+            state.refused_databases.remove(database);
+        }
+    }
+
+    /// Drops `database` with its sessions, without a word to anybody.
+    pub fn lose_database(&self, database: &str) {
+        self.state().drop_database(database);
     }
 
     /// Checks of sessions so far, the unfinished ones included.
@@ -223,6 +245,7 @@ impl State {
         match scripted {
             _ if self.refuses_logins => Gate::Fail(DriverErrorKind::Refused),
             Some(gate) => gate,
+            None if self.refused_databases.contains(database) => Gate::Fail(DriverErrorKind::Other),
             None if self.databases.contains_key(database) => Gate::Succeed,
             None => Gate::Fail(DriverErrorKind::DatabaseMissing),
         }

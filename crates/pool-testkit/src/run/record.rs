@@ -28,7 +28,7 @@ pub struct Record {
 
 impl Record {
     /// Leaves the record for the report, if there is to be one.
-    pub(crate) fn leave(&self) {
+    pub fn leave(&self) {
         super::leave(KIND, self);
     }
 }
