@@ -6,11 +6,10 @@ use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use pool_core::{AcquireError, CloseError, WorkspaceId};
 use pool_testkit::eventually;
+use pool_testkit::run::replaced;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::rig::{
-    BUDGET, CEILING, Outcome, Rig, SOON, Suite, all_at_once, is_missing, replaced, until_served,
-};
+use super::rig::{BUDGET, CEILING, Outcome, Rig, SOON, Suite, all_at_once, is_missing, until_served};
 use crate::support::ids::strange_ids;
 
 /// Longer than a connection may be idle without being checked.

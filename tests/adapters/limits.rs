@@ -7,10 +7,11 @@ use std::time::Duration;
 use futures_util::future::{join_all, try_join_all};
 use pool_core::{AcquireError, CloseError, Stage, WorkspaceId};
 use pool_testkit::eventually;
+use pool_testkit::run::replaced;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::rig::{BUDGET, CEILING, Outcome, Rig, SOON, Suite, all_at_once, is_missing, replaced};
+use super::rig::{BUDGET, CEILING, Outcome, Rig, SOON, Suite, all_at_once, is_missing};
 
 /// Runs `load`, and returns the most sessions that a witness counted meanwhile, if there is one.
 async fn watched<A: Suite>(rig: &Rig<A>, load: impl Future<Output = Outcome>) -> Outcome<Option<usize>> {

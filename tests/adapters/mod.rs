@@ -28,7 +28,7 @@ macro_rules! for_each_adapter {
 
                 $(#[test]
                 fn $case() -> Outcome {
-                    rig::run::<super::World>(stringify!($suite), stringify!($case), $suite::$case::<super::World>())
+                    rig::run::<super::World>($suite::$case::<super::World>())
                 })+
             })+
         }

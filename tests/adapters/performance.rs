@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 use pool_core::WorkspaceId;
-use pool_testkit::run::{figure, figure_series};
+use pool_testkit::run::{figure, figure_series, replaced};
 use pool_testkit::{eventually, resident_memory_bytes};
 use tokio::time::Instant;
 
-use super::rig::{BUDGET, CEILING, Outcome, Rig, SOON, Suite, all_at_once, replaced};
+use super::rig::{BUDGET, CEILING, Outcome, Rig, SOON, Suite, all_at_once};
 
 /// Whatever is measured here is far below 2^52.
 #[allow(clippy::cast_precision_loss)]

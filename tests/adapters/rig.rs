@@ -1,7 +1,6 @@
 //! What the cases need of every adapter: a world of its own, a manager over it, and verbs that hold each answer against an
 //! independent witness.
 
-use std::cell::Cell;
 use std::future::Future;
 use std::sync::Arc;
 
@@ -10,7 +9,7 @@ use pool_core::{AcquireError, CatalogKind, DatabaseName, Driver, DriverErrorKind
 use pool_manager::{Lease, PoolManager, Settings};
 use pool_testkit::conformance::{Adapter, Cannot, ConnectionOf};
 use pool_testkit::eventually;
-use pool_testkit::run::Record;
+use pool_testkit::run::{Record, current_test};
 use tokio::time::Instant;
 
 pub use crate::support::{Failed, Outcome, SOON};
@@ -39,30 +38,12 @@ pub trait Suite: Adapter {
 /// A lease of an adapter.
 pub type LeaseOf<A> = Lease<<A as Adapter>::Driver>;
 
-thread_local! {
-    /// The suite and the case that run on this thread.
-    static CASE: Cell<(&'static str, &'static str)> = const { Cell::new(("", "")) };
-}
-
 /// Runs a case in the adapter's kind of time.
-pub fn run<A: Suite>(
-    suite: &'static str,
-    case: &'static str,
-    body: impl Future<Output = Outcome>,
-) -> Outcome {
-    CASE.set((suite, case));
-    let runtime = if A::IS_VIRTUAL {
-        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build()?
-    } else {
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?
-    };
-    runtime.block_on(body)
-}
-
-/// Says that a case shows something else here than its name says, since the adapter has nothing of that kind. The runner counts
-/// these lines.
-pub fn replaced(by: &str) {
-    println!("replaced: {by}");
+pub fn run<A: Suite>(body: impl Future<Output = Outcome>) -> Outcome {
+    if !A::IS_VIRTUAL {
+        return crate::support::on_runtime(body);
+    }
+    tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build()?.block_on(body)
 }
 
 /// A world, and a manager over it. Cloning gives another handle on both.
@@ -225,12 +206,12 @@ impl<A: Suite> Rig<A> {
     }
 
     fn leave_record(&self) {
-        let (suite, case) = CASE.get();
+        let (suite, case) = current_test();
         let stats = self.pools.stats();
         let (workspaces, system) = (stats.workspaces, stats.system);
         Record {
-            suite: suite.to_owned(),
-            case: case.to_owned(),
+            suite,
+            case,
             opened: workspaces.opened + system.opened,
             closed: workspaces.closed + system.closed,
             peak: workspaces.peak + system.peak,

@@ -17,6 +17,9 @@ pub enum Failure {
     /// The work could not be done: no server, no build, no runner.
     #[error("{0}")]
     Infrastructure(String),
+    /// There is no PostgreSQL on this machine, and none was named.
+    #[error("{0}")]
+    NoPostgres(String),
     /// A signal asked to stop, and everything that was held has been let go.
     #[error("stopped by {}", signal_name(*.0))]
     Interrupted(i32),
@@ -31,7 +34,7 @@ impl Failure {
         match self {
             Self::Told(code) => *code,
             Self::Usage(_) => 2,
-            Self::Infrastructure(_) => 3,
+            Self::Infrastructure(_) | Self::NoPostgres(_) => 3,
             Self::Interrupted(signal) => u8::try_from(128 + signal).unwrap_or(130),
         }
     }

@@ -34,7 +34,7 @@ use clap::{Args, Parser, Subcommand};
 use pool_testkit::run::RunId;
 
 use failure::Failure;
-use plan::Selection;
+use plan::{Adapter, Selection};
 use process::Interrupts;
 use run::{Planted, Runner};
 
@@ -51,6 +51,9 @@ const EXAMPLES: &str = "\
 Examples:
   Prove the pools on a real PostgreSQL, which is the main job:
     cargo xtask test-pools
+  Run the suites without a server, on files and in memory:
+    cargo xtask test-pools --adapter sqlite
+    cargo xtask test-pools --adapter memory
   See which suites and cases there are, then run one of each:
     cargo xtask test-pools --list
     cargo xtask test-pools --suite lifecycle
@@ -85,6 +88,15 @@ Server:
   TEST_DB_NAME and TEST_DB_SSLMODE (or DATABASE_URL, or PGHOST and its like)
   name, or else an ephemeral one, started for the run and taken away after it.
 
+Adapters:
+  The suites run on a real PostgreSQL. The cases that hold for every adapter
+  have one more source, which runs on files (--adapter sqlite) and in memory in
+  virtual time (--adapter memory), without a server, under the same names. Where
+  an adapter has nothing of the kind that a case is named after, the case shows
+  what holds there instead, and is counted as such. A machine on which there is
+  no PostgreSQL runs those two, and says so first and last; with --adapter
+  postgres that is an error (exit code 3).
+
 Result:
   A summary per suite, with connections as the server counts them. A connection
   or a database that is left behind fails the run. The last line is always
@@ -94,6 +106,7 @@ Examples:
   cargo xtask test-pools --suite lifecycle --suite concurrency
   cargo xtask test-pools --case lifecycle::pool_initialization -v
   cargo xtask test-pools --short --seed 42
+  cargo xtask test-pools --adapter sqlite
   cargo xtask test-pools --leak-check --planted leak    (fails: it must be found)
   cargo xtask test-pools --race
   cargo xtask test-pools --race --planted lost-wake-up  (fails: it must be found)
@@ -287,6 +300,9 @@ struct TestPools {
     /// Run this case only, as `suite::case` or `case`; may be repeated.
     #[arg(long = "case", value_name = "NAME")]
     cases: Vec<String>,
+    /// What the suites run on [default: postgres; where there is none, sqlite and memory, said first and last].
+    #[arg(long, value_enum, value_name = "ADAPTER")]
+    adapter: Option<Adapter>,
     /// Say which suites and cases there are, without a server.
     #[arg(long)]
     list: bool,
@@ -326,6 +342,7 @@ impl From<TestPools> for test_pools::Options {
     fn from(asked: TestPools) -> Self {
         Self {
             selection: Selection { suites: asked.suites, cases: asked.cases },
+            adapter: asked.adapter,
             short: asked.short,
             list: asked.list,
             verbose: asked.verbose,

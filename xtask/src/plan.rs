@@ -18,10 +18,41 @@ const LONG_SUITE: &str = "performance";
 /// How alike a name must be before it is suggested (Jaro-Winkler, 1 is equal).
 const ALIKE: f64 = 0.75;
 
+/// Where the tests live that show the same on every adapter: in a module for each.
+const ADAPTERS: &str = "adapters";
+
+/// What the suites run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, clap::ValueEnum)]
+pub enum Adapter {
+    /// A real PostgreSQL: the suites themselves, which show what only a server has, too.
+    #[default]
+    Postgres,
+    /// Files, one for each workspace: the cases that hold for every adapter.
+    Sqlite,
+    /// A server in memory and virtual time: the same cases.
+    Memory,
+}
+
+impl Adapter {
+    /// Those that need no server.
+    pub const EMBEDDED: [Self; 2] = [Self::Sqlite, Self::Memory];
+
+    /// Its name for people, which is that of its module.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Postgres => "postgres",
+            Self::Sqlite => "sqlite",
+            Self::Memory => "memory",
+        }
+    }
+}
+
 /// One case of one suite.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Case {
-    /// The suite, which is the first segment of the test's path.
+    /// What it runs on.
+    pub adapter: Adapter,
+    /// The suite, which is the first segment of the test's path; on an embedded adapter, `sqlite::lifecycle` or the like.
     pub suite: String,
     /// The rest of the path, such as `pool_initialization` or `edge_cases::case_1_empty`.
     pub name: String,
@@ -32,9 +63,24 @@ pub struct Case {
 }
 
 impl Case {
-    fn new(path: &str, ignored: bool) -> Self {
-        let (suite, name) = path.split_once("::").unwrap_or((ROOT_SUITE, path));
-        Self { suite: suite.to_owned(), name: name.to_owned(), path: path.to_owned(), ignored }
+    /// None for a case that only repeats on PostgreSQL what the suites show there.
+    fn new(path: &str, ignored: bool) -> Option<Self> {
+        let (adapter, suite, name) =
+            match path.strip_prefix(ADAPTERS).and_then(|rest| rest.strip_prefix("::")) {
+                Some(below) => {
+                    let is_its = |adapter: &Adapter| {
+                        below.strip_prefix(adapter.name()).is_some_and(|rest| rest.starts_with("::"))
+                    };
+                    let (suite, name) = below.rsplit_once("::")?;
+                    (Adapter::EMBEDDED.into_iter().find(is_its)?, suite, name)
+                }
+                None => {
+                    let (suite, name) = path.split_once("::").unwrap_or((ROOT_SUITE, path));
+                    (Adapter::Postgres, suite, name)
+                }
+            };
+        let (suite, name, path) = (suite.to_owned(), name.to_owned(), path.to_owned());
+        Some(Self { adapter, suite, name, path, ignored })
     }
 
     /// Whether `asked` means this case: its path, its bare name, or a name above it (as all rows of a table test).
@@ -42,12 +88,23 @@ impl Case {
         let below = |whole: &str| {
             whole.strip_prefix(asked).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
         };
-        below(&self.name) || (asked.contains("::") && below(&self.listed()))
+        let bare = format!("{}::{}", self.bare_suite(), self.name);
+        below(&self.name) || (asked.contains("::") && (below(&self.listed()) || asked == bare))
+    }
+
+    /// The name of its suite, which is the same on every adapter.
+    fn bare_suite(&self) -> &str {
+        self.suite.rsplit_once("::").map_or(&self.suite, |(_, bare)| bare)
+    }
+
+    /// Whether `asked` means its suite.
+    fn is_in(&self, asked: &str) -> bool {
+        asked == self.suite || asked == self.bare_suite()
     }
 
     /// Whether `--short` leaves it out.
     pub fn is_long(&self) -> bool {
-        self.suite == LONG_SUITE
+        self.bare_suite() == LONG_SUITE
     }
 
     /// The name that is shown and may be typed; it is the path, but for a case outside of all suites.
@@ -99,8 +156,14 @@ impl Catalogue {
     pub fn from_terse(all: &str, ignored: &str) -> Self {
         let ignored: BTreeSet<&str> = test_paths(ignored).collect();
         let mut cases: Vec<Case> =
-            test_paths(all).map(|path| Case::new(path, ignored.contains(path))).collect();
+            test_paths(all).filter_map(|path| Case::new(path, ignored.contains(path))).collect();
         cases.sort();
+        Self { cases }
+    }
+
+    /// The cases of these adapters alone.
+    pub fn on(self, adapters: &[Adapter]) -> Self {
+        let cases = self.cases.into_iter().filter(|case| adapters.contains(&case.adapter)).collect();
         Self { cases }
     }
 
@@ -112,7 +175,7 @@ impl Catalogue {
 
     /// The suites that would run no case: all of theirs are gone, or ignored.
     pub fn empty_suites(&self) -> Vec<&'static str> {
-        let runs = |suite: &str| self.cases.iter().any(|case| case.suite == suite && !case.ignored);
+        let runs = |suite: &str| self.cases.iter().any(|case| case.bare_suite() == suite && !case.ignored);
         SUITES.into_iter().filter(|suite| !runs(suite)).collect()
     }
 
@@ -127,7 +190,9 @@ impl Catalogue {
         let in_suites: Vec<&Case> = self
             .cases
             .iter()
-            .filter(|case| selection.suites.is_empty() || selection.suites.contains(&case.suite))
+            .filter(|case| {
+                selection.suites.is_empty() || selection.suites.iter().any(|asked| case.is_in(asked))
+            })
             .collect();
         for asked in &selection.cases {
             self.known_case(asked, &in_suites)?;
@@ -140,7 +205,7 @@ impl Catalogue {
 
     fn known_suite(&self, asked: &str) -> Result<(), PlanError> {
         let valid = self.suites();
-        if valid.iter().any(|name| name == asked) {
+        if self.cases.iter().any(|case| case.is_in(asked)) {
             return Ok(());
         }
         let nearest = nearest(asked, valid.iter().map(String::as_str));
@@ -160,7 +225,7 @@ impl Catalogue {
 
     /// What was probably meant, looked for in every suite.
     fn nearest_case(&self, asked: &str) -> Option<String> {
-        if self.cases.iter().any(|case| case.suite == asked) {
+        if self.cases.iter().any(|case| case.is_in(asked)) {
             return Some(format!("--suite {asked}"));
         }
         if let Some(elsewhere) = self.cases.iter().find(|case| case.answers_to(asked)) {

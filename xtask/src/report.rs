@@ -5,13 +5,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use anstyle::{AnsiColor, Style};
-use pool_testkit::run::{Figure, LeftConnection, LeftDatabase, Record, Sampled, in_tag};
+use pool_testkit::run::{Figure, LeftConnection, LeftDatabase, Record, Replaced, Sampled, in_tag};
 
 use crate::case_result::{CaseResult, Ending};
-use crate::plan::Case;
+use crate::plan::{Adapter, Case};
 use crate::repeat::Tries;
 use crate::run::Planted;
 use crate::secrets::Searched;
@@ -33,8 +34,12 @@ pub struct Run {
     pub records: Vec<Record>,
     /// What the tests have measured.
     pub figures: Vec<Figure>,
-    /// What the server counted.
+    /// What the server counted; nothing where there is none.
     pub sampled: Sampled,
+    /// Cases that show something else, since their adapter has nothing of that kind.
+    pub replaced: Vec<Replaced>,
+    /// Files that cases without a server have left.
+    pub left_files: Vec<PathBuf>,
     /// When it began.
     pub began: Option<SystemTime>,
     /// How long the whole run took.
@@ -123,13 +128,16 @@ impl Run {
 
     /// What fails the run and no case of it.
     fn failed_as_a_whole(&self) -> usize {
-        usize::from(self.has_orphans()) + usize::from(!self.searched.hits.is_empty())
+        usize::from(self.has_orphans())
+            + usize::from(!self.searched.hits.is_empty())
+            + usize::from(!self.left_files.is_empty())
     }
 
     /// The text that ends a run, all but its last line.
     pub fn summary(&self) -> String {
         let mut text = self.table();
         self.write_skipped(&mut text);
+        self.write_replaced(&mut text);
         self.write_repeats(&mut text);
         self.write_failed(&mut text);
         self.write_leaked(&mut text);
@@ -209,7 +217,10 @@ impl Run {
         }
         for (suite, row) in &mut rows {
             row.opened = self.records.iter().filter(|r| r.suite == *suite).map(|r| r.opened).sum();
-            row.peak = self.sampled.peak_by_suite.get(*suite).copied();
+            row.peak = match self.on_server() {
+                true => self.sampled.peak_by_suite.get(*suite).copied(),
+                false => self.records.iter().filter(|r| r.suite == *suite).map(|r| r.peak).max(),
+            };
             row.leaked = self
                 .leaking()
                 .iter()
@@ -235,7 +246,8 @@ impl Run {
             let _ = write!(text, "  {column:>7}");
         }
         let _ = writeln!(text, "{HEAD:#}");
-        let mut total = Row { peak: Some(self.sampled.peak), ..Row::default() };
+        let peak = self.on_server().then_some(self.sampled.peak);
+        let mut total = Row { peak, ..Row::default() };
         for (suite, row) in &rows {
             write_row(&mut text, suite, width, row);
             total.add(row);
@@ -244,6 +256,13 @@ impl Run {
             write_row(&mut text, "all", width, &total);
         }
         let (samples, seconds) = (self.sampled.samples, self.elapsed.as_secs_f64());
+        if !self.on_server() {
+            let _ = writeln!(
+                text,
+                "{seconds:.1} s in all (cases run side by side); each case counted the connections of its own world"
+            );
+            return text;
+        }
         let _ = writeln!(
             text,
             "{seconds:.1} s in all (cases run side by side); at most {} connections at a time of {} that tests may use, as the server said in {samples} samples",
@@ -271,6 +290,24 @@ impl Run {
         write_section(text, ODD, "skipped", &lines);
     }
 
+    /// Whether its cases ran on a server.
+    fn on_server(&self) -> bool {
+        self.results.iter().any(|result| result.case.adapter == Adapter::Postgres)
+    }
+
+    /// One line for each case that shows something else.
+    fn write_replaced(&self, text: &mut String) {
+        let cases: BTreeSet<_> = self.replaced.iter().map(|r| (&r.suite, &r.case)).collect();
+        let title = format!(
+            "replaced: {} of {} cases show what holds there instead",
+            cases.len(),
+            self.results.len()
+        );
+        let lines: Vec<String> =
+            self.replaced.iter().map(|r| format!("  {}::{}: {}", r.suite, r.case, r.by)).collect();
+        write_section(text, ODD, &title, &lines);
+    }
+
     fn write_repeats(&self, text: &mut String) {
         write_section(text, HEAD, "passed in how many rounds", &self.tries.rates());
         write_section(text, ODD, "flaky", &self.tries.flaky_lines());
@@ -280,13 +317,18 @@ impl Run {
         let failed = self.results.iter().filter(|result| self.verdict(result) == Ending::Failed);
         let lines: Vec<String> = failed
             .map(|result| {
-                let path = &result.case.path;
+                let path = format!("{}::{}", result.case.suite, result.case.name);
+                let path = &if result.case.adapter == Adapter::Postgres { result.case.path.clone() } else { path };
                 let leaked = result.ending == Ending::Passed;
                 let why = if leaked { " (passed, but leaked)" } else { "" };
                 let check = if leaked { " --leak-check" } else { "" };
                 let plant = if result.case.suite == Planted::SUITE { " --planted leak" } else { "" };
-                let seed = self.tries.failing_seed(path).unwrap_or(self.seed);
-                format!("  {path}{why}\n    again: cargo xtask test-pools{plant} --case {path}{check} --seed {seed} -v")
+                let on = match result.case.adapter {
+                    Adapter::Postgres => String::new(),
+                    adapter => format!(" --adapter {}", adapter.name()),
+                };
+                let seed = self.tries.failing_seed(&result.case.path).unwrap_or(self.seed);
+                format!("  {path}{why}\n    again: cargo xtask test-pools{on}{plant} --case {path}{check} --seed {seed} -v")
             })
             .collect();
         write_section(text, BAD, "failed", &lines);
@@ -307,6 +349,8 @@ impl Run {
         let nobodys = self.sampled.left_databases.iter().filter(|left| left.test.is_none());
         lines.extend(nobodys.map(|left| format!("  database `{}` was not dropped", left.name)));
         write_section(text, BAD, "left behind on the server", &lines);
+        let files: Vec<String> = self.left_files.iter().map(|file| format!("  {}", file.display())).collect();
+        write_section(text, BAD, "left behind in the temporary directory", &files);
     }
 
     fn write_verdict(&self, text: &mut String) {
@@ -320,7 +364,8 @@ impl Run {
         } else if let Some(why) = &self.unchecked {
             writeln!(text, "{BAD}NOT PROVEN{BAD:#}: {why}")
         } else {
-            writeln!(text, "{GOOD}PASSED{GOOD:#}: nothing failed, and nothing was left behind on the server")
+            let place = if self.on_server() { " on the server" } else { "" };
+            writeln!(text, "{GOOD}PASSED{GOOD:#}: nothing failed, and nothing was left behind{place}")
         };
     }
 }

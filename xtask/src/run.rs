@@ -85,6 +85,8 @@ pub struct Job<'a> {
     pub run: &'a RunId,
     /// Where the tests' pools leave their records.
     pub records: &'a Path,
+    /// Where they make their temporary files, if not in the usual place.
+    pub scratch: Option<&'a Path>,
     /// What the tests that choose at random begin with.
     pub seed: u64,
     /// What is built into the tests on purpose.
@@ -123,6 +125,9 @@ impl Runner {
         command.arg("--exact").args(job.cases.iter().map(|case| &case.path));
         command.env(RUN_ENV, job.run.to_string()).env(RECORDS_ENV, job.records);
         command.env(SEED_ENV, job.seed.to_string());
+        if let Some(scratch) = job.scratch {
+            command.env("TMPDIR", scratch);
+        }
         command
     }
 

@@ -25,6 +25,7 @@ fn job<'a>(runner: Runner, cases: &'a [Case], run: &'a RunId) -> Job<'a> {
         cases: cases.iter().collect(),
         run,
         records: Path::new("/tmp/records"),
+        scratch: None,
         seed: 42,
         planted: None,
         verbose: false,

@@ -4,21 +4,24 @@
 //! error is answered at once. The server is let go before the last line is printed, whatever happened in between.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::hash::{BuildHasher as _, RandomState};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
+use anstyle::{AnsiColor, Style};
 use pool_testkit::hostile::password_of;
-use pool_testkit::run::{RunId, Sampler, read_figures, read_records};
-use pool_testkit::server::TestServer;
+use pool_testkit::run::{RunId, Sampler, read_figures, read_records, read_replaced};
+use pool_testkit::server::{ServerError, TestServer};
+use tempfile::TempDir;
 
 use crate::case_result::{CaseResult, Ending};
 use crate::display::{complain, say, spinner};
 use crate::failure::Failure;
 use crate::kept;
 use crate::leftovers;
-use crate::plan::{Case, Selection};
+use crate::plan::{Adapter, Case, Catalogue, Selection};
 use crate::process::Interrupts;
 use crate::publish;
 use crate::repeat::{merge, seed_of};
@@ -29,12 +32,21 @@ use crate::secrets::Search;
 /// Why a case is not run with `--short`.
 const LEFT_OUT: &str = "left out by --short, since it measures and takes its time; run it without --short";
 
+/// What is said first and last of a run that could not be on a server.
+const NOT_ON_POSTGRES: &str = "NOT ON POSTGRESQL: there is none here, so the suites run on files (sqlite) and in memory. They prove the manager, \
+    and nothing of the PostgreSQL adapter. For the rest install PostgreSQL's server (apt-get install postgresql, dnf install \
+    postgresql-server, brew install postgresql), set PG_BIN to the directory of its initdb, or name a server with TEST_DB_HOST.";
+
+const ODD: Style = AnsiColor::Yellow.on_default();
+
 /// What the command line asks for.
 #[derive(Debug, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub struct Options {
     /// The cases to run.
     pub selection: Selection,
+    /// What they run on; a server, unless named, and what needs none where there is none.
+    pub adapter: Option<Adapter>,
     /// Leave out the suite that measures.
     pub short: bool,
     /// Only say which there are.
@@ -57,13 +69,45 @@ pub struct Options {
     pub planted: Option<Planted>,
 }
 
-/// Runs the command.
+/// Runs the command. Where there is no PostgreSQL, and none was asked for, the suites run on what needs no server.
 ///
 /// # Errors
 /// See [`Failure`]; what was found in the cases is printed, and comes back as [`Failure::Told`].
 pub fn test_pools(options: &Options, interrupts: &Interrupts) -> Result<(), Failure> {
+    if let Some(adapter @ (Adapter::Sqlite | Adapter::Memory)) = options.adapter
+        && (options.keep_server || options.planted.is_some())
+    {
+        let why = format!(
+            "{} has no server: --keep-server and --planted are for --adapter postgres",
+            adapter.name()
+        );
+        return Err(Failure::Usage(why));
+    }
     let binary = run::build(options.planted, interrupts)?;
-    let catalogue = run::catalogue(&binary)?;
+    let all = run::catalogue(&binary)?;
+    let on = |adapters: &[Adapter], notice| {
+        run_on(options, &binary, &all.clone().on(adapters), notice, interrupts)
+    };
+    match options.adapter {
+        Some(adapter) => on(&[adapter], None),
+        None => match on(&[Adapter::Postgres], None) {
+            Err(Failure::NoPostgres(why)) if !options.keep_server && options.planted.is_none() => {
+                say(&format!("{why}\n\n{ODD}{NOT_ON_POSTGRES}{ODD:#}"));
+                on(&Adapter::EMBEDDED, Some(NOT_ON_POSTGRES))
+            }
+            outcome => outcome,
+        },
+    }
+}
+
+/// Runs the cases of a catalogue that were asked for. The notice is said once more at the end.
+fn run_on(
+    options: &Options,
+    binary: &Path,
+    catalogue: &Catalogue,
+    notice: Option<&str>,
+    interrupts: &Interrupts,
+) -> Result<(), Failure> {
     if let [first, ..] = catalogue.empty_suites()[..] {
         complain(&format!("suite {first} has no case that runs; a suite that proves nothing does not pass"));
         return Err(Failure::FOUND);
@@ -73,19 +117,19 @@ pub fn test_pools(options: &Options, interrupts: &Interrupts) -> Result<(), Fail
         say(&listing(&chosen));
         return Ok(());
     }
-    let mut reasons = run::reasons(&binary, &chosen)?;
+    let mut reasons = run::reasons(binary, &chosen)?;
     let is_left_out = |case: &Case| options.short && case.is_long();
     let long = chosen.iter().filter(|case| is_left_out(case) && !case.ignored);
     reasons.extend(long.map(|case| (case.path.clone(), LEFT_OUT.to_owned())));
     let (skip, runnable): (Vec<&Case>, Vec<&Case>) =
         chosen.iter().partition(|case| case.ignored || is_left_out(case));
-    let mut run = if runnable.is_empty() {
-        Run::new(Vec::new()) // no server is needed to say that nothing ran
-    } else {
-        supervise(options, &runnable, interrupts)?
+    let mut run = match runnable.first() {
+        None => Run::new(Vec::new()), // no server is needed to say that nothing ran
+        Some(Case { adapter: Adapter::Postgres, .. }) => supervise(options, &runnable, interrupts)?,
+        Some(_) => run_embedded(options, &runnable, interrupts)?,
     };
     run.results.extend(skip.into_iter().map(|case| skipped(case, &reasons)));
-    conclude(run, options)
+    conclude(run, options, notice)
 }
 
 /// The cases that the command line means: what was planted runs alone unless others are named.
@@ -120,30 +164,21 @@ fn sampled_run(
     interrupts: &Interrupts,
 ) -> Result<Run, Failure> {
     let watch = "watch the connections on the server";
-    let records =
-        tempfile::tempdir().map_err(|why| Failure::while_doing("make a directory for the records", why))?;
+    let records = temporary("the records")?;
     let id = RunId::fresh();
-    let seed = options.seed.unwrap_or_else(random_seed);
-    let runner = options.runner.unwrap_or_else(Runner::installed);
-    say(&format!("running  {} cases with {}, run {id}, seed {seed}", cases.len(), runner.name()));
+    let job = job(options, cases, &id, records.path(), None);
     let sampler = Sampler::start(server, &id).map_err(|why| Failure::while_doing(watch, why))?;
-    let job = Job {
-        runner,
-        cases: cases.to_vec(),
-        run: &id,
-        records: records.path(),
-        seed,
-        planted: options.planted,
-        verbose: options.verbose,
-    };
     let search = RefCell::new(Search::new(&password_of(server.config())));
-    let rounds = rounds(options, &job, &sampler, interrupts, &search);
+    let over = |path: &str| {
+        search.borrow_mut().processes();
+        if options.leak_check {
+            sampler.case_is_over(path);
+        }
+    };
+    let rounds = rounds(options, &job, interrupts, &over, &|| sampler.settle());
     let watched = sampler.finish().map_err(|why| Failure::while_doing(watch, why));
-    let (results, tries) = merge(rounds?);
-    let mut run = Run { id: id.to_string(), seed, tries, ..Run::new(results) };
+    let mut run = run_of(&job, rounds?);
     run.note(watched, Run::take_sampled);
-    run.note(read_records(records.path()), |run, records| run.records = records);
-    run.note(read_figures(records.path()), |run, figures| run.figures = figures);
     let mut search = search.into_inner();
     for result in &run.results {
         search.text(&format!("the output of {}", result.case.path), result.output.as_bytes());
@@ -155,20 +190,66 @@ fn sampled_run(
     Ok(run)
 }
 
-/// The results of each round, with its seed.
+/// Runs cases that need no server; what they leave in the directory for their temporary files fails the run.
+fn run_embedded(options: &Options, cases: &[&Case], interrupts: &Interrupts) -> Result<Run, Failure> {
+    let (records, scratch) = (temporary("the records")?, temporary("what the cases write")?);
+    let id = RunId::fresh();
+    let job = job(options, cases, &id, records.path(), Some(scratch.path()));
+    let (started, began) = (Instant::now(), SystemTime::now());
+    let rounds = rounds(options, &job, interrupts, &|_| (), &|| ())?;
+    let mut run = run_of(&job, rounds);
+    run.elapsed = started.elapsed();
+    run.began = Some(began);
+    "no server".clone_into(&mut run.server);
+    let left =
+        fs::read_dir(scratch.path()).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
+    run.note(left, |run, files| run.left_files = files);
+    Ok(run)
+}
+
+fn temporary(what: &str) -> Result<TempDir, Failure> {
+    tempfile::tempdir().map_err(|why| Failure::while_doing(&format!("make a directory for {what}"), why))
+}
+
+/// What to run, told to whoever waits for it.
+fn job<'a>(
+    options: &Options,
+    cases: &[&'a Case],
+    run: &'a RunId,
+    records: &'a Path,
+    scratch: Option<&'a Path>,
+) -> Job<'a> {
+    let seed = options.seed.unwrap_or_else(random_seed);
+    let runner = options.runner.unwrap_or_else(Runner::installed);
+    let adapters: BTreeSet<&str> = cases.iter().map(|case| case.adapter.name()).collect();
+    let adapters = Vec::from_iter(adapters).join(" and ");
+    say(&format!(
+        "running  {} cases on {adapters} with {}, run {run}, seed {seed}",
+        cases.len(),
+        runner.name()
+    ));
+    let cases = cases.to_vec();
+    Job { runner, cases, run, records, scratch, seed, planted: options.planted, verbose: options.verbose }
+}
+
+/// The results of all rounds together, with what the cases have left for the report.
+fn run_of(job: &Job<'_>, rounds: Vec<(u64, Vec<CaseResult>)>) -> Run {
+    let (results, tries) = merge(rounds);
+    let mut run = Run { id: job.run.to_string(), seed: job.seed, tries, ..Run::new(results) };
+    run.note(read_records(job.records), |run, records| run.records = records);
+    run.note(read_figures(job.records), |run, figures| run.figures = figures);
+    run.note(read_replaced(job.records), |run, replaced| run.replaced = replaced);
+    run
+}
+
+/// The results of each round, with its seed. `over` hears of each case when it is over; `settle` is called after each round.
 fn rounds(
     options: &Options,
     job: &Job<'_>,
-    sampler: &Sampler,
     interrupts: &Interrupts,
-    search: &RefCell<Search>,
+    over: &dyn Fn(&str),
+    settle: &dyn Fn(),
 ) -> Result<Vec<(u64, Vec<CaseResult>)>, Failure> {
-    let over = |path: &str| {
-        search.borrow_mut().processes();
-        if options.leak_check {
-            sampler.case_is_over(path);
-        }
-    };
     let count = options.repeat.unwrap_or(1);
     let mut rounds = Vec::new();
     for round in 0..count {
@@ -176,8 +257,8 @@ fn rounds(
         if count > 1 {
             say(&format!("round    {} of {count}, seed {seed}", round + 1));
         }
-        rounds.push((seed, run::execute(&Job { seed, ..job.clone() }, interrupts, &over)?));
-        sampler.settle();
+        rounds.push((seed, run::execute(&Job { seed, ..job.clone() }, interrupts, over)?));
+        settle();
     }
     Ok(rounds)
 }
@@ -191,7 +272,14 @@ fn obtain_server() -> Result<TestServer, Failure> {
     let waiting = spinner("finding or starting a test server");
     let server = TestServer::obtain();
     waiting.finish_and_clear();
-    let server = server.map_err(|why| Failure::Infrastructure(format!("no test server: {why}")))?;
+    let server = server.map_err(|why| {
+        let said = format!("no test server: {why}");
+        if matches!(why, ServerError::NoBinaries { .. }) {
+            Failure::NoPostgres(said)
+        } else {
+            Failure::Infrastructure(said)
+        }
+    })?;
     say(&format!("server   {}", server.describe()));
     Ok(server)
 }
@@ -211,7 +299,7 @@ fn skipped(case: &Case, reasons: &BTreeMap<String, String>) -> CaseResult {
 }
 
 /// Prints what a run ends with, leaves the report, and turns it into an exit code.
-fn conclude(mut run: Run, options: &Options) -> Result<(), Failure> {
+fn conclude(mut run: Run, options: &Options, notice: Option<&str>) -> Result<(), Failure> {
     for result in &run.results {
         if !result.output.trim().is_empty() && (options.verbose || result.ending == Ending::Failed) {
             say(&format!("\n---- {} ----\n{}", result.case.path, result.output.trim_end()));
@@ -226,6 +314,9 @@ fn conclude(mut run: Run, options: &Options) -> Result<(), Failure> {
     say(&format!("\n{}", run.summary().trim_end()));
     if let Ok(Some(page)) = &published {
         say(&format!("report   {}", page.display()));
+    }
+    if let Some(notice) = notice {
+        say(&format!("{ODD}{notice}{ODD:#}"));
     }
     say(&counts.last_line());
     published?;

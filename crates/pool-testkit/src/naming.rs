@@ -169,15 +169,24 @@ pub fn in_tag(path: &str) -> String {
     format!("{}~{mark}", &plain[..end])
 }
 
-/// libtest names the thread of a test after it; nextest, whose tests may run on the main thread, says so
-/// in the environment.
-pub(crate) fn current_test() -> (String, String) {
+/// The suite and the case of the test that runs on this thread. libtest names the thread of a test after it; nextest, whose
+/// tests may run on the main thread, says so in the environment. A suite that runs on several adapters has the adapter in its
+/// name.
+pub fn current_test() -> (String, String) {
     let thread = std::thread::current();
     let named = thread.name().filter(|name| *name != "main").map(ToOwned::to_owned);
     split_test(&std::env::var("NEXTEST_TEST_NAME").ok().or(named).unwrap_or_default())
 }
 
 fn split_test(test: &str) -> (String, String) {
+    let of_adapter = |test: &str| {
+        let (adapter, rest) = test.strip_prefix("adapters::")?.split_once("::")?;
+        let (suite, case) = rest.split_once("::")?;
+        Some((format!("{adapter}::{suite}"), case.to_owned()))
+    };
+    if let Some(named) = of_adapter(test) {
+        return named;
+    }
     match test.split_once("::") {
         Some((suite, case)) => (suite.to_owned(), case.to_owned()),
         None => ("none".to_owned(), test.to_owned()),
@@ -221,6 +230,14 @@ mod tests {
     #[case("tabcdef_zzzzzzz_ws_x")]
     fn a_database_of_somebody_else_is_not_ours(#[case] name: &str) {
         assert_eq!(serial_of_database(name), None);
+    }
+
+    #[rstest]
+    #[case("limits::edge::case_1", "limits", "edge::case_1")]
+    #[case("adapters::sqlite::limits::edge", "sqlite::limits", "edge")]
+    #[case("lonely", "none", "lonely")]
+    fn a_test_has_a_suite_and_a_case(#[case] path: &str, #[case] suite: &str, #[case] case: &str) {
+        assert_eq!(split_test(path), (suite.to_owned(), case.to_owned()));
     }
 
     #[test]

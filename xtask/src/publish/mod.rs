@@ -164,11 +164,18 @@ impl Report {
     }
 }
 
+/// What a case has shown instead, if it has.
+fn replaced_by(run: &Run, result: &CaseResult) -> Option<String> {
+    let case = &result.case;
+    let replaced = run.replaced.iter().find(|r| r.suite == case.suite && r.case == case.name)?;
+    Some(format!("shows instead: {}", replaced.by))
+}
+
 impl CaseReport {
     fn of(run: &Run, result: &CaseResult) -> Self {
         let case = &result.case;
         let (outcome, reason) = match run.verdict(result) {
-            Ending::Passed => ("passed", None),
+            Ending::Passed => ("passed", replaced_by(run, result)),
             Ending::Failed => ("failed", None),
             Ending::Skipped(reason) => ("skipped", Some(reason)),
         };

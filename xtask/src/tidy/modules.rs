@@ -22,15 +22,16 @@ const MODULES: &[(&str, &[&str])] = &[
     ("limits", &["ids"]),
     ("naming", &["ids"]),
     ("error", &["ids", "limits", "naming"]),
+    ("health", &["error"]),
     ("stats", &["ids", "limits", "error"]),
     ("policy", &["ids"]),
     ("lru", &["ids", "links", "policy"]),
     ("budget", &["limits", "stats"]),
     ("token", &["budget", "error", "ids", "stats"]),
-    ("registry", &["policy", "lru", "links", "budget", "token", "stats", "error", "limits", "ids"]),
+    ("registry", &["policy", "lru", "links", "budget", "token", "stats", "health", "error", "limits", "ids"]),
     ("queued", &["registry", "token", "error"]),
-    ("ports", &["ids", "error", "stats", "naming", "policy", "limits"]),
-    ("mock", &["ids", "error", "stats", "naming", "policy", "limits", "ports"]),
+    ("ports", &["ids", "error", "health", "stats", "naming", "policy", "limits"]),
+    ("mock", &["ids", "error", "health", "stats", "naming", "policy", "limits", "ports"]),
 ];
 
 /// Checks the sources of pool-core against the table.

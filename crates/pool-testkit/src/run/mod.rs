@@ -5,15 +5,17 @@ mod figure;
 mod leftovers;
 mod measured;
 mod record;
+mod replaced;
 mod sampler;
 mod timeline;
 
-pub use crate::naming::{RUN_ENV, RunId, in_tag};
+pub use crate::naming::{RUN_ENV, RunId, current_test, in_tag};
 pub use figure::{Figure, figure, figure_series, read_figures};
 pub(crate) use leftovers::{ALIVE_CLASS, drop_database, reap_databases};
 pub use leftovers::{Cleaned, TaggedConnection, clean, connections, terminate};
 pub use measured::{Goal, Measured};
 pub use record::{Record, read_records};
+pub use replaced::{Replaced, read_replaced, replaced};
 pub use sampler::{LeftConnection, LeftDatabase, Sampled, Sampler};
 pub use timeline::{Point, Timeline};
 
