@@ -65,20 +65,17 @@ pub struct Case {
 impl Case {
     /// None for a case that only repeats on PostgreSQL what the suites show there.
     fn new(path: &str, ignored: bool) -> Option<Self> {
-        let (adapter, suite, name) =
-            match path.strip_prefix(ADAPTERS).and_then(|rest| rest.strip_prefix("::")) {
-                Some(below) => {
-                    let is_its = |adapter: &Adapter| {
-                        below.strip_prefix(adapter.name()).is_some_and(|rest| rest.starts_with("::"))
-                    };
-                    let (suite, name) = below.rsplit_once("::")?;
-                    (Adapter::EMBEDDED.into_iter().find(is_its)?, suite, name)
-                }
-                None => {
-                    let (suite, name) = path.split_once("::").unwrap_or((ROOT_SUITE, path));
-                    (Adapter::Postgres, suite, name)
-                }
+        let below = path.strip_prefix(ADAPTERS).and_then(|rest| rest.strip_prefix("::"));
+        let (adapter, suite, name) = if let Some(below) = below {
+            let is_its = |adapter: &Adapter| {
+                below.strip_prefix(adapter.name()).is_some_and(|rest| rest.starts_with("::"))
             };
+            let (suite, name) = below.rsplit_once("::")?;
+            (Adapter::EMBEDDED.into_iter().find(is_its)?, suite, name)
+        } else {
+            let (suite, name) = path.split_once("::").unwrap_or((ROOT_SUITE, path));
+            (Adapter::Postgres, suite, name)
+        };
         let (suite, name, path) = (suite.to_owned(), name.to_owned(), path.to_owned());
         Some(Self { adapter, suite, name, path, ignored })
     }
@@ -289,7 +286,7 @@ fn suggest(f: &mut fmt::Formatter<'_>, nearest: Option<&str>) -> fmt::Result {
 mod tests {
     use rstest::rstest;
 
-    use super::{Catalogue, PlanError, Selection};
+    use super::{Adapter, Catalogue, PlanError, Selection};
 
     const ALL: &str = "concurrency::concurrent_workspace_creation: test\n\
         concurrency::full_cleanup: test\n\
@@ -299,10 +296,17 @@ mod tests {
         lifecycle::full_cleanup: test\n\
         lifecycle::pool_initialization: test\n\
         at_the_root: test\n\
+        adapters::sqlite::lifecycle::full_cleanup: test\n\
+        adapters::memory::lifecycle::full_cleanup: test\n\
+        adapters::postgres::lifecycle::full_cleanup: test\n\
         some::bench: benchmark\n";
 
-    fn catalogue() -> Catalogue {
+    fn everything() -> Catalogue {
         Catalogue::from_terse(ALL, "lifecycle::failover: test\n")
+    }
+
+    fn catalogue() -> Catalogue {
+        everything().on(&[Adapter::Postgres])
     }
 
     fn selection(suites: &[&str], cases: &[&str]) -> Selection {
@@ -318,6 +322,25 @@ mod tests {
         let ignored: Vec<&str> =
             catalogue.cases.iter().filter(|c| c.ignored).map(|c| c.name.as_str()).collect();
         assert_eq!(ignored, ["failover"]);
+    }
+
+    #[rstest]
+    #[case::by_its_suite(&["lifecycle"], &[])]
+    #[case::by_the_suite_as_listed(&["sqlite::lifecycle"], &[])]
+    #[case::by_its_bare_name(&[], &["full_cleanup"])]
+    #[case::by_its_name_on_a_server(&[], &["lifecycle::full_cleanup"])]
+    #[case::by_its_name_as_listed(&[], &["sqlite::lifecycle::full_cleanup"])]
+    fn a_case_on_an_embedded_adapter_is_found(#[case] suites: &[&str], #[case] cases: &[&str]) {
+        let chosen = everything().on(&[Adapter::Sqlite]).choose(&selection(suites, cases)).unwrap();
+        let [case] = &chosen[..] else { panic!("{chosen:?}") };
+        assert_eq!((case.suite.as_str(), case.name.as_str()), ("sqlite::lifecycle", "full_cleanup"));
+        assert_eq!(case.path, "adapters::sqlite::lifecycle::full_cleanup");
+    }
+
+    #[test]
+    fn what_repeats_a_case_on_the_server_is_not_listed() {
+        let count = |adapters: &[Adapter]| everything().on(adapters).cases.len();
+        assert_eq!((count(&[Adapter::Postgres]), count(&Adapter::EMBEDDED)), (8, 2));
     }
 
     #[test]

@@ -217,9 +217,10 @@ impl Run {
         }
         for (suite, row) in &mut rows {
             row.opened = self.records.iter().filter(|r| r.suite == *suite).map(|r| r.opened).sum();
-            row.peak = match self.on_server() {
-                true => self.sampled.peak_by_suite.get(*suite).copied(),
-                false => self.records.iter().filter(|r| r.suite == *suite).map(|r| r.peak).max(),
+            row.peak = if self.on_server() {
+                self.sampled.peak_by_suite.get(*suite).copied()
+            } else {
+                self.records.iter().filter(|r| r.suite == *suite).map(|r| r.peak).max()
             };
             row.leaked = self
                 .leaking()

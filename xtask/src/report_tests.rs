@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pool_testkit::run::{LeftConnection, LeftDatabase, Record, in_tag};
+use pool_testkit::run::{LeftConnection, LeftDatabase, Record, Replaced, in_tag};
 use rstest::rstest;
 
 use super::{Counts, Run};
@@ -207,4 +207,37 @@ fn a_suite_that_is_left_out_is_told_in_one_line() {
         plain(&run)
     );
     assert!(run.counts().are_good());
+}
+
+#[test]
+fn a_run_without_a_server_reads_like_this() {
+    let mut run = Run::new(vec![
+        result("adapters::sqlite::lifecycle::full_cleanup", Ending::Passed, 40),
+        result("adapters::sqlite::limits::connection_reuse", Ending::Failed, 90),
+    ]);
+    run.records = vec![record("sqlite::lifecycle", "full_cleanup", 4, 0)];
+    let (suite, case) = ("sqlite::lifecycle".to_owned(), "full_cleanup".to_owned());
+    run.replaced = vec![Replaced { suite, case, by: "what holds".to_owned() }];
+    run.left_files = vec!["scratch/left.sqlite".into()];
+    run.seed = 7;
+    insta::assert_snapshot!(plain(&run), @r"
+    suite               passed   failed  skipped     time   opened     peak   leaked
+    sqlite::lifecycle        1        0        0    0.04s        4        3        0
+    sqlite::limits           0        1        0    0.09s        0        -        0
+    all                      1        1        0    0.13s        4        -        0
+    0.0 s in all (cases run side by side); each case counted the connections of its own world
+
+    replaced: 1 of 2 cases show what holds there instead
+      sqlite::lifecycle::full_cleanup: what holds
+
+    failed
+      sqlite::limits::connection_reuse
+        again: cargo xtask test-pools --adapter sqlite --case sqlite::limits::connection_reuse --seed 7 -v
+
+    left behind in the temporary directory
+      scratch/left.sqlite
+
+    FAILED: 2 of 3
+    ");
+    assert_eq!(run.counts(), Counts { passed: 1, failed: 2, skipped: 0 }, "the file is one more failure");
 }
