@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::{Registry, Waiter, WaiterState};
 use crate::budget::{Slot, SlotState};
-use crate::stats::CloseReason;
+use crate::events::CloseReason;
 use crate::token::Effects;
 
 BUGS

@@ -21,7 +21,7 @@ const SMALL: Scenario = Scenario { callers: 4, ..Scenario::ALL };
 #[case::w3_forgotten_retry(Bug::ForgottenRetry, "W3", Scenario { budget: 2, ..SMALL })]
 #[case::s1_count_drift_on_close(Bug::CountDriftOnClose, "S1", SMALL)]
 #[case::b1_slot_freed_early(Bug::SlotFreedEarly, "B1", SMALL)]
-#[case::e1_stale_token(Bug::StaleToken, "E1", SMALL)]
+#[case::e3_stale_token(Bug::StaleToken, "E3", SMALL)]
 #[case::s1_cut_keeps_slot(Bug::CutKeepsSlot, "S1", SMALL)]
 #[case::c1_forgotten_closer(Bug::ForgottenCloser, "C1", SMALL)]
 #[case::w5_yields_early(Bug::YieldsEarly, "W5", SMALL)]

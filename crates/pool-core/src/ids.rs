@@ -150,6 +150,12 @@ impl ConnectionId {
     }
 }
 
+impl fmt::Display for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.index, self.serial)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use rstest::rstest;

@@ -38,6 +38,7 @@
 
 mod budget;
 pub mod error;
+mod events;
 mod health;
 mod ids;
 mod limits;
@@ -52,11 +53,13 @@ mod queued;
 pub mod registry;
 pub mod stats;
 pub mod token;
+mod view;
 
 pub use error::{
     AcquireError, CatalogError, CloseError, DriverError, DriverErrorKind, LimitsError, NamingError, Phase,
     Pressure, Stage, WorkspaceIdError,
 };
+pub use events::{CloseReason, Event};
 pub use health::Health;
 pub use ids::{ConnectionId, Target, WORKSPACE_ID_BYTES_MAX, WorkspaceId};
 pub use limits::{
@@ -70,7 +73,8 @@ pub use queued::{Door, LastLook, QueuedAcquire};
 pub use registry::{
     Acquire, Broken, CancelledWait, Claim, Registry, RegistryConfig, Terms, View, WorkspaceView,
 };
-pub use stats::{Answers, CloseReason, Counts, Event, PoolStats, ShareStats, TargetStats, WorkspaceStats};
+pub use stats::{Answers, Counts, PoolStats, ShareStats, TargetStats, WorkspaceStats};
 pub use token::{
     CloseDebt, CloseWork, Effects, EffectsDescription, LeaseDebt, Leased, LostOpen, OpenWork, Ticket, Wakes,
 };
+pub use view::{CallSite, LeaseView, OpenView, PoolView, WaitView};

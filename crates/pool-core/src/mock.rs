@@ -15,12 +15,13 @@ use async_trait::async_trait;
 use mockall::mock;
 
 use crate::error::{AcquireError, CatalogError, CloseError, DriverError};
+use crate::events::Event;
 use crate::health::Health;
 use crate::ids::{ConnectionId, Target, WorkspaceId};
 use crate::naming::{DatabaseName, DatabaseNaming};
 use crate::policy::EvictionPolicy;
 use crate::ports::{Catalog, Observer, WorkspacePools, Workspaces};
-use crate::stats::{Event, PoolStats};
+use crate::stats::PoolStats;
 
 mock! {
     /// A mock of what an application depends on. `L` is the lease it hands out.

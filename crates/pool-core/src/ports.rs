@@ -8,11 +8,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::error::{AcquireError, CatalogError, CloseError, DriverError, DriverErrorKind, Phase};
+use crate::events::Event;
 use crate::health::Health;
 use crate::ids::{Target, WorkspaceId};
 use crate::limits::Capacity;
 use crate::naming::{DatabaseName, DatabaseNaming};
-use crate::stats::{Event, PoolStats};
+use crate::stats::PoolStats;
 
 /// Where a connection goes: the target it will belong to, and that target's database.
 #[derive(Clone, Debug, PartialEq, Eq)]

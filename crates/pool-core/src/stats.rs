@@ -1,11 +1,9 @@
-//! Snapshots whose sums agree, and the events that observers are told.
+//! Snapshots whose sums agree.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::ops::Add;
-use std::time::Duration;
 
-use crate::ids::{Target, WorkspaceId};
+use crate::ids::WorkspaceId;
 
 /// Connections by state. The sum is what counts against a ceiling (law S1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -172,85 +170,4 @@ impl PoolStats {
     pub fn limit(&self) -> u32 {
         self.workspaces.limit + self.system.limit + self.control + self.control_reserve
     }
-}
-
-/// Why a connection was closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum CloseReason {
-    /// Idle, and another workspace needed the slot.
-    Evicted,
-    /// Its workspace had callers waiting, but it was another workspace's turn.
-    Yielded,
-    /// There are more connections than the limit, which was lowered.
-    LimitLowered,
-    /// Idle longer than the idle timeout.
-    IdleTimeout,
-    /// Older than the maximum lifetime.
-    Lifetime,
-    /// Its holder had it closed on purpose.
-    Discarded,
-    /// Broken, or not to be made clean.
-    Broken,
-    /// Its workspace is being closed.
-    WorkspaceClosed,
-    /// The manager is being closed.
-    PoolClosed,
-}
-
-impl fmt::Display for CloseReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Evicted => "another workspace needed the slot",
-            Self::Yielded => "it was another workspace's turn",
-            Self::LimitLowered => "the limit was lowered",
-            Self::IdleTimeout => "idle for too long",
-            Self::Lifetime => "too old",
-            Self::Discarded => "discarded by its holder",
-            Self::Broken => "broken",
-            Self::WorkspaceClosed => "its workspace was closed",
-            Self::PoolClosed => "the pool was closed",
-        })
-    }
-}
-
-/// What happened, for observers. Borrowed, so that telling costs no allocation.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum Event<'a> {
-    /// A connection was opened.
-    Opened {
-        /// To whom.
-        target: &'a Target,
-        /// How long it took.
-        took: Duration,
-    },
-    /// An open failed.
-    OpenFailed {
-        /// To whom.
-        target: &'a Target,
-        /// The cause.
-        error: &'a crate::error::DriverError,
-    },
-    /// A connection is gone, as the server sees it.
-    Closed {
-        /// Whose it was.
-        target: &'a Target,
-        /// Why.
-        reason: CloseReason,
-    },
-    /// A caller got a lease.
-    Acquired {
-        /// For whom.
-        target: &'a Target,
-        /// How long it stood in the queue.
-        waited: Duration,
-    },
-    /// A caller gave up: its time ran out.
-    TimedOut {
-        /// For whom.
-        target: &'a Target,
-        /// How long it waited.
-        waited: Duration,
-    },
 }

@@ -7,8 +7,8 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use crate::budget::Slot;
+use crate::events::CloseReason;
 use crate::ids::{ConnectionId, Target};
-use crate::stats::CloseReason;
 
 /// A connection to be opened. Paid with [`Registry::opened`](crate::Registry::opened) or
 /// [`Registry::open_failed`](crate::Registry::open_failed), or exchanged for a [`LostOpen`].
@@ -92,6 +92,7 @@ pub struct CloseDebt {
     pub(crate) workspace: u32,
     pub(crate) slot: Slot,
     pub(crate) reason: CloseReason,
+    pub(crate) for_whom: Option<Target>,
     pub(crate) is_slow: bool,
     pub(crate) began: Instant,
 }
@@ -110,6 +111,11 @@ impl CloseDebt {
     /// Why it is closed.
     pub fn reason(&self) -> CloseReason {
         self.reason
+    }
+
+    /// The target that stood first for its slot, where it made room.
+    pub fn for_whom(&self) -> Option<&Target> {
+        self.for_whom.as_ref()
     }
 }
 

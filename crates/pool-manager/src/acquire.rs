@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pool_core::{
-    Acquire, AcquireError, Door, Driver, DriverError, DriverErrorKind, Effects, Event, LastLook, Leased,
-    Phase, Pressure, QueuedAcquire, Stage, Target,
+    Acquire, AcquireError, CallSite, Door, Driver, DriverError, DriverErrorKind, Effects, Event, LastLook,
+    Leased, Phase, Pressure, QueuedAcquire, Stage, Target,
 };
 use tokio::time::timeout_at;
 
@@ -13,14 +13,24 @@ use crate::effects::is_stranded;
 use crate::engine::Engine;
 use crate::job::Orderer;
 use crate::lease::Lease;
-use crate::share::{Session, Share, ShareRegistry};
+use crate::roster::Shown;
+use crate::share::{Session, Share, ShareRegistry, note_holder};
 
-/// A lease on a connection to `target`, within the acquire timeout.
+/// A caller: since when it asks, for how long, and from where.
+#[derive(Clone, Copy)]
+struct Caller {
+    since: Instant,
+    limit: Duration,
+    at: CallSite,
+}
+
+/// A lease on a connection to `target`, within the acquire timeout, for a caller at `at`.
 pub(crate) async fn lease<D: Driver>(
     engine: &Arc<Engine<D>>,
     target: &Target,
+    at: CallSite,
 ) -> Result<Lease<D>, AcquireError> {
-    lease_within(engine, target, engine.settings.acquire_timeout).await
+    lease_within(engine, target, engine.settings.acquire_timeout, at).await
 }
 
 /// A lease on a connection to `target`, within `limit`.
@@ -28,17 +38,18 @@ pub(crate) async fn lease_within<D: Driver>(
     engine: &Arc<Engine<D>>,
     target: &Target,
     limit: Duration,
+    at: CallSite,
 ) -> Result<Lease<D>, AcquireError> {
     if !engine.serves(target) {
         return Err(AcquireError::NoSystemDatabase { target: target.clone() });
     }
-    let started = Engine::<D>::now();
-    let outcome = loop {
+    let caller = Caller { since: Engine::<D>::now(), limit, at };
+    let mut outcome = loop {
         engine.revive();
-        match serve(engine, target, started, limit).await {
+        match serve(engine, target, caller).await {
             // The open failed because its runtime had ended. This caller is on a live one, so it forgets the failure and asks again.
             Err(AcquireError::OpenFailed { source, .. })
-                if is_stranded(&source) && Engine::<D>::now() < Engine::<D>::after(started, limit) =>
+                if is_stranded(&source) && Engine::<D>::now() < Engine::<D>::after(caller.since, limit) =>
             {
                 tokio::task::yield_now().await;
                 engine.step(target, "ask again", |registry, now| {
@@ -49,52 +60,108 @@ pub(crate) async fn lease_within<D: Driver>(
             outcome => break outcome,
         }
     };
-    if outcome.is_ok() && engine.settings.observer.is_some() {
-        let waited = Engine::<D>::now().saturating_duration_since(started);
-        engine.emit(&Event::Acquired { target, waited });
-    }
+    tell(engine, target, caller, outcome.as_mut());
     outcome
+}
+
+/// Tells an observer what became of a caller.
+fn tell<D: Driver>(
+    engine: &Engine<D>,
+    target: &Target,
+    caller: Caller,
+    outcome: Result<&mut Lease<D>, &mut AcquireError>,
+) {
+    if engine.settings.observer.is_none() {
+        return;
+    }
+    let now = Engine::<D>::now();
+    let waited = now.saturating_duration_since(caller.since);
+    match outcome {
+        Ok(lease) => {
+            let Some(connection) = lease.is_held_since(now) else { return };
+            engine.emit(&Event::Acquired { target, connection, waited });
+        }
+        Err(AcquireError::TimedOut { after, .. }) => engine.emit(&Event::TimedOut { target, waited: *after }),
+        Err(error) => engine.emit(&Event::Failed { target, waited, error }),
+    }
 }
 
 async fn serve<D: Driver>(
     engine: &Arc<Engine<D>>,
     target: &Target,
-    started: Instant,
-    limit: Duration,
+    caller: Caller,
 ) -> Result<Lease<D>, AcquireError> {
-    let answer = engine.share(target).with("acquire", |registry, now| registry.acquire(target, now));
-    match answer {
+    let answer = engine.share(target).with("acquire", |registry, now| {
+        let answer = registry.acquire(target, now);
+        if let Acquire::Leased(leased) = &answer {
+            note_holder::<D>(registry, leased.debt.connection(), Some(caller.at));
+        }
+        answer
+    });
+    let answer = match answer {
         Acquire::Leased(Leased { conn, debt, check_first: false, .. }) => {
             let mut lease = Lease::new(Arc::clone(engine), target.clone(), conn, debt);
-            if engine.driver.wants_check(&lease)
-                && let Some((conn, debt)) = lease.take()
-            {
-                let answer = Acquire::Leased(Leased { conn, debt, check_first: false, waited: None });
-                return wait(engine, target, answer, started, limit).await;
+            if !engine.driver.wants_check(&lease) {
+                return Ok(lease);
             }
-            Ok(lease)
+            let Some((conn, debt)) = lease.take() else {
+                unreachable!("a lease that was just made holds its connection")
+            };
+            Acquire::Leased(Leased { conn, debt, check_first: false, waited: None })
         }
-        other => wait(engine, target, other, started, limit).await,
-    }
+        Acquire::Refused(error) => return Err(error),
+        other => other,
+    };
+    let place = Place::take(engine, target, caller);
+    let outcome = wait(engine, target, answer, caller).await;
+    place.end();
+    outcome
 }
 
 /// A lease on an idle connection of `target`, if there is one.
 pub(crate) async fn try_lease<D: Driver>(
     engine: &Arc<Engine<D>>,
     target: &Target,
+    at: CallSite,
 ) -> Result<Option<Lease<D>>, AcquireError> {
     if !engine.serves(target) {
         return Err(AcquireError::NoSystemDatabase { target: target.clone() });
     }
     engine.revive();
-    let started = Engine::<D>::now();
-    let idle = engine.share(target).with("try acquire", |registry, now| registry.try_acquire(target, now));
-    let Some(Leased { conn, debt, check_first, .. }) = idle? else { return Ok(None) };
+    let caller = Caller { since: Engine::<D>::now(), limit: engine.settings.acquire_timeout, at };
+    let idle = engine.share(target).with("try acquire", |registry, now| {
+        let idle = registry.try_acquire(target, now);
+        if let Ok(Some(leased)) = &idle {
+            note_holder::<D>(registry, leased.debt.connection(), Some(at));
+        }
+        idle
+    });
+    let mut outcome = match idle {
+        Ok(None) => return Ok(None),
+        Ok(Some(leased)) => try_idle(engine, target, leased, caller).await,
+        Err(error) => Err(error),
+    };
+    match &mut outcome {
+        Ok(Some(lease)) => tell(engine, target, caller, Ok(lease)),
+        Ok(None) => {}
+        Err(error) => tell(engine, target, caller, Err(error)),
+    }
+    outcome
+}
+
+/// The same, from the connection that was idle.
+async fn try_idle<D: Driver>(
+    engine: &Arc<Engine<D>>,
+    target: &Target,
+    leased: Leased<D::Connection>,
+    caller: Caller,
+) -> Result<Option<Lease<D>>, AcquireError> {
+    let Leased { conn, debt, check_first, .. } = leased;
     let lease = Lease::new(Arc::clone(engine), target.clone(), conn, debt);
     if is_ready(&lease, check_first, true) {
         return Ok(Some(lease));
     }
-    check_idle(lease, started).await
+    check_idle(lease, caller).await
 }
 
 /// Serves one caller from the registry's first answer to a lease that may be used.
@@ -102,11 +169,10 @@ async fn wait<D: Driver>(
     engine: &Arc<Engine<D>>,
     target: &Target,
     mut answer: Acquire<D::Connection>,
-    started: Instant,
-    limit: Duration,
+    caller: Caller,
 ) -> Result<Lease<D>, AcquireError> {
     let share = engine.share(target);
-    let deadline = Engine::<D>::after(started, limit);
+    let deadline = Engine::<D>::after(caller.since, caller.limit);
     loop {
         let leased = match answer {
             Acquire::Leased(leased) => leased,
@@ -115,7 +181,10 @@ async fn wait<D: Driver>(
                 engine.perform_for(Orderer::Waits, share, effects);
                 // The background tasks may have ended since this caller looked.
                 engine.revive();
-                queue(queued, engine, target, started, deadline).await?
+                let leased = queue(queued, target, caller, deadline).await?;
+                let connection = leased.debt.connection();
+                share.with("held", |registry, _| note_holder::<D>(registry, connection, Some(caller.at)));
+                leased
             }
             Acquire::Refused(error) => return Err(error),
         };
@@ -126,7 +195,7 @@ async fn wait<D: Driver>(
             return Ok(lease);
         }
         lease.unchecked = true;
-        match check(lease, started, deadline).await? {
+        match check(lease, caller, deadline).await? {
             Checked::Alive(lease) => {
                 share.with("checked", |registry, _| registry.checked(target, was_hit));
                 return Ok(lease);
@@ -135,8 +204,13 @@ async fn wait<D: Driver>(
                 let Some((conn, debt)) = lease.take() else {
                     unreachable!("a checked lease is not dropped yet")
                 };
-                let (again, mut effects) =
-                    share.with("replace", |registry, now| registry.replace(debt, conn, error, now));
+                let (again, mut effects) = share.with("replace", |registry, now| {
+                    let (again, effects) = registry.replace(debt, conn, error, now);
+                    if let Acquire::Leased(leased) = &again {
+                        note_holder::<D>(registry, leased.debt.connection(), Some(caller.at));
+                    }
+                    (again, effects)
+                });
                 engine.breakage.notify_one();
                 engine.health.suspect();
                 if let Acquire::Queued(ticket, more) = again {
@@ -147,6 +221,36 @@ async fn wait<D: Driver>(
                     answer = again;
                 }
             }
+        }
+    }
+}
+
+/// A caller that is not served at once, as the view and the observer see it.
+struct Place<'a, D: Driver> {
+    engine: &'a Engine<D>,
+    target: &'a Target,
+    since: Instant,
+    is_over: bool,
+    _shown: Shown<'a>,
+}
+
+impl<'a, D: Driver> Place<'a, D> {
+    fn take(engine: &'a Engine<D>, target: &'a Target, caller: Caller) -> Self {
+        engine.emit(&Event::WaitStarted { target });
+        let shown = engine.roster.waiting(target, caller.since, caller.at);
+        Self { engine, target, since: caller.since, is_over: false, _shown: shown }
+    }
+
+    fn end(mut self) {
+        self.is_over = true;
+    }
+}
+
+impl<D: Driver> Drop for Place<'_, D> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            let waited = Engine::<D>::now().saturating_duration_since(self.since);
+            self.engine.emit(&Event::GaveUp { target: self.target, waited });
         }
     }
 }
@@ -171,7 +275,7 @@ enum Checked<D: Driver> {
 /// connection back: it is made clean and asked again in the background, since nothing is known against it.
 async fn check<D: Driver>(
     mut lease: Lease<D>,
-    started: Instant,
+    caller: Caller,
     deadline: Instant,
 ) -> Result<Checked<D>, AcquireError> {
     let (engine, target) = (Arc::clone(lease.engine()), lease.target().clone());
@@ -185,7 +289,7 @@ async fn check<D: Driver>(
     if outcome.is_err() && Engine::<D>::now() >= deadline {
         drop(lease);
         let pressure = engine.share(&target).with("pressure", |registry, _| registry.pressure_on(&target));
-        return Err(timed_out(&engine, &target, started, Stage::Check, pressure, None));
+        return Err(timed_out::<D>(&target, caller, Stage::Check, pressure, None));
     }
     let error = match outcome {
         Ok(Err(error)) => error,
@@ -203,12 +307,12 @@ fn no_answer<D: Driver>(engine: &Engine<D>, target: &Target) -> DriverError {
 /// The same for a caller that does not wait for another connection if this one is broken.
 async fn check_idle<D: Driver>(
     mut lease: Lease<D>,
-    started: Instant,
+    caller: Caller,
 ) -> Result<Option<Lease<D>>, AcquireError> {
     let engine = Arc::clone(lease.engine());
-    let deadline = Engine::<D>::after(started, engine.settings.acquire_timeout);
+    let deadline = Engine::<D>::after(caller.since, caller.limit);
     lease.unchecked = true;
-    match check(lease, started, deadline).await? {
+    match check(lease, caller, deadline).await? {
         Checked::Alive(lease) => {
             let target = lease.target();
             engine.share(target).with("checked", |registry, _| registry.checked(target, true));
@@ -223,9 +327,8 @@ async fn check_idle<D: Driver>(
 
 async fn queue<D: Driver>(
     mut queued: QueuedAcquire<ShareDoor<'_, D>>,
-    engine: &Engine<D>,
     target: &Target,
-    started: Instant,
+    caller: Caller,
     deadline: Instant,
 ) -> Result<Leased<D::Connection>, AcquireError> {
     if let Ok(answer) = timeout_at(deadline.into(), &mut queued).await {
@@ -234,22 +337,20 @@ async fn queue<D: Driver>(
     match queued.last_look() {
         Some(LastLook::Answered(answer)) => answer,
         Some(LastLook::GivenUp { waiting_for, pressure, last_failure }) => {
-            Err(timed_out(engine, target, started, waiting_for, pressure, last_failure))
+            Err(timed_out::<D>(target, caller, waiting_for, pressure, last_failure))
         }
         None => unreachable!("a queued acquire that was answered has returned"),
     }
 }
 
 fn timed_out<D: Driver>(
-    engine: &Engine<D>,
     target: &Target,
-    started: Instant,
+    caller: Caller,
     waiting_for: Stage,
     pressure: Pressure,
     last_failure: Option<Arc<pool_core::DriverError>>,
 ) -> AcquireError {
-    let after = Engine::<D>::now().saturating_duration_since(started);
-    engine.emit(&Event::TimedOut { target, waited: after });
+    let after = Engine::<D>::now().saturating_duration_since(caller.since);
     AcquireError::TimedOut { target: target.clone(), waiting_for, after, pressure, last_failure }
 }
 

@@ -1,5 +1,6 @@
 //! The one place where the catalog is asked, whatever it is lent for that.
 
+use std::panic::Location;
 use std::sync::Arc;
 
 use pool_core::{AcquireError, Catalog, CatalogKind, Driver, DriverError, Target, WorkspaceId};
@@ -35,7 +36,7 @@ pub(crate) async fn ask<D: Driver, Q: Question>(
 ) -> Result<Q::Answer, Unanswered> {
     match &engine.catalog {
         CatalogKind::OverSystem { catalog, .. } => {
-            let mut system = acquire::lease(engine, &Target::Catalog).await?;
+            let mut system = acquire::lease(engine, &Target::Catalog, Location::caller()).await?;
             Ok(question.put(catalog.as_ref(), &mut *system).await?)
         }
         // Where nothing is lent, nothing else refuses.

@@ -119,11 +119,12 @@ struct Held {
 /// Ends the sessions of leases that are still out. Their holders see a broken connection.
 async fn cut<D: Driver>(engine: &Engine<D>, shares: &[&Share<D>], target: Option<&Target>) -> Held {
     let (mut leases, mut handles, mut all) = (Vec::new(), Vec::new(), 0);
+    let reason = target.map_or(CloseReason::PoolClosed, |_| CloseReason::WorkspaceClosed);
     for share in shares {
         let held = share.with("list leases", |registry, now| {
             let held = registry.in_use(target);
             for id in &held {
-                registry.retire_on_return(*id, now);
+                registry.retire_on_return(*id, reason, now);
             }
             all += held.len();
             handles_of::<D>(registry, held)
@@ -139,7 +140,7 @@ async fn cut<D: Driver>(engine: &Engine<D>, shares: &[&Share<D>], target: Option
             Ok(Ok(())) => {
                 cut = leases.len();
                 for (share, id) in leases {
-                    settle_cut(engine, share, id, target);
+                    settle_cut(engine, share, id);
                 }
             }
             Ok(Err(error)) => {
@@ -152,9 +153,8 @@ async fn cut<D: Driver>(engine: &Engine<D>, shares: &[&Share<D>], target: Option
 }
 
 /// The server has said that the session of a lease is gone: it counts no longer, although its holder has it.
-fn settle_cut<D: Driver>(engine: &Engine<D>, share: &Share<D>, id: ConnectionId, target: Option<&Target>) {
+fn settle_cut<D: Driver>(engine: &Engine<D>, share: &Share<D>, id: ConnectionId) {
     let Some((whose, effects)) = share.with("cut", |registry, now| registry.cut(id, now)) else { return };
     engine.perform(share, effects);
-    let reason = target.map_or(CloseReason::PoolClosed, |_| CloseReason::WorkspaceClosed);
-    engine.emit(&Event::Closed { target: &whose, reason });
+    engine.emit(&Event::Closed { target: &whose, connection: id, reason: CloseReason::Cut, for_whom: None });
 }

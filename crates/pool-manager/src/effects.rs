@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use crate::engine::Engine;
 use crate::job::{Job, Orderer, Returned};
-use crate::share::Share;
+use crate::share::{Share, ShareRegistry, note_holder};
 
 /// The cause of an open that failed because nobody was left to perform it.
 #[derive(Debug, Error)]
@@ -160,10 +160,11 @@ impl<D: Driver> Engine<D> {
     }
 
     fn closed(&self, debt: CloseDebt) -> (&Share<D>, Effects<D::Connection>) {
-        let (target, reason) = (debt.target().clone(), debt.reason());
+        let (target, connection, reason) = (debt.target().clone(), debt.connection(), debt.reason());
+        let for_whom = debt.for_whom().cloned();
         let share = self.share(&target);
         let effects = share.with("closed", |registry, now| registry.closed(debt, now));
-        self.emit(&Event::Closed { target: &target, reason });
+        self.emit(&Event::Closed { target: &target, connection, reason, for_whom: for_whom.as_ref() });
         (share, effects)
     }
 
@@ -175,6 +176,9 @@ impl<D: Driver> Engine<D> {
 
     /// Hands a connection that is not known to be clean to the task that makes it so.
     pub(crate) fn recycle(&self, returned: Returned<D::Connection>) {
+        let connection = returned.debt.connection();
+        let let_go = |registry: &mut ShareRegistry<D>, _| note_holder::<D>(registry, connection, None);
+        self.share(&returned.target).with("let go", let_go);
         if let Err(job) = self.order(Job::Recycle(returned), Orderer::Leaves) {
             self.settle_unrun(job);
         }

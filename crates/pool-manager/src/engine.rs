@@ -14,8 +14,9 @@ use tokio::sync::{Mutex as AsyncMutex, Notify};
 
 use crate::health::ServerHealth;
 use crate::job::Outlets;
+use crate::roster::Roster;
 use crate::settings::Settings;
-use crate::share::{self, Share, ShareRegistry};
+use crate::share::{self, Share, ShareRegistry, note_holder};
 use crate::tasks::Tasks;
 
 /// One of the two shares.
@@ -79,6 +80,7 @@ pub(crate) struct Engine<D: Driver> {
     /// Told whenever a connection has proved broken; others may have broken with it.
     pub(crate) breakage: Arc<Notify>,
     pub(crate) health: Arc<ServerHealth>,
+    pub(crate) roster: Roster,
 }
 
 impl<D: Driver> Engine<D> {
@@ -113,6 +115,7 @@ impl<D: Driver> Engine<D> {
             closing: Notify::new(),
             breakage: Arc::default(),
             health: Arc::default(),
+            roster: Roster::default(),
         }
     }
 
@@ -262,7 +265,10 @@ impl<D: Driver> Engine<D> {
     }
 
     pub(crate) fn release(&self, target: &Target, debt: LeaseDebt, conn: D::Connection) {
-        self.step(target, "release", |registry, now| registry.release(debt, conn, now));
+        self.step(target, "release", |registry, now| {
+            note_holder::<D>(registry, debt.connection(), None);
+            registry.release(debt, conn, now)
+        });
     }
 
     /// Has a connection closed that broke, and others that may have broken with it looked at.

@@ -4,8 +4,9 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::time::Instant;
 
-use pool_core::{Condition, Driver, LeaseDebt, Registry, Target};
+use pool_core::{Condition, ConnectionId, Driver, Event, LeaseDebt, Registry, Target};
 
 use crate::engine::Engine;
 use crate::job::Returned;
@@ -20,6 +21,8 @@ pub struct Lease<D: Driver> {
     held: Option<Held<D::Connection>>,
     /// The connection was idle for long, and no check of it has come to its end.
     pub(crate) unchecked: bool,
+    /// Since when its caller has it, where somebody is told of that.
+    held_since: Option<Instant>,
 }
 
 struct Held<C> {
@@ -29,12 +32,20 @@ struct Held<C> {
 
 impl<D: Driver> Lease<D> {
     pub(crate) fn new(engine: Arc<Engine<D>>, target: Target, conn: D::Connection, debt: LeaseDebt) -> Self {
-        Self { engine, target, held: Some(Held { conn, debt }), unchecked: false }
+        Self { engine, target, held: Some(Held { conn, debt }), unchecked: false, held_since: None }
     }
 
     /// Whose database this is connected to.
     pub fn target(&self) -> &Target {
         &self.target
+    }
+
+    /// Which connection it is, as events and [`PoolView`](pool_core::PoolView) name it.
+    pub fn connection(&self) -> ConnectionId {
+        match &self.held {
+            Some(held) => held.debt.connection(),
+            None => unreachable!("a lease holds its connection until it is dropped"),
+        }
     }
 
     /// The driver that made the connection.
@@ -45,6 +56,7 @@ impl<D: Driver> Lease<D> {
     /// Has the connection closed instead of used again, on purpose: its state is beyond repair, as the caller knows.
     /// Other connections are not doubted for it.
     pub fn discard(mut self) {
+        self.tell_of_release();
         if let Some((conn, debt)) = self.take() {
             let discard = |registry: &mut Registry<_, _>, now| registry.discard(debt, conn, now);
             self.engine.step(&self.target, "discard", discard);
@@ -57,6 +69,7 @@ impl<D: Driver> Lease<D> {
     /// # Cancel safety
     /// The close goes on.
     pub async fn close(mut self) {
+        self.tell_of_release();
         let Some((conn, debt)) = self.take() else { return };
         let id = debt.connection();
         let share = self.engine.share(&self.target);
@@ -78,6 +91,20 @@ impl<D: Driver> Lease<D> {
         }
     }
 
+    /// It is in its caller's hands now, of which somebody is told.
+    pub(crate) fn is_held_since(&mut self, now: Instant) -> Option<ConnectionId> {
+        self.held_since = Some(now);
+        Some(self.held.as_ref()?.debt.connection())
+    }
+
+    /// Tells that its holder lets go, unless nobody was told that it had it.
+    fn tell_of_release(&mut self) {
+        let (Some(since), Some(held)) = (self.held_since.take(), &self.held) else { return };
+        let held_for = Engine::<D>::now().saturating_duration_since(since);
+        let (target, connection) = (&self.target, held.debt.connection());
+        self.engine.emit(&Event::Released { target, connection, held: held_for });
+    }
+
     pub(crate) fn engine(&self) -> &Arc<Engine<D>> {
         &self.engine
     }
@@ -94,6 +121,7 @@ impl<D: Driver> Lease<D> {
 
 impl<D: Driver> Drop for Lease<D> {
     fn drop(&mut self) {
+        self.tell_of_release();
         let Some(held) = self.held.as_mut() else { return };
         if self.unchecked {
             let target = &self.target;

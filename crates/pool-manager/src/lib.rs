@@ -15,6 +15,7 @@ mod look_ups;
 mod maintenance;
 mod manager;
 mod moments;
+mod roster;
 mod server;
 mod settings;
 mod share;

@@ -1,13 +1,16 @@
 //! The manager: starts and ends the shell, and is the door to everything else.
 
+use std::cmp::Reverse;
 use std::fmt;
+use std::panic::Location;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use pool_core::{
     AcquireError, CatalogError, CatalogKind, CloseError, Driver, Health, Limits, LimitsError, PoolStats,
-    Target, Terms, WorkspaceId, WorkspacePools, WorkspaceStats, Workspaces,
+    PoolView, Target, Terms, WorkspaceId, WorkspacePools, WorkspaceStats, Workspaces,
 };
 use thiserror::Error;
 use tokio::runtime::Handle;
@@ -19,7 +22,7 @@ use crate::engine::{Engine, divide};
 use crate::lease::Lease;
 use crate::settings::Settings;
 use crate::workspace_pool::WorkspacePool;
-use crate::{acquire, crew};
+use crate::{acquire, crew, roster};
 
 /// Every connection to every workspace's database of one server, under one hard budget.
 ///
@@ -89,8 +92,13 @@ impl<D: Driver> PoolManager<D> {
     /// # Cost
     /// With an idle connection: one short lock here and one on return; no allocation, no task, no round
     /// trip.
-    pub async fn acquire(&self, workspace: &WorkspaceId) -> Result<Lease<D>, AcquireError> {
-        acquire::lease(&self.engine, &Target::from(workspace)).await
+    #[track_caller]
+    pub fn acquire(
+        &self,
+        workspace: &WorkspaceId,
+    ) -> impl Future<Output = Result<Lease<D>, AcquireError>> + Send {
+        let at = Location::caller();
+        async move { acquire::lease(&self.engine, &Target::from(workspace), at).await }
     }
 
     /// The same, with a time limit of its own in place of the acquire timeout.
@@ -100,12 +108,14 @@ impl<D: Driver> PoolManager<D> {
     ///
     /// # Cancel safety
     /// As [`PoolManager::acquire`].
-    pub async fn acquire_within(
+    #[track_caller]
+    pub fn acquire_within(
         &self,
         workspace: &WorkspaceId,
         limit: Duration,
-    ) -> Result<Lease<D>, AcquireError> {
-        acquire::lease_within(&self.engine, &Target::from(workspace), limit).await
+    ) -> impl Future<Output = Result<Lease<D>, AcquireError>> + Send {
+        let at = Location::caller();
+        async move { acquire::lease_within(&self.engine, &Target::from(workspace), limit, at).await }
     }
 
     /// A lease on an idle connection, if there is one; nobody waits, and nothing is opened. One that was idle for long
@@ -117,8 +127,13 @@ impl<D: Driver> PoolManager<D> {
     ///
     /// # Cancel safety
     /// Dropping the future gives the connection back.
-    pub async fn try_acquire(&self, workspace: &WorkspaceId) -> Result<Option<Lease<D>>, AcquireError> {
-        acquire::try_lease(&self.engine, &Target::from(workspace)).await
+    #[track_caller]
+    pub fn try_acquire(
+        &self,
+        workspace: &WorkspaceId,
+    ) -> impl Future<Output = Result<Option<Lease<D>>, AcquireError>> + Send {
+        let at = Location::caller();
+        async move { acquire::try_lease(&self.engine, &Target::from(workspace), at).await }
     }
 
     /// A handle on one workspace. Costs no connection.
@@ -146,6 +161,24 @@ impl<D: Driver> PoolManager<D> {
     /// while anything is idle or fails.
     pub fn health(&self) -> Health {
         self.engine.workspaces.with("health", |registry, now| registry.health(now))
+    }
+
+    /// Who holds what since when, who waits, and what is being opened: for a look at a pool that is full. Each caller is shown with
+    /// the place in the source where it asked ([`CallSite`](pool_core::CallSite)); what asks through a handle as sqlx's
+    /// `Executor` is shown with the place in there.
+    ///
+    /// # Cost
+    /// O(connections + waiters), under the locks of the pool one after the other, so the lists may be of slightly different moments.
+    pub fn view(&self) -> PoolView {
+        let mut view = PoolView::default();
+        for share in self.engine.shares() {
+            view.leases.extend(share.with("view", |registry, now| roster::leases::<D>(registry, now)));
+        }
+        self.engine.roster.add_to(&mut view, Engine::<D>::now());
+        view.leases.sort_by_key(|lease| Reverse(lease.lasting));
+        view.waiting.sort_by_key(|wait| Reverse(wait.lasting));
+        view.opening.sort_by_key(|open| Reverse(open.lasting));
+        view
     }
 
     /// What callers of each workspace were answered, and its connections, at one moment: of all that have a connection or
@@ -294,8 +327,18 @@ impl<D: Driver> fmt::Debug for PoolManager<D> {
 impl<D: Driver> WorkspacePools for PoolManager<D> {
     type Lease = Lease<D>;
 
-    async fn acquire(&self, workspace: &WorkspaceId) -> Result<Lease<D>, AcquireError> {
-        self.acquire(workspace).await
+    // Not an async fn, so that the caller's place in the source is seen.
+    #[track_caller]
+    fn acquire<'a, 'w, 'f>(
+        &'a self,
+        workspace: &'w WorkspaceId,
+    ) -> Pin<Box<dyn Future<Output = Result<Lease<D>, AcquireError>> + Send + 'f>>
+    where
+        'a: 'f,
+        'w: 'f,
+        Self: 'f,
+    {
+        Box::pin(Self::acquire(self, workspace))
     }
 
     async fn close_workspace(&self, workspace: &WorkspaceId) -> Result<(), CloseError> {

@@ -4,7 +4,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use pool_core::{ConnectionId, Driver, Registry};
+use pool_core::{CallSite, ConnectionId, Driver, Registry};
 use tokio::runtime;
 use tokio::sync::watch;
 
@@ -27,6 +27,19 @@ pub(crate) struct Session<H> {
     pub(crate) handle: Option<H>,
     /// On which it was opened, and with which it is of no use any more.
     pub(crate) runtime: runtime::Id,
+    /// Where the holder asked for it; none while nobody holds it.
+    pub(crate) holder: Option<CallSite>,
+}
+
+/// From now on the connection is held by a caller that asked at `at`, or by nobody.
+pub(crate) fn note_holder<D: Driver>(
+    registry: &mut ShareRegistry<D>,
+    connection: ConnectionId,
+    at: Option<CallSite>,
+) {
+    if let Some(session) = registry.session_mut(connection) {
+        session.holder = at;
+    }
 }
 
 impl<D: Driver> Share<D> {

@@ -1,6 +1,7 @@
 //! A handle on one workspace, or on the system database: what a request handler keeps.
 
 use std::fmt;
+use std::panic::Location;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,8 +30,9 @@ impl<D: Driver> WorkspacePool<D> {
     ///
     /// # Cancel safety
     /// As [`PoolManager::acquire`](crate::PoolManager::acquire).
-    pub async fn acquire(&self) -> Result<Lease<D>, AcquireError> {
-        acquire::lease(&self.engine, &self.target).await
+    #[track_caller]
+    pub fn acquire(&self) -> impl Future<Output = Result<Lease<D>, AcquireError>> + Send {
+        acquire::lease(&self.engine, &self.target, Location::caller())
     }
 
     /// The same, with a time limit of its own in place of the acquire timeout.
@@ -40,8 +42,12 @@ impl<D: Driver> WorkspacePool<D> {
     ///
     /// # Cancel safety
     /// As [`PoolManager::acquire`](crate::PoolManager::acquire).
-    pub async fn acquire_within(&self, limit: Duration) -> Result<Lease<D>, AcquireError> {
-        acquire::lease_within(&self.engine, &self.target, limit).await
+    #[track_caller]
+    pub fn acquire_within(
+        &self,
+        limit: Duration,
+    ) -> impl Future<Output = Result<Lease<D>, AcquireError>> + Send {
+        acquire::lease_within(&self.engine, &self.target, limit, Location::caller())
     }
 
     /// A lease on an idle connection, if there is one; see [`PoolManager::try_acquire`](crate::PoolManager::try_acquire).
@@ -51,8 +57,9 @@ impl<D: Driver> WorkspacePool<D> {
     ///
     /// # Cancel safety
     /// As [`PoolManager::try_acquire`](crate::PoolManager::try_acquire).
-    pub async fn try_acquire(&self) -> Result<Option<Lease<D>>, AcquireError> {
-        acquire::try_lease(&self.engine, &self.target).await
+    #[track_caller]
+    pub fn try_acquire(&self) -> impl Future<Output = Result<Option<Lease<D>>, AcquireError>> + Send {
+        acquire::try_lease(&self.engine, &self.target, Location::caller())
     }
 
     /// Whose pool this is.

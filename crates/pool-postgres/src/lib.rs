@@ -105,10 +105,11 @@ pub use errors::{BuildError, acquire_error, into_sqlx};
 pub use lease::PgLease;
 pub use migrate::MigrationReport;
 pub use pool_core::{
-    AcquireError, Answers, CatalogError, CloseError, CloseReason, ConnectionId, Counts, DatabaseName,
-    DatabaseNaming, DriverError, DriverErrorKind, Event, EvictionPolicy, Health, Limits, LimitsError, Lru,
-    NamingError, Observer, Phase, PoolStats, PrefixNaming, Pressure, ShareStats, Stage, Target, TargetStats,
-    Terms, WorkspaceId, WorkspaceIdError, WorkspacePools, WorkspaceStats, Workspaces,
+    AcquireError, Answers, CallSite, CatalogError, CloseError, CloseReason, ConnectionId, Counts,
+    DatabaseName, DatabaseNaming, DriverError, DriverErrorKind, Event, EvictionPolicy, Health, LeaseView,
+    Limits, LimitsError, Lru, NamingError, Observer, OpenView, Phase, PoolStats, PoolView, PrefixNaming,
+    Pressure, ShareStats, Stage, Target, TargetStats, Terms, WaitView, WorkspaceId, WorkspaceIdError,
+    WorkspacePools, WorkspaceStats, Workspaces,
 };
 pub use pool_manager::{PolicyFactory, Settings, StartError};
 pub use pools::{PgPools, PgPoolsBuilder};

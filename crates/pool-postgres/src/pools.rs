@@ -1,14 +1,16 @@
 //! `PgPools`: the manager, the driver and the catalog, put together.
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::TryFutureExt as _;
 use pool_core::{
     AcquireError, Capacity, CatalogError, CatalogKind, CloseError, DatabaseName, DatabaseNaming, Driver as _,
-    Health, Limits, LimitsError, Observer, PoolStats, Terms, WorkspaceId, WorkspacePools, WorkspaceStats,
-    Workspaces,
+    Health, Limits, LimitsError, Observer, PoolStats, PoolView, Terms, WorkspaceId, WorkspacePools,
+    WorkspaceStats, Workspaces,
 };
 use pool_manager::{PolicyFactory, PoolManager, Settings};
 use tokio::time::timeout;
@@ -54,8 +56,12 @@ impl PgPools {
     /// # Cancel safety
     /// Dropping the future gives up the place in the queue. An open it started goes on, and its
     /// connection serves the next waiter.
-    pub async fn acquire(&self, workspace: &WorkspaceId) -> Result<PgLease, AcquireError> {
-        self.manager.acquire(workspace).await.map(PgLease::new)
+    #[track_caller]
+    pub fn acquire(
+        &self,
+        workspace: &WorkspaceId,
+    ) -> impl Future<Output = Result<PgLease, AcquireError>> + Send {
+        self.manager.acquire(workspace).map_ok(PgLease::new)
     }
 
     /// The same, with a time limit of its own in place of the acquire timeout.
@@ -65,12 +71,13 @@ impl PgPools {
     ///
     /// # Cancel safety
     /// As [`PgPools::acquire`].
-    pub async fn acquire_within(
+    #[track_caller]
+    pub fn acquire_within(
         &self,
         workspace: &WorkspaceId,
         limit: Duration,
-    ) -> Result<PgLease, AcquireError> {
-        self.manager.acquire_within(workspace, limit).await.map(PgLease::new)
+    ) -> impl Future<Output = Result<PgLease, AcquireError>> + Send {
+        self.manager.acquire_within(workspace, limit).map_ok(PgLease::new)
     }
 
     /// A lease on an idle connection, if there is one: nobody waits, and nothing is opened.
@@ -80,8 +87,12 @@ impl PgPools {
     ///
     /// # Cancel safety
     /// Dropping the future gives the connection back.
-    pub async fn try_acquire(&self, workspace: &WorkspaceId) -> Result<Option<PgLease>, AcquireError> {
-        Ok(self.manager.try_acquire(workspace).await?.map(PgLease::new))
+    #[track_caller]
+    pub fn try_acquire(
+        &self,
+        workspace: &WorkspaceId,
+    ) -> impl Future<Output = Result<Option<PgLease>, AcquireError>> + Send {
+        self.manager.try_acquire(workspace).map_ok(|idle| idle.map(PgLease::new))
     }
 
     /// Changes the limits while running; no lease is cut.
@@ -181,6 +192,11 @@ impl PgPools {
         self.manager.is_closed()
     }
 
+    /// Who holds what since when, who waits, and what is being opened; see [`PoolManager::view`].
+    pub fn view(&self) -> PoolView {
+        self.manager.view()
+    }
+
     /// Whether callers can be served, as far as is known; see [`PoolManager::health`].
     pub fn health(&self) -> Health {
         self.manager.health()
@@ -216,8 +232,18 @@ impl fmt::Debug for PgPools {
 impl WorkspacePools for PgPools {
     type Lease = PgLease;
 
-    async fn acquire(&self, workspace: &WorkspaceId) -> Result<PgLease, AcquireError> {
-        self.acquire(workspace).await
+    // Not an async fn, so that the caller's place in the source is seen.
+    #[track_caller]
+    fn acquire<'a, 'w, 'f>(
+        &'a self,
+        workspace: &'w WorkspaceId,
+    ) -> Pin<Box<dyn Future<Output = Result<PgLease, AcquireError>> + Send + 'f>>
+    where
+        'a: 'f,
+        'w: 'f,
+        Self: 'f,
+    {
+        Box::pin(Self::acquire(self, workspace))
     }
 
     async fn close_workspace(&self, workspace: &WorkspaceId) -> Result<(), CloseError> {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
-use futures_util::TryStreamExt;
+use futures_util::{TryFutureExt as _, TryStreamExt};
 use pool_core::{AcquireError, Counts, Target, TargetStats};
 use pool_manager::WorkspacePool;
 use sqlx::postgres::{PgRow, PgStatement, PgTypeInfo};
@@ -39,8 +39,9 @@ impl PgWorkspacePool {
     ///
     /// # Cancel safety
     /// Dropping the future gives up the place in the queue; an open it started goes on.
-    pub async fn acquire(&self) -> Result<PgLease, AcquireError> {
-        self.pool.acquire().await.map(PgLease::new)
+    #[track_caller]
+    pub fn acquire(&self) -> impl Future<Output = Result<PgLease, AcquireError>> + Send {
+        self.pool.acquire().map_ok(PgLease::new)
     }
 
     /// The same, with a time limit of its own in place of the acquire timeout.
@@ -50,8 +51,12 @@ impl PgWorkspacePool {
     ///
     /// # Cancel safety
     /// As [`PgWorkspacePool::acquire`].
-    pub async fn acquire_within(&self, limit: Duration) -> Result<PgLease, AcquireError> {
-        self.pool.acquire_within(limit).await.map(PgLease::new)
+    #[track_caller]
+    pub fn acquire_within(
+        &self,
+        limit: Duration,
+    ) -> impl Future<Output = Result<PgLease, AcquireError>> + Send {
+        self.pool.acquire_within(limit).map_ok(PgLease::new)
     }
 
     /// A lease on an idle connection, if there is one: nobody waits, and nothing is opened. One that was idle for long is
@@ -63,8 +68,9 @@ impl PgWorkspacePool {
     ///
     /// # Cancel safety
     /// Dropping the future gives the connection back.
-    pub async fn try_acquire(&self) -> Result<Option<PgLease>, AcquireError> {
-        Ok(self.pool.try_acquire().await?.map(PgLease::new))
+    #[track_caller]
+    pub fn try_acquire(&self) -> impl Future<Output = Result<Option<PgLease>, AcquireError>> + Send {
+        self.pool.try_acquire().map_ok(|idle| idle.map(PgLease::new))
     }
 
     /// Begins a transaction that owns its lease: rolled back when dropped.
@@ -74,8 +80,9 @@ impl PgWorkspacePool {
     ///
     /// # Cancel safety
     /// Dropping the future gives the connection back, to be verified and rolled back.
-    pub async fn begin(&self) -> Result<PgTransaction, Error> {
-        PgTransaction::begin(self.acquire().await.map_err(into_sqlx)?, None).await
+    #[track_caller]
+    pub fn begin(&self) -> impl Future<Output = Result<PgTransaction, Error>> + Send {
+        self.acquire().map_err(into_sqlx).and_then(|lease| PgTransaction::begin(lease, None))
     }
 
     /// The same with a BEGIN of the caller's, for an isolation level, a transaction that only reads, or one that may be deferred:
@@ -86,9 +93,14 @@ impl PgWorkspacePool {
     ///
     /// # Cancel safety
     /// As [`begin`](Self::begin).
-    pub async fn begin_with(&self, statement: impl SqlSafeStr) -> Result<PgTransaction, Error> {
+    #[track_caller]
+    pub fn begin_with(
+        &self,
+        statement: impl SqlSafeStr,
+    ) -> impl Future<Output = Result<PgTransaction, Error>> + Send {
         let statement = statement.into_sql_str();
-        PgTransaction::begin(self.acquire().await.map_err(into_sqlx)?, Some(statement)).await
+        let acquired = self.acquire().map_err(into_sqlx);
+        acquired.and_then(|lease| PgTransaction::begin(lease, Some(statement)))
     }
 
     /// Whose pool this is.

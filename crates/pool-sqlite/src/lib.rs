@@ -53,9 +53,11 @@ pub use driver::SqliteDriver;
 pub use errors::{BuildError, acquire_error, into_sqlx};
 pub use lease::SqliteLease;
 pub use pool_core::{
-    AcquireError, Answers, CatalogError, CloseError, Counts, DatabaseName, DatabaseNaming, DriverError,
-    DriverErrorKind, EvictionPolicy, Health, Limits, LimitsError, Observer, Phase, PoolStats, PrefixNaming,
-    ShareStats, Stage, Target, TargetStats, Terms, WorkspaceId, WorkspacePools, WorkspaceStats, Workspaces,
+    AcquireError, Answers, CallSite, CatalogError, CloseError, CloseReason, ConnectionId, Counts,
+    DatabaseName, DatabaseNaming, DriverError, DriverErrorKind, Event, EvictionPolicy, Health, LeaseView,
+    Limits, LimitsError, Lru, NamingError, Observer, OpenView, Phase, PoolStats, PoolView, PrefixNaming,
+    Pressure, ShareStats, Stage, Target, TargetStats, Terms, WaitView, WorkspaceId, WorkspaceIdError,
+    WorkspacePools, WorkspaceStats, Workspaces,
 };
 pub use pool_manager::{PolicyFactory, Settings, StartError};
 pub use pools::{SqlitePools, SqlitePoolsBuilder};

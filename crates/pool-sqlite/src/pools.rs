@@ -1,13 +1,16 @@
 //! `SqlitePools`: the manager, the driver and the catalog, put together.
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::TryFutureExt as _;
 use pool_core::{
     AcquireError, CatalogError, CatalogKind, CloseError, DatabaseNaming, Health, Limits, LimitsError,
-    Observer, PoolStats, PrefixNaming, Terms, WorkspaceId, WorkspacePools, WorkspaceStats, Workspaces,
+    Observer, PoolStats, PoolView, PrefixNaming, Terms, WorkspaceId, WorkspacePools, WorkspaceStats,
+    Workspaces,
 };
 use pool_manager::{PolicyFactory, PoolManager, Settings};
 
@@ -50,8 +53,12 @@ impl SqlitePools {
     ///
     /// # Cancel safety
     /// Dropping the future gives up the place in the queue. An open it started goes on, and its connection serves the next waiter.
-    pub async fn acquire(&self, workspace: &WorkspaceId) -> Result<SqliteLease, AcquireError> {
-        self.manager.acquire(workspace).await.map(SqliteLease::new)
+    #[track_caller]
+    pub fn acquire(
+        &self,
+        workspace: &WorkspaceId,
+    ) -> impl Future<Output = Result<SqliteLease, AcquireError>> + Send {
+        self.manager.acquire(workspace).map_ok(SqliteLease::new)
     }
 
     /// The same, with a time limit of its own in place of the acquire timeout.
@@ -61,12 +68,13 @@ impl SqlitePools {
     ///
     /// # Cancel safety
     /// As [`SqlitePools::acquire`].
-    pub async fn acquire_within(
+    #[track_caller]
+    pub fn acquire_within(
         &self,
         workspace: &WorkspaceId,
         limit: Duration,
-    ) -> Result<SqliteLease, AcquireError> {
-        self.manager.acquire_within(workspace, limit).await.map(SqliteLease::new)
+    ) -> impl Future<Output = Result<SqliteLease, AcquireError>> + Send {
+        self.manager.acquire_within(workspace, limit).map_ok(SqliteLease::new)
     }
 
     /// A lease on an idle connection, if there is one: nobody waits, and nothing is opened.
@@ -76,8 +84,12 @@ impl SqlitePools {
     ///
     /// # Cancel safety
     /// Dropping the future gives the connection back.
-    pub async fn try_acquire(&self, workspace: &WorkspaceId) -> Result<Option<SqliteLease>, AcquireError> {
-        Ok(self.manager.try_acquire(workspace).await?.map(SqliteLease::new))
+    #[track_caller]
+    pub fn try_acquire(
+        &self,
+        workspace: &WorkspaceId,
+    ) -> impl Future<Output = Result<Option<SqliteLease>, AcquireError>> + Send {
+        self.manager.try_acquire(workspace).map_ok(|idle| idle.map(SqliteLease::new))
     }
 
     /// Changes the limits while running; no lease is cut.
@@ -168,6 +180,11 @@ impl SqlitePools {
         self.manager.close().await
     }
 
+    /// Who holds what since when, who waits, and what is being opened; see [`PoolManager::view`].
+    pub fn view(&self) -> PoolView {
+        self.manager.view()
+    }
+
     /// Whether callers can be served, as far as is known; see [`PoolManager::health`].
     pub fn health(&self) -> Health {
         self.manager.health()
@@ -202,8 +219,18 @@ impl fmt::Debug for SqlitePools {
 impl WorkspacePools for SqlitePools {
     type Lease = SqliteLease;
 
-    async fn acquire(&self, workspace: &WorkspaceId) -> Result<SqliteLease, AcquireError> {
-        self.acquire(workspace).await
+    // Not an async fn, so that the caller's place in the source is seen.
+    #[track_caller]
+    fn acquire<'a, 'w, 'f>(
+        &'a self,
+        workspace: &'w WorkspaceId,
+    ) -> Pin<Box<dyn Future<Output = Result<SqliteLease, AcquireError>> + Send + 'f>>
+    where
+        'a: 'f,
+        'w: 'f,
+        Self: 'f,
+    {
+        Box::pin(Self::acquire(self, workspace))
     }
 
     async fn close_workspace(&self, workspace: &WorkspaceId) -> Result<(), CloseError> {

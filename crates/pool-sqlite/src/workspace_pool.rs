@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
-use futures_util::TryStreamExt;
+use futures_util::{TryFutureExt as _, TryStreamExt};
 use pool_core::{AcquireError, Counts, Target, TargetStats};
 use pool_manager::WorkspacePool;
 use sqlx::sqlite::{SqliteRow, SqliteStatement, SqliteTypeInfo};
@@ -38,8 +38,9 @@ impl SqliteWorkspacePool {
     ///
     /// # Cancel safety
     /// Dropping the future gives up the place in the queue; an open it started goes on.
-    pub async fn acquire(&self) -> Result<SqliteLease, AcquireError> {
-        self.pool.acquire().await.map(SqliteLease::new)
+    #[track_caller]
+    pub fn acquire(&self) -> impl Future<Output = Result<SqliteLease, AcquireError>> + Send {
+        self.pool.acquire().map_ok(SqliteLease::new)
     }
 
     /// The same, with a time limit of its own in place of the acquire timeout.
@@ -49,8 +50,12 @@ impl SqliteWorkspacePool {
     ///
     /// # Cancel safety
     /// As [`SqliteWorkspacePool::acquire`].
-    pub async fn acquire_within(&self, limit: Duration) -> Result<SqliteLease, AcquireError> {
-        self.pool.acquire_within(limit).await.map(SqliteLease::new)
+    #[track_caller]
+    pub fn acquire_within(
+        &self,
+        limit: Duration,
+    ) -> impl Future<Output = Result<SqliteLease, AcquireError>> + Send {
+        self.pool.acquire_within(limit).map_ok(SqliteLease::new)
     }
 
     /// A lease on which every statement that would write fails. With WAL, readers wait for no writer, and no writer for them.
@@ -71,8 +76,9 @@ impl SqliteWorkspacePool {
     ///
     /// # Cancel safety
     /// Dropping the future gives the connection back, to be rolled back.
-    pub async fn begin(&self) -> Result<SqliteTransaction, Error> {
-        SqliteTransaction::begin(self.acquire().await.map_err(into_sqlx)?).await
+    #[track_caller]
+    pub fn begin(&self) -> impl Future<Output = Result<SqliteTransaction, Error>> + Send {
+        self.acquire().map_err(into_sqlx).and_then(SqliteTransaction::begin)
     }
 
     /// Whose pool this is.

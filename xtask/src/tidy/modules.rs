@@ -22,16 +22,21 @@ const MODULES: &[(&str, &[&str])] = &[
     ("limits", &["ids"]),
     ("naming", &["ids"]),
     ("error", &["ids", "limits", "naming"]),
+    ("events", &["error", "ids"]),
     ("health", &["error"]),
     ("stats", &["ids", "limits", "error"]),
+    ("view", &["ids"]),
     ("policy", &["ids"]),
     ("lru", &["ids", "links", "policy"]),
     ("budget", &["limits", "stats"]),
-    ("token", &["budget", "error", "ids", "stats"]),
-    ("registry", &["policy", "lru", "links", "budget", "token", "stats", "health", "error", "limits", "ids"]),
+    ("token", &["budget", "error", "events", "ids"]),
+    (
+        "registry",
+        &["policy", "lru", "links", "budget", "token", "stats", "events", "health", "error", "limits", "ids"],
+    ),
     ("queued", &["registry", "token", "error"]),
-    ("ports", &["ids", "error", "health", "stats", "naming", "policy", "limits"]),
-    ("mock", &["ids", "error", "health", "stats", "naming", "policy", "limits", "ports"]),
+    ("ports", &["ids", "error", "events", "health", "stats", "naming", "policy", "limits"]),
+    ("mock", &["ids", "error", "events", "health", "stats", "naming", "policy", "limits", "ports"]),
 ];
 
 /// Checks the sources of pool-core against the table.

@@ -8,8 +8,8 @@ use super::open::open_error;
 use super::{Conn, ConnState, Registry, Waiter, WaiterState, Workspace, u32_of};
 use crate::budget::SlotState;
 use crate::error::{AcquireError, DriverError, DriverErrorKind, Pressure, Stage};
+use crate::events::CloseReason;
 use crate::ids::Target;
-use crate::stats::CloseReason;
 use crate::token::{Effects, LeaseDebt, Leased, Ticket};
 
 /// The answer to `acquire`.

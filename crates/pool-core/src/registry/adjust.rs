@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use super::{Registry, RegistryConfig};
+use crate::events::CloseReason;
 use crate::ids::Target;
-use crate::stats::CloseReason;
 use crate::token::Effects;
 
 /// What one target may have.

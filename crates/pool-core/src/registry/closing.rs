@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use super::Registry;
 use crate::error::AcquireError;
+use crate::events::CloseReason;
 use crate::ids::Target;
-use crate::stats::CloseReason;
 use crate::token::Effects;
 
 impl<C, S> Registry<C, S> {

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use super::{Conn, ConnState, Registry, WaiterState};
 use crate::error::AcquireError;
+use crate::events::CloseReason;
 use crate::ids::{ConnectionId, Target};
-use crate::stats::CloseReason;
 use crate::token::{Effects, LeaseDebt};
 
 impl<C, S> Registry<C, S> {
@@ -19,6 +19,23 @@ impl<C, S> Registry<C, S> {
     /// What ends the session of `id` from outside; none once it is being closed.
     pub fn session(&self, id: ConnectionId) -> Option<&S> {
         self.conns.get(id.index() as usize).filter(|entry| entry.id == id).map(|entry| &entry.session)
+    }
+
+    /// The same, to be changed.
+    pub fn session_mut(&mut self, id: ConnectionId) -> Option<&mut S> {
+        let entry = self.conns.get_mut(id.index() as usize).filter(|entry| entry.id == id)?;
+        Some(&mut entry.session)
+    }
+
+    /// The connections that are in use: whose each is, since when, and its session. Granted ones that their callers have not
+    /// fetched yet are among them.
+    pub fn leases(&self) -> impl Iterator<Item = (ConnectionId, &Target, Instant, &S)> {
+        self.conns.iter().filter_map(|(_, entry)| match entry.state {
+            ConnState::InUse { since } => {
+                Some((entry.id, &self.workspace(entry.workspace).target, since, &entry.session))
+            }
+            ConnState::Idle { .. } => None,
+        })
     }
 
     /// The same of all connections that are idle or in use.
@@ -36,10 +53,14 @@ impl<C, S> Registry<C, S> {
     /// closed, and the others that are idle at this moment are checked before their next use. A connection that was
     /// leased meanwhile is left to its holder (law E1), who will find it broken.
     pub fn vanished(&mut self, gone: &[ConnectionId], now: Instant) -> Effects<C> {
+        self.retire_those_idle(gone, CloseReason::Broken, now)
+    }
+
+    fn retire_those_idle(&mut self, ids: &[ConnectionId], reason: CloseReason, now: Instant) -> Effects<C> {
         let mut effects = Effects::default();
-        for id in gone {
+        for id in ids {
             if let Some(id) = self.idle_now(*id) {
-                effects.closes.push(self.retire_idle(id, CloseReason::Broken, now));
+                effects.closes.push(self.retire_idle(id, reason, now));
             }
         }
         if !effects.closes.is_empty() {
@@ -52,9 +73,9 @@ impl<C, S> Registry<C, S> {
     /// has: what is idle is closed now, and what is in use when it comes back.
     pub fn orphaned(&mut self, ids: &[ConnectionId], now: Instant) -> Effects<C> {
         for id in ids {
-            self.retire_on_return(*id, now);
+            self.retire_on_return(*id, CloseReason::RuntimeEnded, now);
         }
-        self.vanished(ids, now)
+        self.retire_those_idle(ids, CloseReason::RuntimeEnded, now)
     }
 
     /// A close has ended the session of a connection in use, and the server says that it is gone: its slot is free,

@@ -44,6 +44,7 @@ use slab::Slab;
 
 use crate::budget::{Budget, Slot, SlotState, take_one};
 use crate::error::{AcquireError, DriverError};
+use crate::events::CloseReason;
 use crate::ids::{ConnectionId, Target};
 use crate::links::{Chain, Links};
 use crate::policy::EvictionPolicy;
@@ -220,6 +221,8 @@ struct Conn<C, S> {
     slot: Slot,
     opened_at: Instant,
     retire_at: Option<Instant>,
+    /// Why it is closed when that moment has come.
+    retires_for: CloseReason,
     /// It has neither come back from a caller nor been idle.
     is_new: bool,
     /// The pause of the failure before it, if the last open had failed.

@@ -8,6 +8,7 @@ use super::fair::Fair;
 use super::{Conn, ConnState, Existence, Failure, Registry, u32_of};
 use crate::budget::{Slot, SlotState, take_one};
 use crate::error::{AcquireError, DriverError, DriverErrorKind};
+use crate::events::CloseReason;
 use crate::ids::{ConnectionId, Target};
 use crate::token::{Effects, LeaseDebt, OpenWork};
 
@@ -56,6 +57,7 @@ impl<C, S> Registry<C, S> {
             slot,
             opened_at: now,
             retire_at,
+            retires_for: CloseReason::Lifetime,
             is_new: true,
             pause_before,
             lingers_until: None,

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use super::{ConnState, Registry};
 use crate::budget::{SlotState, take_one};
+use crate::events::CloseReason;
 use crate::ids::ConnectionId;
-use crate::stats::CloseReason;
 use crate::token::{CloseDebt, CloseWork, Effects, LeaseDebt};
 
 impl<C, S> Registry<C, S> {
@@ -87,9 +87,9 @@ impl<C, S> Registry<C, S> {
     pub fn expire(&mut self, now: Instant) -> Effects<C> {
         self.forget_old_failures(now);
         let idle_timeout = self.config.idle_timeout;
-        let due = |retire_at: Option<Instant>, since: Instant| {
+        let due = |(retire_at, retires_for): (Option<Instant>, CloseReason), since: Instant| {
             if retire_at.is_some_and(|at| at <= now) {
-                return Some(CloseReason::Lifetime);
+                return Some(retires_for);
             }
             let idle_for = now.saturating_duration_since(since);
             idle_timeout.is_some_and(|timeout| idle_for >= timeout).then_some(CloseReason::IdleTimeout)
@@ -98,7 +98,9 @@ impl<C, S> Registry<C, S> {
             .conns
             .iter()
             .filter_map(|(_, entry)| match entry.state {
-                ConnState::Idle { since, .. } => Some((entry.id, due(entry.retire_at, since)?)),
+                ConnState::Idle { since, .. } => {
+                    Some((entry.id, due((entry.retire_at, entry.retires_for), since)?))
+                }
                 ConnState::InUse { .. } => None,
             })
             .collect();
@@ -111,18 +113,22 @@ impl<C, S> Registry<C, S> {
         let entry = &mut self.conns[debt.id.index() as usize];
         entry.is_new = false;
         let ws = entry.workspace;
-        let lived = entry.retire_at.is_some_and(|at| at <= now);
+        let (lived, retires_for) = (entry.retire_at.is_some_and(|at| at <= now), entry.retires_for);
         if let ConnState::InUse { since } = entry.state {
             self.costs.leased(since, now);
         }
         if lived && !self.closed {
-            return self.retire_leased(debt, conn, CloseReason::Lifetime, now, effects);
+            return self.retire_leased(debt, conn, retires_for, now, effects);
         }
         if self.is_over_the_limit(ws) {
             return self.retire_leased(debt, conn, CloseReason::LimitLowered, now, effects);
         }
         if self.must_yield(ws, debt.id, now) {
-            return self.retire_leased(debt, conn, CloseReason::Yielded, now, effects);
+            self.retire_leased(debt, conn, CloseReason::Yielded, now, effects);
+            if let Some(close) = effects.closes.last_mut() {
+                close.debt.for_whom = self.first_in_line(close.target());
+            }
+            return;
         }
         self.assign(debt, conn, now, effects);
     }
@@ -143,10 +149,12 @@ impl<C, S> Registry<C, S> {
         }
     }
 
-    /// Has a connection that is in use closed when it comes back: it has been cut behind its holder.
-    pub fn retire_on_return(&mut self, id: ConnectionId, now: Instant) {
+    /// Has a connection that is in use closed when it comes back, for this reason: a close did not wait for it, or it is of no
+    /// use any more.
+    pub fn retire_on_return(&mut self, id: ConnectionId, reason: CloseReason, now: Instant) {
         if let Some(entry) = self.conns.get_mut(id.index() as usize).filter(|entry| entry.id == id) {
             entry.retire_at = Some(now);
+            entry.retires_for = reason;
         }
     }
 
@@ -210,7 +218,8 @@ impl<C, S> Registry<C, S> {
         let workspace = self.workspace_mut(ws);
         workspace.closing += 1;
         let target = workspace.target.clone();
-        let debt = CloseDebt { target, id, workspace: ws, slot, reason, is_slow: false, began: now };
+        let debt =
+            CloseDebt { target, id, workspace: ws, slot, reason, for_whom: None, is_slow: false, began: now };
         CloseWork { conn, debt }
     }
 

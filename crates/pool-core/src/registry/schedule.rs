@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use super::fair::Wish;
 use super::{ConnState, Existence, Registry, Workspace};
 use crate::budget::SlotState;
-use crate::ids::ConnectionId;
-use crate::stats::CloseReason;
+use crate::events::CloseReason;
+use crate::ids::{ConnectionId, Target};
 use crate::token::{Effects, OpenWork};
 
 impl<C, S> Registry<C, S> {
@@ -210,7 +210,9 @@ impl<C, S> Registry<C, S> {
         while self.is_wanted_elsewhere()
             && let Some(victim) = self.victim()
         {
-            effects.closes.push(self.retire_idle(victim, CloseReason::Evicted, now));
+            let mut close = self.retire_idle(victim, CloseReason::Evicted, now);
+            close.debt.for_whom = self.first_in_line(close.target());
+            effects.closes.push(close);
         }
         // After the limit was lowered, what is idle goes until the count is below it.
         while self.budget.counted().saturating_sub(self.slots_coming()) > self.budget.limit()
@@ -219,6 +221,12 @@ impl<C, S> Registry<C, S> {
             effects.closes.push(self.retire_idle(victim, CloseReason::LimitLowered, now));
         }
         self.promise(effects);
+    }
+
+    /// The target that stands first for the slot of a connection of `own`, as the order is at this moment.
+    pub(super) fn first_in_line(&self, own: &Target) -> Option<Target> {
+        let in_line = self.fair.ready().chain(self.fair.later());
+        in_line.map(|ws| &self.workspace(ws).target).find(|target| *target != own).cloned()
     }
 
     /// The target that gets the next free slot. Those that stand ready go first: a slot may have been made for them.

@@ -114,11 +114,11 @@ fn c1_a_share_with_a_lease_is_not_drained() {
 fn c1_a_lease_that_is_to_be_retired_is_closed_when_it_comes_back_and_only_that_one() {
     let mut world = World::new(2, 2);
     let (first, second) = (world.lease("a"), world.lease("a"));
-    world.registry.retire_on_return(first.debt.connection(), world.now);
+    world.registry.retire_on_return(first.debt.connection(), CloseReason::WorkspaceClosed, world.now);
     world.release(second);
     assert_eq!(world.asked, nothing());
     world.release(first);
-    assert_eq!(world.asked, closes(&["a"], CloseReason::Lifetime));
+    assert_eq!(world.asked, closes(&["a"], CloseReason::WorkspaceClosed), "and why");
     world.close_all_owed();
 }
 

@@ -26,9 +26,9 @@ fn l2_connections_of_a_runtime_that_has_ended_are_closed_now_or_when_they_come_b
     world.release(idle);
     let effects = world.registry.orphaned(&ids, world.now);
     world.take(effects);
-    assert_eq!(world.asked, closes(&["a"], CloseReason::Broken));
+    assert_eq!(world.asked, closes(&["a"], CloseReason::RuntimeEnded));
     world.release(in_use);
-    assert_eq!(world.asked, closes(&["a"], CloseReason::Lifetime));
+    assert_eq!(world.asked, closes(&["a"], CloseReason::RuntimeEnded));
     world.release(other);
     assert_eq!(world.asked, nothing());
 }

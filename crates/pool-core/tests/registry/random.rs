@@ -4,8 +4,8 @@
 use std::time::{Duration, Instant};
 
 use pool_core::{
-    Acquire, Claim, CloseDebt, ConnectionId, Effects, LeaseDebt, LostOpen, Lru, OpenWork, Registry,
-    RegistryConfig, Target, Terms, Ticket,
+    Acquire, Claim, CloseDebt, CloseReason, ConnectionId, Effects, LeaseDebt, LostOpen, Lru, OpenWork,
+    Registry, RegistryConfig, Target, Terms, Ticket,
 };
 
 use crate::world::{Conn, broke, refused, target};
@@ -262,7 +262,7 @@ impl Chaos {
             5..=6 => self.registry.clear_failure(&whom, self.now),
             7 => {
                 for id in self.registry.in_use(Some(&whom)) {
-                    self.registry.retire_on_return(id, self.now);
+                    self.registry.retire_on_return(id, CloseReason::WorkspaceClosed, self.now);
                     self.cut.push(id);
                 }
                 return;

@@ -5,8 +5,8 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use pool_core::{
-    Acquire, Broken, Claim, ConnectionId, DriverError, DriverErrorKind, Effects, LeaseDebt, Leased, LostOpen,
-    Lru, OpenWork, Phase, Registry, RegistryConfig, Target, Ticket, WorkspaceId,
+    Acquire, Broken, Claim, CloseReason, ConnectionId, DriverError, DriverErrorKind, Effects, LeaseDebt,
+    Leased, LostOpen, Lru, OpenWork, Phase, Registry, RegistryConfig, Target, Ticket, WorkspaceId,
 };
 
 use super::parts::{Caller, Close, Closer, Conn, Flag, History, Live, Open};
@@ -160,7 +160,7 @@ impl World {
             Step::Cut(k) => {
                 self.closers[k].has_cut = true;
                 for id in self.closers[k].listed.iter().flatten() {
-                    self.registry.retire_on_return(*id, self.now);
+                    self.registry.retire_on_return(*id, CloseReason::WorkspaceClosed, self.now);
                     self.cut.push(*id);
                 }
                 self.closers[k].told = true;

@@ -59,6 +59,7 @@ impl<'a, D: Driver> OpenJob<'a, D> {
             return self.failed(DriverError::new(Phase::Connect, missing, self.address.as_str()));
         };
         let started = Engine::<D>::now();
+        let _shown = engine.roster.opening(&self.target, started);
         let outcome = self.connect(&endpoint).await;
         let took = Engine::<D>::now().saturating_duration_since(started);
         match outcome {
@@ -161,7 +162,8 @@ impl<'a, D: Driver> OpenJob<'a, D> {
     /// Reports the connection; returns it if there is no place for it, to be closed before the job ends.
     fn opened(&mut self, conn: D::Connection, took: Duration) -> Option<D::Connection> {
         let engine = self.engine;
-        let session = Session { handle: engine.driver.handle(&conn), runtime: Handle::current().id() };
+        let runtime = Handle::current().id();
+        let session = Session { handle: engine.driver.handle(&conn), runtime, holder: None };
         engine.health.succeeded();
         let debt = self.pay();
         let share = engine.share(&self.target);
@@ -170,19 +172,20 @@ impl<'a, D: Driver> OpenJob<'a, D> {
                 let jitter = (lifetime / 10).mul_f64(fastrand::f64());
                 Engine::<D>::after(now, lifetime.saturating_sub(jitter))
             });
-            let (_, effects) = match debt {
+            let (connection, effects) = match debt {
                 OpenDebt::Work(work) => registry.opened(work, conn, session, retire_at, now),
                 OpenDebt::Lost(lost) => registry
                     .lost_opened(lost, conn, session, retire_at, now)
                     .map_err(|(lost, conn)| (OpenDebt::Lost(lost), conn))?,
                 OpenDebt::Paid => return Err((OpenDebt::Paid, conn)),
             };
-            Ok(effects)
+            Ok((connection, effects))
         });
         match admitted {
-            Ok(effects) => {
+            Ok((connection, effects)) => {
+                // Before anybody is woken whom it may serve.
+                engine.emit(&Event::Opened { target: &self.target, connection, took });
                 engine.perform(share, effects);
-                engine.emit(&Event::Opened { target: &self.target, took });
                 None
             }
             Err((debt, surplus)) => {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pool_core::{Driver, Registry};
+use pool_core::{Driver, Event, Registry};
 use tokio::time::timeout;
 
 use crate::engine::Engine;
@@ -25,6 +25,7 @@ impl<D: Driver> Drop for RecycleJob<'_, D> {
 
 /// Makes a connection clean and gives it back, or has it closed.
 pub(super) async fn recycle<D: Driver>(engine: &Arc<Engine<D>>, returned: Returned<D::Connection>) {
+    let began = Engine::<D>::now();
     let mut owed = RecycleJob { engine, returned: Some(returned) };
     let Some(Returned { conn, unchecked, .. }) = owed.returned.as_mut() else { return };
     let outcome = match timeout(engine.settings.recycle_timeout, engine.driver.recycle(conn)).await {
@@ -35,6 +36,8 @@ pub(super) async fn recycle<D: Driver>(engine: &Arc<Engine<D>>, returned: Return
     match outcome {
         Ok(Ok(())) => {
             if let Some(Returned { target, conn, debt, .. }) = owed.returned.take() {
+                let took = Engine::<D>::now().saturating_duration_since(began);
+                engine.emit(&Event::Recycled { target: &target, connection: debt.connection(), took });
                 engine.release(&target, debt, conn);
             }
         }

@@ -138,7 +138,7 @@ struct Reasons(Mutex<Vec<(Target, CloseReason)>>);
 
 impl Observer for Reasons {
     fn on(&self, event: &Event<'_>) {
-        if let Event::Closed { target, reason } = event {
+        if let Event::Closed { target, reason, .. } = event {
             self.0.lock().unwrap().push(((*target).clone(), *reason));
         }
     }

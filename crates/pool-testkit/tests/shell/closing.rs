@@ -238,7 +238,7 @@ async fn an_observer_is_told_and_an_application_depends_on_the_port() {
                 pool_core::Event::Opened { .. } => "opened",
                 pool_core::Event::Acquired { .. } => "acquired",
                 pool_core::Event::Closed { .. } => "closed",
-                _ => "other",
+                _ => return,
             };
             self.0.lock().unwrap().push(name);
         }

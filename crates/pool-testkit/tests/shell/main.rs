@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod closing;
+mod events;
 mod idle;
 mod limits;
 mod outages;

@@ -1,6 +1,7 @@
 //! Random schedules, replayable by seed.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pool_core::{AcquireError, Answers, DriverErrorKind, WorkspaceId};
@@ -10,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::error::Elapsed;
 use tokio::time::{sleep, timeout};
 
+use crate::events::Ledger;
 use crate::support::{Manager, busy, id, start};
 
 /// What a caller of a random schedule does with its connection.
@@ -83,7 +85,10 @@ fn s3_random_schedules_keep_the_laws_and_count_every_answer_once(#[values(1, 2, 
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         runtime.block_on(async {
-            let (server, manager) = start(budget, &["w0", "w1", "w2", "w3", "w4"], |_| ()).await;
+            let ledger = Arc::new(Ledger::default());
+            let observer = Arc::clone(&ledger);
+            let names = ["w0", "w1", "w2", "w3", "w4"];
+            let (server, manager) = start(budget, &names, |s| s.observer = Some(observer)).await;
             let mut dice = fastrand::Rng::with_seed(seed);
             server.connect_takes(Duration::from_micros(dice.u64(..3_000)));
             server.close_takes(Duration::from_micros(dice.u64(..3_000)));
@@ -98,6 +103,7 @@ fn s3_random_schedules_keep_the_laws_and_count_every_answer_once(#[values(1, 2, 
             assert!(stats.peak <= budget, "{stats:?}");
             check_answers(&manager, answered);
             manager.close().await.unwrap();
+            ledger.agrees_with(&manager.stats().workspaces);
             assert_eq!(server.sessions(), 0);
         });
     }

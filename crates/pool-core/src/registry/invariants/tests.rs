@@ -403,7 +403,7 @@ fn a_view_tells_a_lease_that_is_to_be_closed_and_one_that_has_served_from_the_mo
     world.leases("a");
     world.leases("b");
     let (id, start) = (world.leases[0].debt.id, world.now);
-    world.registry.retire_on_return(id, start);
+    world.registry.retire_on_return(id, crate::events::CloseReason::WorkspaceClosed, start);
     let seen = |world: &World, now| {
         let views = world.registry.view(now).workspaces;
         views.into_iter().map(|ws| (ws.retiring, ws.matured)).collect::<Vec<_>>()
