@@ -76,10 +76,6 @@ impl Running {
         let task = tokio::spawn(Worker::new(link).run(questions));
         Self { requests, task: Some(task), is_shut_down: false }
     }
-
-    fn has_ended_with_its_runtime(&self) -> bool {
-        self.requests.is_closed() && !self.is_shut_down
-    }
 }
 
 impl Control {
@@ -100,16 +96,19 @@ impl Control {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands a request to the task. One that has ended with its runtime, and its connection with it, is started again on
-    /// that of the asker.
-    fn send(&self, request: Request) {
+    /// Hands a request to the task, and returns the way to it. A task that has ended with its runtime, and its connection with it,
+    /// is started again on that of the asker.
+    fn send(&self, request: Request) -> mpsc::UnboundedSender<Request> {
         let mut running = self.running();
-        let Err(mpsc::error::SendError(request)) = running.requests.send(request) else { return };
-        if !running.is_shut_down && Handle::try_current().is_ok() {
+        if let Err(mpsc::error::SendError(request)) = running.requests.send(request)
+            && !running.is_shut_down
+            && Handle::try_current().is_ok()
+        {
             let (connector, database) = (Arc::clone(&self.connector), self.database.clone());
             *running = Running::start(Link::new(connector, database, self.authentication, None));
             let _ = running.requests.send(request);
         }
+        running.requests.clone()
     }
 
     /// How long the server lets a session authenticate, as it said when the control connection was first opened.
@@ -121,24 +120,24 @@ impl Control {
     /// none.
     async fn ask<T>(&self, request: impl Fn(oneshot::Sender<T>) -> Request) -> Option<T> {
         loop {
-            let answer = self.ask_once(&request).await;
-            let may_ask_again = self.running().has_ended_with_its_runtime() && Handle::try_current().is_ok();
+            let (told, answer) = oneshot::channel();
+            let task = self.send(request(told));
+            let answer = answer.await.ok();
+            // The task that was asked, and not the present one: another asker may have started that meanwhile.
+            let may_ask_again =
+                task.is_closed() && !self.running().is_shut_down && Handle::try_current().is_ok();
             if answer.is_some() || !may_ask_again {
                 return answer;
             }
         }
     }
 
-    async fn ask_once<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
-        let (told, answer) = oneshot::channel();
-        self.send(request(told));
-        answer.await.ok()
-    }
-
     /// Cancels what `session` is doing. True when the server has confirmed it: the signal has been sent. When
     /// it has not, a cancel may still be on its way, and the session must not be used for anything else.
     pub(crate) async fn cancel(&self, session: Session) -> bool {
-        self.ask_once(|told| Request::Cancel(session, told)).await.unwrap_or(false)
+        let (told, answer) = oneshot::channel();
+        self.send(Request::Cancel(session, told));
+        answer.await.unwrap_or(false)
     }
 
     /// Returns when the server no longer counts `session`, which is ended first if so wished.
