@@ -142,8 +142,8 @@ async fn l1_warm_connections_answer_rightly_after_a_holder_has_changed_the_schem
     while db.counts().idle < 1 {
         tokio::task::yield_now().await; // it is looked at in the background
     }
-    let changed = db.acquire().await.unwrap();
+    let other = db.acquire().await.unwrap();
     drop(warm);
     assert_eq!(columns(&pools, &ids[0]).await.unwrap(), 2);
-    drop(changed);
+    drop(other);
 }
