@@ -54,9 +54,16 @@ const STEPS: &[Step] = &[
         work: Work::Cargo(&["test", "--workspace", "--locked"], None),
     },
     Step {
-        name: "examples",
+        name: "example: an adapter of one's own",
         work: Work::Cargo(
             &["test", "--manifest-path", "examples/own-adapter/Cargo.toml", "--locked"],
+            Some(("CARGO_TARGET_DIR", "target")),
+        ),
+    },
+    Step {
+        name: "example: a service",
+        work: Work::Cargo(
+            &["test", "--manifest-path", "examples/notes-axum/Cargo.toml", "--locked"],
             Some(("CARGO_TARGET_DIR", "target")),
         ),
     },
@@ -133,6 +140,7 @@ mod tests {
             "RUSTDOCFLAGS=\"-D warnings\" cargo doc --workspace --no-deps --locked",
             "cargo test --workspace --locked",
             "CARGO_TARGET_DIR=\"target\" cargo test --manifest-path examples/own-adapter/Cargo.toml --locked",
+            "CARGO_TARGET_DIR=\"target\" cargo test --manifest-path examples/notes-axum/Cargo.toml --locked",
             "cargo xtask test-pools --adapter postgres",
         ];
         assert_eq!(steps, expected);

@@ -32,6 +32,7 @@ mock! {
         type Lease = L;
         async fn acquire(&self, workspace: &WorkspaceId) -> Result<L, AcquireError>;
         async fn close_workspace(&self, workspace: &WorkspaceId) -> Result<(), CloseError>;
+        async fn close(&self) -> Result<(), CloseError>;
         fn stats(&self) -> PoolStats;
         fn health(&self) -> Health;
     }

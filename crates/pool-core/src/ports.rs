@@ -247,6 +247,9 @@ pub trait WorkspacePools: Send + Sync {
     /// Closes all connections of `workspace`, waiting for those in use.
     async fn close_workspace(&self, workspace: &WorkspaceId) -> Result<(), CloseError>;
 
+    /// Closes everything for good, waiting for what is in use. Idempotent.
+    async fn close(&self) -> Result<(), CloseError>;
+
     /// A consistent snapshot.
     fn stats(&self) -> PoolStats;
 

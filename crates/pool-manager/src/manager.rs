@@ -345,6 +345,10 @@ impl<D: Driver> WorkspacePools for PoolManager<D> {
         self.close_workspace(workspace).await
     }
 
+    async fn close(&self) -> Result<(), CloseError> {
+        self.close().await
+    }
+
     fn stats(&self) -> PoolStats {
         self.stats()
     }

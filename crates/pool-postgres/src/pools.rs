@@ -250,6 +250,10 @@ impl WorkspacePools for PgPools {
         self.close_workspace(workspace).await
     }
 
+    async fn close(&self) -> Result<(), CloseError> {
+        self.close().await
+    }
+
     fn health(&self) -> Health {
         self.health()
     }

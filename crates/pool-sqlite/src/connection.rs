@@ -4,14 +4,14 @@
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
 use futures_util::TryStreamExt;
 use pool_core::Condition;
 use sqlx::sqlite::{SqliteConnection, SqliteQueryResult, SqliteRow, SqliteStatement, SqliteTypeInfo};
-use sqlx::{Describe, Either, Error, Execute, Executor, SqlStr, Sqlite};
+use sqlx::{Connection as _, Describe, Either, Error, Execute, Executor, SqlStr, Sqlite};
 
 use crate::statement::{OwnedQuery, is_plain};
 
@@ -32,6 +32,7 @@ pub struct SqliteSession<Tail: ?Sized = [()]> {
     /// Has the statement that runs end.
     interrupt: Arc<AtomicBool>,
     state: State,
+    schemas: Schemas,
     /// Nothing, of a known size or of none.
     _tail: Tail,
 }
@@ -58,6 +59,25 @@ impl Place {
     }
 }
 
+/// What is known of changes of schemas. sqlx's statements know their columns from when they were prepared: a `select *` that meets one
+/// more ends the thread of its connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Schemas {
+    /// Moves on when a schema of this pool's databases has changed.
+    epoch: Arc<AtomicU64>,
+    /// What that was when this session began to keep statements.
+    prepared_since: u64,
+    /// What `SQLite` calls the version of the schema, when it was last asked.
+    version: i64,
+}
+
+impl Schemas {
+    /// For a new session. `epoch` was read before the session saw `version`.
+    pub(crate) fn new(epoch: Arc<AtomicU64>, prepared_since: u64, version: i64) -> Self {
+        Self { epoch, prepared_since, version }
+    }
+}
+
 /// What has gone over a connection since it was last known to be clean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum State {
@@ -69,8 +89,9 @@ enum State {
 }
 
 impl SqliteConn {
-    pub(crate) fn new(conn: SqliteConnection, place: Place, interrupt: Arc<AtomicBool>) -> Self {
-        Self { conn, place, interrupt, state: State::Clean, _tail: [] }
+    pub(crate) fn new(conn: SqliteConnection, place: Place, schemas: Schemas) -> Self {
+        let interrupt = Arc::new(AtomicBool::new(false));
+        Self { conn, place, interrupt, state: State::Clean, schemas, _tail: [] }
     }
 
     pub(crate) fn into_own(self) -> SqliteConnection {
@@ -91,6 +112,39 @@ impl<Tail: ?Sized> SqliteSession<Tail> {
     /// Whether the database is still the one of its workspace. Reads a small file.
     pub(crate) fn is_current(&self) -> bool {
         self.place.is_current()
+    }
+
+    /// Whether a schema has changed since this session began to keep statements.
+    pub(crate) fn has_old_statements(&self) -> bool {
+        self.schemas.epoch.load(Ordering::Acquire) != self.schemas.prepared_since
+    }
+
+    /// Throws the statements away that were prepared before a schema changed.
+    pub(crate) async fn renew_statements(&mut self) -> Result<(), Error> {
+        let epoch = self.schemas.epoch.load(Ordering::Acquire);
+        if epoch != self.schemas.prepared_since {
+            self.conn.clear_cached_statements().await?;
+            // `SQLite` prepares from the schema that it remembers, and sees when it runs a statement whether that is the present one.
+            sqlx::query("select count(*) from sqlite_schema")
+                .persistent(false)
+                .execute(&mut self.conn)
+                .await?;
+            self.schemas.prepared_since = epoch;
+        }
+        Ok(())
+    }
+
+    /// Has every warm connection prepare its statements anew before its next use.
+    pub(crate) fn schema_changed(&self) {
+        self.schemas.epoch.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The same if the version of the schema is another one than before.
+    pub(crate) fn schema_is(&mut self, version: i64) {
+        if self.schemas.version != version {
+            self.schemas.version = version;
+            self.schema_changed();
+        }
     }
 
     pub(crate) fn condition(&self) -> Condition {

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use pool_core::{Condition, Driver, DriverError, DriverErrorKind, Endpoint, Phase};
@@ -15,7 +15,7 @@ use sqlx_core::transaction::TransactionManager as _;
 use tokio::time::sleep;
 
 use crate::config::SqliteConfig;
-use crate::connection::{Place, SqliteConn, is_loss};
+use crate::connection::{Place, Schemas, SqliteConn, is_loss};
 
 /// How many steps of its machine `SQLite` takes between two looks whether a statement is to end: some tens of microseconds.
 const INTERRUPT_STEPS: i32 = 1_000;
@@ -37,12 +37,14 @@ const BUSY_PAUSE: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 pub struct SqliteDriver {
     config: SqliteConfig,
+    /// Moves on when a schema has changed, whichever database's: to prepare a few statements anew costs less than to know whose.
+    schemas: Arc<AtomicU64>,
 }
 
 impl SqliteDriver {
     /// A driver for the databases of `config`.
     pub fn new(config: SqliteConfig) -> Self {
-        Self { config }
+        Self { config, schemas: Arc::default() }
     }
 
     /// How the databases are opened.
@@ -72,7 +74,11 @@ impl SqliteDriver {
         let own = conn.own();
         let busy = self.config.get_busy_timeout().as_millis();
         own.execute(AssertSqlSafe(format!("{SETTINGS}; pragma busy_timeout = {busy}"))).await?;
-        match left_behind(own, &opened).await? {
+        let version = own.fetch_one("pragma schema_version").await?.try_get(0)?;
+        let left = left_behind(own, &opened).await?;
+        conn.schema_is(version);
+        conn.renew_statements().await?;
+        match left {
             None => Ok(()),
             Some(what) => Err(Error::Protocol(format!("the session has {what}"))),
         }
@@ -80,8 +86,9 @@ impl SqliteDriver {
 
     /// Opens the database that `endpoint` has now. Another session may have it for itself for a moment, as while it is brought into
     /// WAL, which heeds no busy timeout. A database that was dropped meanwhile fails in many ways, and is looked for again.
-    async fn open(&self, endpoint: &Endpoint) -> Result<(SqliteConnection, Place), DriverError> {
+    async fn open(&self, endpoint: &Endpoint) -> Result<SqliteConn, DriverError> {
         let directory = self.config.directory();
+        let epoch = self.schemas.load(Ordering::Acquire);
         let give_up_at = Instant::now() + self.config.get_busy_timeout();
         loop {
             let pointer = match directory.current(&endpoint.database) {
@@ -94,14 +101,18 @@ impl SqliteDriver {
             };
             let file = directory.file(&endpoint.database, &pointer.generation);
             match open_file(&self.config, &file).await {
-                Ok((conn, opened)) => {
+                Ok((conn, opened, version)) => {
                     let place = Place {
                         file,
                         pointer: directory.pointer(&endpoint.database),
                         pointer_said: pointer.text(),
                         opened,
                     };
-                    return Ok((conn, place));
+                    return Ok(SqliteConn::new(
+                        conn,
+                        place,
+                        Schemas::new(Arc::clone(&self.schemas), epoch, version),
+                    ));
                 }
                 Err(error) => {
                     let is_former =
@@ -116,14 +127,14 @@ impl SqliteDriver {
     }
 }
 
-/// A session with `file`, and how `SQLite` itself names the file. One that is no database is told here, and not to the first who
+/// A session with `file`, how `SQLite` itself names the file, and the version of its schema. One that is no database is told here, and not to the first who
 /// uses it.
-async fn open_file(config: &SqliteConfig, file: &Path) -> Result<(SqliteConnection, String), Error> {
+async fn open_file(config: &SqliteConfig, file: &Path) -> Result<(SqliteConnection, String, i64), Error> {
     let mut conn = SqliteConnection::connect_with(&config.connect_options(file)).await?;
-    let asked =
-        "select file, (select count(*) from sqlite_schema) from pragma_database_list where name = 'main'";
-    let opened = conn.fetch_one(asked).await?.try_get(0)?;
-    Ok((conn, opened))
+    let asked = "select file, (select schema_version from pragma_schema_version), (select count(*) from sqlite_schema) \
+                 from pragma_database_list where name = 'main'";
+    let row = conn.fetch_one(asked).await?;
+    Ok((conn, row.try_get(0)?, row.try_get(1)?))
 }
 
 fn is_busy(error: &Error) -> bool {
@@ -168,8 +179,7 @@ impl Driver for SqliteDriver {
     type Handle = Infallible;
 
     async fn connect(&self, endpoint: &Endpoint) -> Result<SqliteConn, DriverError> {
-        let (conn, place) = self.open(endpoint).await?;
-        let mut conn = SqliteConn::new(conn, place, Arc::new(AtomicBool::new(false)));
+        let mut conn = self.open(endpoint).await?;
         let hooked = set_hooks(&mut conn).await;
         hooked.map_err(|error| driver_error(error, Phase::Connect, self.address(endpoint)))?;
         Ok(conn)
@@ -181,12 +191,14 @@ impl Driver for SqliteDriver {
             let lost = DriverError::new(Phase::Check, DriverErrorKind::ConnectionLost, address);
             return Err(lost.caused_by("the database was dropped"));
         }
-        conn.own().ping().await.map_err(|error| driver_error(error, Phase::Check, address))
+        let failed = |error| driver_error(error, Phase::Check, address.clone());
+        conn.renew_statements().await.map_err(failed)?;
+        conn.own().ping().await.map_err(failed)
     }
 
-    /// A look at the pointer: others may have dropped the database, and made another one.
+    /// A look at the pointer: others may have dropped the database, and made another one. Or a schema has changed.
     fn wants_check(&self, conn: &SqliteConn) -> bool {
-        !conn.is_current()
+        conn.has_old_statements() || !conn.is_current()
     }
 
     fn inspect(&self, conn: &mut SqliteConn) -> Condition {

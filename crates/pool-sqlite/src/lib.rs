@@ -41,6 +41,7 @@ mod driver;
 mod errors;
 mod files;
 mod lease;
+mod migrate;
 mod pools;
 mod statement;
 mod transaction;

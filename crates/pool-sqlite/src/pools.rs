@@ -237,6 +237,10 @@ impl WorkspacePools for SqlitePools {
         self.close_workspace(workspace).await
     }
 
+    async fn close(&self) -> Result<(), CloseError> {
+        self.close().await
+    }
+
     fn health(&self) -> Health {
         self.health()
     }
