@@ -23,10 +23,6 @@ const STATEMENTS_DEFAULT: usize = 100;
 /// The pool's own sessions keep their few statements, whatever callers' sessions do.
 const OWN_STATEMENTS: usize = 20;
 
-const TEST_VARIABLES: [&str; 6] =
-    ["TEST_DB_HOST", "TEST_DB_PORT", "TEST_DB_USER", "TEST_DB_PASSWORD", "TEST_DB_NAME", "TEST_DB_SSLMODE"];
-const PG_VARIABLES: [&str; 6] = ["PGHOST", "PGPORT", "PGUSER", "PGPASSWORD", "PGDATABASE", "PGSSLMODE"];
-
 /// What sqlx makes something of in a URL.
 const URL_PARAMETERS: [&str; 18] = [
     "sslmode",
@@ -98,19 +94,13 @@ impl PostgresConfig {
         }
     }
 
-    /// What the environment names: `TEST_DB_*` if any of them is set, else `DATABASE_URL`, else the
-    /// usual `PG*` variables.
+    /// What the environment names: `DATABASE_URL`, else `PGHOST` with `PGPORT`, `PGUSER`, `PGPASSWORD`, `PGDATABASE` and
+    /// `PGSSLMODE`. A variable that is empty counts as one that is not set.
     ///
     /// # Errors
-    /// [`ConfigError`] when nothing is set, or when a variable cannot be read.
+    /// [`ConfigError`] when neither is set, or when a variable cannot be read.
     pub fn from_env() -> Result<Self, ConfigError> {
         Self::from_variables(|name| env::var(name).ok().filter(|value| !value.is_empty()))
-    }
-
-    /// Which variables [`PostgresConfig::from_env`] would use; none if nothing is set.
-    pub fn named_by_env() -> Option<&'static str> {
-        let is_set = |name: &&str| env::var(name).is_ok_and(|value| !value.is_empty());
-        TEST_VARIABLES.iter().chain(&["DATABASE_URL", "PGHOST"]).find(|name| is_set(name)).copied()
     }
 
     /// The same, from any source of variables.
@@ -118,36 +108,25 @@ impl PostgresConfig {
     /// # Errors
     /// As [`PostgresConfig::from_env`].
     pub fn from_variables(get: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
-        if TEST_VARIABLES.iter().any(|name| get(name).is_some()) {
-            return Self::from_parts(TEST_VARIABLES, &get);
-        }
         if let Some(url) = get("DATABASE_URL") {
             return Self::from_url(&url);
         }
-        if get("PGHOST").is_some() {
-            return Self::from_parts(PG_VARIABLES, &get);
+        let mut config = Self::new(&get("PGHOST").ok_or(ConfigError::NothingSet)?);
+        if let Some(value) = get("PGPORT") {
+            config = config.port(parse("PGPORT", value, "a port number from 1 to 65535")?);
         }
-        Err(ConfigError::NothingSet)
-    }
-
-    fn from_parts(names: [&str; 6], get: &impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
-        let [host, port, user, password, database, sslmode] = names;
-        let mut config = Self::new(get(host).as_deref().unwrap_or("localhost"));
-        if let Some(value) = get(port) {
-            config = config.port(parse(port, value, "a port number from 1 to 65535")?);
-        }
-        if let Some(value) = get(user) {
+        if let Some(value) = get("PGUSER") {
             config = config.user(&value);
         }
-        if let Some(value) = get(password) {
+        if let Some(value) = get("PGPASSWORD") {
             config = config.password(&value);
         }
-        if let Some(value) = get(database) {
+        if let Some(value) = get("PGDATABASE") {
             config = config.system_database(&value);
         }
-        if let Some(value) = get(sslmode) {
+        if let Some(value) = get("PGSSLMODE") {
             let expected = "one of disable, allow, prefer, require, verify-ca, verify-full";
-            config.options = config.options.ssl_mode(parse(sslmode, value, expected)?);
+            config = config.ssl_mode(parse("PGSSLMODE", value, expected)?);
         }
         Ok(config)
     }
@@ -430,7 +409,7 @@ mod tests {
     }
 
     #[rstest]
-    #[case::test_db(&[("TEST_DB_HOST", "a"), ("TEST_DB_PORT", "1"), ("DATABASE_URL", "postgres://b:2/x")], "a:1/postgres")]
+    #[case::test_db(&[("TEST_DB_HOST", "a"), ("TEST_DB_PORT", "1"), ("PGHOST", "c")], "c:5432/postgres")]
     #[case::url(&[("DATABASE_URL", "postgres://u:p@b:2/x"), ("PGHOST", "c")], "b:2/x")]
     #[case::pg(&[("PGHOST", "c"), ("PGPORT", "3"), ("PGDATABASE", "y")], "c:3/y")]
     #[case::socket(&[("PGHOST", "/run/postgresql")], "/run/postgresql:5432/postgres")]
@@ -440,8 +419,9 @@ mod tests {
     }
 
     #[rstest]
-    #[case::nothing(&[], "TEST_DB_HOST")]
-    #[case::port(&[("TEST_DB_PORT", "seventy")], "TEST_DB_PORT cannot be \"seventy\"")]
+    #[case::nothing(&[], "DATABASE_URL")]
+    #[case::no_host(&[("PGPORT", "5433"), ("TEST_DB_HOST", "h")], "PGHOST")]
+    #[case::port(&[("PGHOST", "h"), ("PGPORT", "seventy")], "PGPORT cannot be \"seventy\"")]
     #[case::sslmode(&[("PGHOST", "h"), ("PGSSLMODE", "maybe")], "verify-full")]
     #[case::url(&[("DATABASE_URL", "mysql://u:hunter2@h/d")], "postgres://")]
     #[case::password_not_encoded(&[("DATABASE_URL", "postgres://u:12/hunter2@h/d")], "percent-encoded")]

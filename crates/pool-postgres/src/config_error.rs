@@ -9,7 +9,7 @@ use thiserror::Error;
 pub enum ConfigError {
     /// No variable that names a server is set.
     #[error(
-        "no database is configured: set TEST_DB_HOST (and TEST_DB_PORT, _USER, _PASSWORD, _NAME, _SSLMODE), or DATABASE_URL, or PGHOST"
+        "no database is configured: set DATABASE_URL, or PGHOST (and PGPORT, PGUSER, PGPASSWORD, PGDATABASE, PGSSLMODE)"
     )]
     NothingSet,
     /// A variable holds what it cannot.

@@ -13,7 +13,7 @@
 //!
 //! # async fn some_function_of_sqlx(_: &mut sqlx::PgConnection) -> sqlx::Result<()> { Ok(()) }
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! let pools = PgPools::builder(PostgresConfig::from_env()?)      // TEST_DB_*, DATABASE_URL or PG*
+//! let pools = PgPools::builder(PostgresConfig::from_env()?)      // DATABASE_URL, or PGHOST and its like
 //!     .limits(Limits::new(90).per_workspace(10).system(9))       // hard ceilings, in connections
 //!     .acquire_timeout(Duration::from_secs(5))
 //!     .quantum(Duration::from_millis(50))                        // unless what six switches cost, as measured
