@@ -12,6 +12,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 use crate::config_error::ConfigError;
 use crate::session::{Reset, SessionKind, SessionSettings, TargetRole};
 use crate::tag::Tag;
+use crate::tls;
 
 /// The prefix of workspaces' databases unless another is given.
 pub const PREFIX_DEFAULT: &str = "pool";
@@ -182,7 +183,7 @@ impl PostgresConfig {
         self
     }
 
-    /// Whether and how to use TLS, default `prefer`.
+    /// Whether and how to use TLS, default `prefer`. What there is of it is a feature of this crate.
     pub fn ssl_mode(mut self, mode: PgSslMode) -> Self {
         self.options = self.options.ssl_mode(mode);
         self
@@ -250,6 +251,12 @@ impl PostgresConfig {
     {
         self.sessions.after_connect = Some(Arc::new(hook));
         self
+    }
+
+    /// Whether sessions can begin like this.
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        tls::check(self.options.get_ssl_mode(), sqlx_core::net::tls::available())?;
+        self.sessions.check()
     }
 
     pub(crate) fn sessions(&self) -> &SessionSettings {

@@ -25,6 +25,15 @@ pub enum ConfigError {
     /// The URL cannot be read. It is not shown, since it may hold a password.
     #[error("the database URL cannot be read: {0} (expected postgres://user:password@host:port/database)")]
     Url(#[source] sqlx::Error),
+    /// TLS is asked for, and none is compiled in.
+    #[error(
+        "sslmode={mode} asks for TLS, and none is compiled in: switch on the feature `tls-rustls-ring-webpki` of pool-postgres (or \
+         `tls-rustls-ring-native-roots`, or `tls-rustls-aws-lc-rs`), or set sslmode=disable"
+    )]
+    NoTls {
+        /// What is asked for.
+        mode: &'static str,
+    },
     /// A session default cannot be one.
     #[error("{name:?} cannot be a session default: {why}")]
     SessionDefault {

@@ -69,6 +69,16 @@
 //! - `&mut **lease` is for what is generic over `C: Connection`; `PgAdvisoryLock` takes a lease or a transaction as it is.
 //!
 //! # Features
+//! TLS is by rustls, under sqlx's names:
+//!
+//! - `tls-rustls-ring-webpki` (default): ring, and the authorities that Mozilla trusts, compiled in.
+//! - `tls-rustls-ring-native-roots`: ring, and the authorities that the system trusts.
+//! - `tls-rustls-aws-lc-rs`: AWS-LC, which needs a C compiler, and Mozilla's authorities.
+//!
+//! With several of them, also those that other crates ask sqlx for, ring comes before AWS-LC, and the system's authorities before Mozilla's; so
+//! the last two want `default-features = false`. With none, no TLS is compiled: `sslmode=prefer`, the default, then means no
+//! encryption, and `require` and above are an error when the pool is built ([`ConfigError::NoTls`]).
+//!
 //! `serde`: `serde::Serialize` for the statistics ([`PoolStats`], [`WorkspaceStats`] and what they hold).
 
 mod catalog;
@@ -91,6 +101,7 @@ mod relay;
 mod session;
 mod statement;
 mod tag;
+mod tls;
 mod tracked;
 mod transaction;
 mod verify;
