@@ -186,7 +186,7 @@ pub enum CloseReason {
     LimitLowered,
     /// Idle longer than the idle timeout.
     IdleTimeout,
-    /// Older than the maximum lifetime.
+    /// Older than the maximum lifetime, or outdated ([`Driver::is_outdated`](crate::Driver::is_outdated)).
     Lifetime,
     /// Its holder had it closed on purpose.
     Discarded,
@@ -205,7 +205,7 @@ impl fmt::Display for CloseReason {
             Self::Yielded => "it was another workspace's turn",
             Self::LimitLowered => "the limit was lowered",
             Self::IdleTimeout => "idle for too long",
-            Self::Lifetime => "too old",
+            Self::Lifetime => "too old, or outdated",
             Self::Discarded => "discarded by its holder",
             Self::Broken => "broken",
             Self::WorkspaceClosed => "its workspace was closed",

@@ -56,6 +56,10 @@
 //! # }
 //! ```
 //!
+//! # Passwords that change
+//! [`password_provider`](PostgresConfig::password_provider) is asked before each new session, so a rotation needs no restart: what is warm serves
+//! on, and is replaced once a session has begun with the new password.
+//!
 //! # Beside sqlx's own pool
 //! Errors come out of executors in the form that sqlx's users match ([`into_sqlx`]). `use sqlx::postgres::*` and
 //! `use pool_postgres::*` go together but for one name: sqlx has an alias `PgTransaction` for its own transaction. Whoever names it
@@ -94,6 +98,7 @@ mod errors;
 mod knock;
 mod lease;
 mod migrate;
+mod password;
 mod plans;
 mod pools;
 mod raw_lease;
@@ -104,6 +109,7 @@ mod tag;
 mod tls;
 mod tracked;
 mod transaction;
+mod url;
 mod verify;
 mod workspace_pool;
 

@@ -143,7 +143,8 @@ impl<C, S> Registry<C, S> {
         }
     }
 
-    /// Has a connection that is in use closed when it comes back: it has been cut behind its holder.
+    /// Has a connection closed when it comes back, such as one that has been cut behind its holder, or, if it is idle, by the next
+    /// [`expire`](Self::expire).
     pub fn retire_on_return(&mut self, id: ConnectionId, now: Instant) {
         if let Some(entry) = self.conns.get_mut(id.index() as usize).filter(|entry| entry.id == id) {
             entry.retire_at = Some(now);
