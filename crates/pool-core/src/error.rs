@@ -56,6 +56,8 @@ pub enum DriverErrorKind {
     TimedOut,
     /// The user, the password or the right to connect was refused.
     Refused,
+    /// What a login needs, such as a password, could not be had: the server was not asked.
+    NoCredentials,
     /// The database does not exist.
     DatabaseMissing,
     /// The server has no connection left for us.
@@ -87,6 +89,7 @@ impl fmt::Display for DriverErrorKind {
             Self::Unreachable => "the server cannot be reached",
             Self::TimedOut => "no answer in time",
             Self::Refused => "access was refused",
+            Self::NoCredentials => "there is nothing to log in with",
             Self::DatabaseMissing => "the database does not exist",
             Self::ServerFull => "the server has no free connection",
             Self::ServerNotReady => "the server is not ready",

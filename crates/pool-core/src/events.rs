@@ -32,6 +32,8 @@ pub enum CloseReason {
     Cut,
     /// The runtime ended on which it was opened.
     RuntimeEnded,
+    /// What it was opened with is no longer what others are opened with ([`Driver::is_outdated`](crate::Driver::is_outdated)).
+    Outdated,
 }
 
 impl fmt::Display for CloseReason {
@@ -48,6 +50,7 @@ impl fmt::Display for CloseReason {
             Self::PoolClosed => "the pool was closed",
             Self::Cut => "held past the deadline of a close",
             Self::RuntimeEnded => "its runtime ended",
+            Self::Outdated => "opened with what has changed since",
         })
     }
 }

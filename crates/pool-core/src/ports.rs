@@ -85,6 +85,14 @@ pub trait Driver: Send + Sync + 'static {
         None
     }
 
+    /// Whether a session is to be replaced although it lives, such as one that began with a password that has been changed since.
+    /// Synchronous; asked about every session with a handle, once a second: one that is idle is closed then, and one that is in use
+    /// when it comes back. None is by default.
+    fn is_outdated(&self, handle: &Self::Handle) -> bool {
+        let _ = handle;
+        false
+    }
+
     /// Ends sessions from outside, and returns when the server no longer counts them: their slots are free then. An error
     /// says that some may live on, and so do the slots of all of them. The default, for drivers without handles, ends none.
     fn terminate(&self, handles: Vec<Self::Handle>) -> impl Future<Output = Result<(), DriverError>> + Send {

@@ -1,16 +1,16 @@
-//! Closes what has been idle too long or has lived too long, and finds idle connections that the server has ended. Two
+//! Closes what has been idle too long, has lived too long or is outdated, and finds idle connections that the server has ended. Two
 //! owned tasks that end with the engine.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
-use pool_core::{ConnectionId, Driver, Registry};
+use pool_core::{CloseReason, ConnectionId, Driver, Registry};
 use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::engine::Engine;
 use crate::settings::Settings;
-use crate::share::{self, Share, handles_of};
+use crate::share::{self, Session, Share, handles_of};
 
 /// How often the server is asked which idle connections it still has, while there are any.
 const ASK_EVERY: Duration = Duration::from_secs(1);
@@ -62,8 +62,13 @@ pub(crate) async fn maintain<D: Driver>(engine: Weak<Engine<D>>, every: Duration
         engine.approach_ceilings();
         let mut miscounts = 0;
         for share in engine.shares() {
-            let expire =
-                |registry: &mut Registry<_, _>, now| (registry.expire(now), registry.stats().miscounts);
+            let outdated = outdated(&engine, share);
+            let expire = |registry: &mut Registry<_, _>, now| {
+                for id in outdated {
+                    registry.retire_on_return(id, CloseReason::Outdated, now);
+                }
+                (registry.expire(now), registry.stats().miscounts)
+            };
             let (effects, found) = share.with("expire", expire);
             engine.perform(share, effects);
             miscounts += found;
@@ -73,6 +78,15 @@ pub(crate) async fn maintain<D: Driver>(engine: Weak<Engine<D>>, every: Duration
             miscounts_told = miscounts;
         }
     }
+}
+
+/// The connections that the driver wants replaced. It is asked outside the lock.
+fn outdated<D: Driver>(engine: &Engine<D>, share: &Share<D>) -> Vec<ConnectionId> {
+    let all = share.with("sessions", |registry, _| {
+        let handle = |(id, session): (ConnectionId, &Session<D::Handle>)| Some((id, session.handle.clone()?));
+        registry.sessions().filter_map(handle).collect::<Vec<_>>()
+    });
+    all.into_iter().filter(|(_, handle)| engine.driver.is_outdated(handle)).map(|(id, _)| id).collect()
 }
 
 /// A quarter of the shortest time that matters, so that nothing outstays it by more than that; between

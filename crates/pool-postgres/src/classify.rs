@@ -5,6 +5,8 @@ use std::io;
 use pool_core::{DriverError, DriverErrorKind, Phase};
 use sqlx::Error;
 
+use crate::password::NoPassword;
+
 /// SQLSTATE codes, or classes (two characters), and what they mean for a pool. The first match counts.
 /// Source: `PostgreSQL`, appendix A of the manual.
 const STATES: &[(&str, DriverErrorKind)] = &[
@@ -34,6 +36,7 @@ pub(crate) fn kind_of(error: &Error, phase: Phase) -> DriverErrorKind {
         error if phase == Phase::Prepare && !is_loss(error) => DriverErrorKind::Other,
         Error::Database(error) => error.code().map_or(DriverErrorKind::Other, |code| kind_of_state(&code)),
         Error::Io(error) => kind_of_io(error.kind(), phase),
+        Error::Configuration(why) if why.is::<NoPassword>() => DriverErrorKind::NoCredentials,
         Error::Tls(_) if phase == Phase::Connect => DriverErrorKind::Refused,
         _ => DriverErrorKind::Other,
     }
@@ -91,7 +94,12 @@ pub(crate) fn leads_astray(error: &Error) -> bool {
 }
 
 pub(crate) fn driver_error(error: Error, phase: Phase, address: impl Into<String>) -> DriverError {
-    DriverError::new(phase, kind_of(&error, phase), address).caused_by(error)
+    let failed = DriverError::new(phase, kind_of(&error, phase), address);
+    match error {
+        // sqlx would call it an error of the configuration.
+        Error::Configuration(why) if why.is::<NoPassword>() => failed.caused_by(why),
+        error => failed.caused_by(error),
+    }
 }
 
 #[cfg(test)]

@@ -2,16 +2,21 @@
 //! into sqlx's options and nowhere else; `Debug` shows that there is one, never what it is.
 
 use std::env;
+use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_core::future::BoxFuture;
 use pool_core::{DatabaseName, PrefixNaming};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 
 use crate::config_error::ConfigError;
+use crate::password::{PasswordProvider, Passwords};
 use crate::session::{Reset, SessionKind, SessionSettings, TargetRole};
 use crate::tag::Tag;
+use crate::tls;
+use crate::url::Url;
 
 /// The prefix of workspaces' databases unless another is given.
 pub const PREFIX_DEFAULT: &str = "pool";
@@ -22,32 +27,6 @@ pub const APPLICATION_NAME_DEFAULT: &str = "pool-postgres";
 const STATEMENTS_DEFAULT: usize = 100;
 /// The pool's own sessions keep their few statements, whatever callers' sessions do.
 const OWN_STATEMENTS: usize = 20;
-
-const TEST_VARIABLES: [&str; 6] =
-    ["TEST_DB_HOST", "TEST_DB_PORT", "TEST_DB_USER", "TEST_DB_PASSWORD", "TEST_DB_NAME", "TEST_DB_SSLMODE"];
-const PG_VARIABLES: [&str; 6] = ["PGHOST", "PGPORT", "PGUSER", "PGPASSWORD", "PGDATABASE", "PGSSLMODE"];
-
-/// What sqlx makes something of in a URL.
-const URL_PARAMETERS: [&str; 18] = [
-    "sslmode",
-    "ssl-mode",
-    "sslrootcert",
-    "ssl-root-cert",
-    "ssl-ca",
-    "sslcert",
-    "ssl-cert",
-    "sslkey",
-    "ssl-key",
-    "statement-cache-capacity",
-    "host",
-    "hostaddr",
-    "port",
-    "dbname",
-    "user",
-    "password",
-    "application_name",
-    "options",
-];
 
 /// How to reach a server.
 ///
@@ -66,6 +45,8 @@ pub struct PostgresConfig {
     application_name: String,
     is_guarded: bool,
     keeps_statements: bool,
+    provider: Option<PasswordProvider>,
+    closes_after_rotation: bool,
     sessions: SessionSettings,
 }
 
@@ -94,23 +75,19 @@ impl PostgresConfig {
             application_name,
             is_guarded: false,
             keeps_statements: true,
+            provider: None,
+            closes_after_rotation: true,
             sessions: SessionSettings::default(),
         }
     }
 
-    /// What the environment names: `TEST_DB_*` if any of them is set, else `DATABASE_URL`, else the
-    /// usual `PG*` variables.
+    /// What the environment names: `DATABASE_URL`, else `PGHOST` with `PGPORT`, `PGUSER`, `PGPASSWORD`, `PGDATABASE` and
+    /// `PGSSLMODE`. A variable that is empty counts as one that is not set.
     ///
     /// # Errors
-    /// [`ConfigError`] when nothing is set, or when a variable cannot be read.
+    /// [`ConfigError`] when neither is set, or when a variable cannot be read.
     pub fn from_env() -> Result<Self, ConfigError> {
         Self::from_variables(|name| env::var(name).ok().filter(|value| !value.is_empty()))
-    }
-
-    /// Which variables [`PostgresConfig::from_env`] would use; none if nothing is set.
-    pub fn named_by_env() -> Option<&'static str> {
-        let is_set = |name: &&str| env::var(name).is_ok_and(|value| !value.is_empty());
-        TEST_VARIABLES.iter().chain(&["DATABASE_URL", "PGHOST"]).find(|name| is_set(name)).copied()
     }
 
     /// The same, from any source of variables.
@@ -118,36 +95,25 @@ impl PostgresConfig {
     /// # Errors
     /// As [`PostgresConfig::from_env`].
     pub fn from_variables(get: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
-        if TEST_VARIABLES.iter().any(|name| get(name).is_some()) {
-            return Self::from_parts(TEST_VARIABLES, &get);
-        }
         if let Some(url) = get("DATABASE_URL") {
             return Self::from_url(&url);
         }
-        if get("PGHOST").is_some() {
-            return Self::from_parts(PG_VARIABLES, &get);
+        let mut config = Self::new(&get("PGHOST").ok_or(ConfigError::NothingSet)?);
+        if let Some(value) = get("PGPORT") {
+            config = config.port(parse("PGPORT", value, "a port number from 1 to 65535")?);
         }
-        Err(ConfigError::NothingSet)
-    }
-
-    fn from_parts(names: [&str; 6], get: &impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
-        let [host, port, user, password, database, sslmode] = names;
-        let mut config = Self::new(get(host).as_deref().unwrap_or("localhost"));
-        if let Some(value) = get(port) {
-            config = config.port(parse(port, value, "a port number from 1 to 65535")?);
-        }
-        if let Some(value) = get(user) {
+        if let Some(value) = get("PGUSER") {
             config = config.user(&value);
         }
-        if let Some(value) = get(password) {
+        if let Some(value) = get("PGPASSWORD") {
             config = config.password(&value);
         }
-        if let Some(value) = get(database) {
+        if let Some(value) = get("PGDATABASE") {
             config = config.system_database(&value);
         }
-        if let Some(value) = get(sslmode) {
+        if let Some(value) = get("PGSSLMODE") {
             let expected = "one of disable, allow, prefer, require, verify-ca, verify-full";
-            config.options = config.options.ssl_mode(parse(sslmode, value, expected)?);
+            config = config.ssl_mode(parse("PGSSLMODE", value, expected)?);
         }
         Ok(config)
     }
@@ -159,23 +125,8 @@ impl PostgresConfig {
     /// # Errors
     /// [`ConfigError::Url`], which does not show the URL.
     pub fn from_url(url: &str) -> Result<Self, ConfigError> {
-        if !(url.starts_with("postgres://") || url.starts_with("postgresql://")) {
-            let wrong = sqlx::Error::Configuration("it does not begin with postgres://".into());
-            return Err(ConfigError::Url(wrong));
-        }
-        // Behind the host, a bare @ means that the host was taken from the midst of a password.
-        let rest = url.split_once("://").map_or("", |(_, rest)| rest);
-        if rest.find(['/', '?', '#']).is_some_and(|end| rest[end..].contains('@')) {
-            let wrong = "special characters must be percent-encoded (in a password / as %2F, ? as %3F, # as %23; @ as %40)";
-            return Err(ConfigError::Url(sqlx::Error::Configuration(wrong.into())));
-        }
-        let mut config: Self =
-            without_unknown_parameters(url).parse().map(Self::from_options).map_err(ConfigError::Url)?;
-        let parameters = url.split_once('?').map_or("", |(_, parameters)| parameters).split('&');
-        let mut capacities = parameters.filter_map(|pair| pair.strip_prefix("statement-cache-capacity="));
-        config.keeps_statements =
-            capacities.next_back().is_none_or(|capacity| capacity.parse() != Ok(0_usize));
-        Ok(config)
+        let Url { options, keeps_statements } = Url::read(url)?;
+        Ok(Self { keeps_statements, ..Self::from_options(options) })
     }
 
     /// The port, default 5432.
@@ -196,6 +147,50 @@ impl PostgresConfig {
         self
     }
 
+    /// Asks for the password before each new session, in the place of [`password`](Self::password): for one that is changed while the
+    /// pool runs, and for tokens that expire. The pool's own connection and its successors ask as well.
+    ///
+    /// It counts against the connect timeout, of which the provider may take nine tenths. Where it fails, panics or takes longer, the open
+    /// has failed, with [`NoCredentials`](pool_core::DriverErrorKind::NoCredentials) and the provider's error as its source, and the next
+    /// attempt asks again. That error is shown to callers, so it must hold no secret. As many questions come at a time as opens are made,
+    /// so an answer that costs a request is best kept for a while.
+    ///
+    /// Once the server has let in with another password, the sessions that began with an earlier one are replaced
+    /// ([`close_after_rotation`](Self::close_after_rotation)). While nothing is opened nothing is asked, so a rotation is noticed after the maximum
+    /// lifetime of a connection at the latest. A password that the server refuses is asked about again as any refusal is, at most ten seconds
+    /// after the provider gives the right one.
+    ///
+    /// ```
+    /// use pool_postgres::PostgresConfig;
+    ///
+    /// # async fn read_secret(_: &str) -> std::io::Result<String> { Ok(String::new()) }
+    /// let config = PostgresConfig::new("db.example").user("app").password_provider(|| async {
+    ///     Ok(read_secret("db-password").await?)
+    /// });
+    /// # drop(config);
+    /// ```
+    pub fn password_provider<F, R>(mut self, provider: F) -> Self
+    where
+        F: Fn() -> R + Send + Sync + 'static,
+        R: Future<Output = Result<String, Box<dyn StdError + Send + Sync>>> + Send + 'static,
+    {
+        self.provider = Some(PasswordProvider::new(provider));
+        self
+    }
+
+    /// Whether sessions that began with an earlier password are closed, default yes: the idle ones within a second, those in use when they
+    /// come back, and the pool's own connection once it has a successor. Say no where a provider gives tokens that end the right to log in
+    /// and not the session, such as those of AWS RDS: each token would cost every session.
+    pub fn close_after_rotation(mut self, closes: bool) -> Self {
+        self.closes_after_rotation = closes;
+        self
+    }
+
+    pub(crate) fn passwords(&self, connect_timeout: Duration) -> Option<Passwords> {
+        let provider = self.provider.clone()?;
+        Some(Passwords::new(provider, connect_timeout, self.closes_after_rotation))
+    }
+
     /// The system database, default `postgres`: where databases are created from, and the one that the
     /// system pool connects to.
     pub fn system_database(mut self, database: &str) -> Self {
@@ -203,7 +198,7 @@ impl PostgresConfig {
         self
     }
 
-    /// Whether and how to use TLS, default `prefer`.
+    /// Whether and how to use TLS, default `prefer`. What there is of it is a feature of this crate.
     pub fn ssl_mode(mut self, mode: PgSslMode) -> Self {
         self.options = self.options.ssl_mode(mode);
         self
@@ -273,6 +268,12 @@ impl PostgresConfig {
         self
     }
 
+    /// Whether sessions can begin like this.
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        tls::check(self.options.get_ssl_mode(), sqlx_core::net::tls::available())?;
+        self.sessions.check()
+    }
+
     pub(crate) fn sessions(&self) -> &SessionSettings {
         &self.sessions
     }
@@ -336,8 +337,8 @@ impl PostgresConfig {
         Ok(PrefixNaming::new(&self.prefix)?)
     }
 
-    /// sqlx's options for a session with `database`, without the session defaults. They hold the password, and their
-    /// `Debug` shows it.
+    /// sqlx's options for a session with `database`, without the session defaults. They hold the password, unless a provider is to
+    /// be asked for it, and their `Debug` shows it.
     pub fn connect_options(&self, database: &str) -> PgConnectOptions {
         self.options.clone().database(database).application_name(&self.application_name)
     }
@@ -394,21 +395,6 @@ impl fmt::Debug for PostgresConfig {
     }
 }
 
-/// sqlx writes a parameter that it does not know into the log, its value included, which may be the password
-/// behind a slip of the pen. It gets to see those only that it knows.
-fn without_unknown_parameters(url: &str) -> String {
-    let Some((address, query)) = url.split_once('?') else { return url.to_owned() };
-    let is_known = |pair: &&str| {
-        let key = pair.split('=').next().unwrap_or_default();
-        URL_PARAMETERS.contains(&key) || key.starts_with("options[") || key.starts_with("options%5B")
-    };
-    let (known, unknown): (Vec<&str>, Vec<&str>) = query.split('&').partition(is_known);
-    if unknown.iter().any(|pair| !pair.is_empty()) {
-        tracing::warn!(count = unknown.len(), "parameters of the database URL are unknown, and ignored");
-    }
-    format!("{address}?{}", known.join("&"))
-}
-
 fn parse<T: std::str::FromStr>(
     variable: &str,
     value: String,
@@ -430,7 +416,7 @@ mod tests {
     }
 
     #[rstest]
-    #[case::test_db(&[("TEST_DB_HOST", "a"), ("TEST_DB_PORT", "1"), ("DATABASE_URL", "postgres://b:2/x")], "a:1/postgres")]
+    #[case::test_db(&[("TEST_DB_HOST", "a"), ("TEST_DB_PORT", "1"), ("PGHOST", "c")], "c:5432/postgres")]
     #[case::url(&[("DATABASE_URL", "postgres://u:p@b:2/x"), ("PGHOST", "c")], "b:2/x")]
     #[case::pg(&[("PGHOST", "c"), ("PGPORT", "3"), ("PGDATABASE", "y")], "c:3/y")]
     #[case::socket(&[("PGHOST", "/run/postgresql")], "/run/postgresql:5432/postgres")]
@@ -440,8 +426,9 @@ mod tests {
     }
 
     #[rstest]
-    #[case::nothing(&[], "TEST_DB_HOST")]
-    #[case::port(&[("TEST_DB_PORT", "seventy")], "TEST_DB_PORT cannot be \"seventy\"")]
+    #[case::nothing(&[], "DATABASE_URL")]
+    #[case::no_host(&[("PGPORT", "5433"), ("TEST_DB_HOST", "h")], "PGHOST")]
+    #[case::port(&[("PGHOST", "h"), ("PGPORT", "seventy")], "PGPORT cannot be \"seventy\"")]
     #[case::sslmode(&[("PGHOST", "h"), ("PGSSLMODE", "maybe")], "verify-full")]
     #[case::url(&[("DATABASE_URL", "mysql://u:hunter2@h/d")], "postgres://")]
     #[case::password_not_encoded(&[("DATABASE_URL", "postgres://u:12/hunter2@h/d")], "percent-encoded")]
@@ -477,6 +464,7 @@ mod tests {
     #[case::builder(PostgresConfig::new("h").password("hunter2"))]
     #[case::url(PostgresConfig::from_url("postgres://u:hunter2@h/d").unwrap())]
     #[case::encoded(PostgresConfig::from_url("postgres://u:%40hunter2%2F@h/d").unwrap())]
+    #[case::provider(PostgresConfig::new("h").password_provider(|| async { Ok("hunter2".to_owned()) }))]
     fn i3_a_password_is_not_shown(#[case] config: PostgresConfig) {
         let shown = format!("{config:?}");
         assert!(!shown.contains("hunter2") && shown.contains("***"), "{shown}");

@@ -9,7 +9,7 @@ use thiserror::Error;
 pub enum ConfigError {
     /// No variable that names a server is set.
     #[error(
-        "no database is configured: set TEST_DB_HOST (and TEST_DB_PORT, _USER, _PASSWORD, _NAME, _SSLMODE), or DATABASE_URL, or PGHOST"
+        "no database is configured: set DATABASE_URL, or PGHOST (and PGPORT, PGUSER, PGPASSWORD, PGDATABASE, PGSSLMODE)"
     )]
     NothingSet,
     /// A variable holds what it cannot.
@@ -25,6 +25,15 @@ pub enum ConfigError {
     /// The URL cannot be read. It is not shown, since it may hold a password.
     #[error("the database URL cannot be read: {0} (expected postgres://user:password@host:port/database)")]
     Url(#[source] sqlx::Error),
+    /// TLS is asked for, and none is compiled in.
+    #[error(
+        "sslmode={mode} asks for TLS, and none is compiled in: switch on the feature `tls-rustls-ring-webpki` of pool-postgres (or \
+         `tls-rustls-ring-native-roots`, or `tls-rustls-aws-lc-rs`), or set sslmode=disable"
+    )]
+    NoTls {
+        /// What is asked for.
+        mode: &'static str,
+    },
     /// A session default cannot be one.
     #[error("{name:?} cannot be a session default: {why}")]
     SessionDefault {

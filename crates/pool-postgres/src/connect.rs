@@ -6,13 +6,14 @@ use std::task::Poll;
 use std::time::Duration;
 
 use pool_core::{DriverErrorKind, Phase};
-use sqlx::postgres::PgConnection;
+use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection, Error};
 use tokio::time::sleep;
 
 use crate::catch_panics::catch_panics;
 use crate::classify::kind_of;
 use crate::config::PostgresConfig;
+use crate::password::{Generation, Passwords};
 use crate::relay::{Opening, Relay};
 use crate::session::SessionKind;
 use crate::tag::Tag;
@@ -26,7 +27,8 @@ const POLLS: u32 = 20;
 
 /// A session of which it is not known yet who serves it.
 pub(crate) struct NewSession {
-    pub(crate) conn: PgConnection,
+    conn: PgConnection,
+    generation: Generation,
     /// Until then, a server that is not trusted may not say much.
     opening: Option<Opening>,
 }
@@ -44,12 +46,12 @@ impl NewSession {
         })
     }
 
-    /// It is open.
-    pub(crate) fn open(self) -> PgConnection {
+    /// It is open; with which password it began.
+    pub(crate) fn open(self) -> (PgConnection, Generation) {
         if let Some(opening) = self.opening {
             opening.succeeded();
         }
-        self.conn
+        (self.conn, self.generation)
     }
 }
 
@@ -58,50 +60,73 @@ impl NewSession {
 pub(crate) struct Connector {
     config: PostgresConfig,
     guard: Option<Relay>,
+    /// None where the configuration has the password.
+    passwords: Option<Passwords>,
 }
 
 impl Connector {
-    pub(crate) fn new(config: PostgresConfig) -> Self {
+    /// `connect_timeout` bounds what is asked before a session is begun.
+    pub(crate) fn new(config: PostgresConfig, connect_timeout: Duration) -> Self {
         let guard = config.is_guarded().then(Relay::default);
-        Self { config, guard }
+        let passwords = config.passwords(connect_timeout);
+        Self { config, guard, passwords }
     }
 
     pub(crate) fn config(&self) -> &PostgresConfig {
         &self.config
     }
 
-    /// Connects to `database`; asks a full server again a few times. The session is known by `tag`.
+    /// Whether a session of `generation` is to be replaced, because it began with a password that has been changed since.
+    pub(crate) fn is_outdated(&self, generation: Generation) -> bool {
+        self.passwords.as_ref().is_some_and(|passwords| passwords.is_outdated(generation))
+    }
+
+    /// Connects to `database`, with the password that the provider gives if there is one. The session is known by `tag`.
     pub(crate) async fn connect(
         &self,
         database: &str,
         kind: SessionKind,
         tag: &Tag,
     ) -> Result<NewSession, Error> {
+        let options = self.config.session_options(database, kind, tag);
+        let Some(passwords) = &self.passwords else {
+            let (conn, opening) = self.connect_with(&options).await?;
+            return Ok(NewSession { conn, generation: Generation::default(), opening });
+        };
+        let answer = passwords.ask().await?;
+        let (conn, opening) = self.connect_with(&options.password(&answer.password)).await?;
+        Ok(NewSession { conn, generation: passwords.opened(&answer), opening })
+    }
+
+    /// Asks a full server again a few times.
+    async fn connect_with(
+        &self,
+        options: &PgConnectOptions,
+    ) -> Result<(PgConnection, Option<Opening>), Error> {
         for pause in PAUSES_MILLIS {
-            match self.try_once(database, kind, tag).await {
+            match self.try_once(options).await {
                 Err(error) if kind_of(&error, Phase::Connect) == DriverErrorKind::ServerFull => {
                     sleep(Duration::from_millis(pause).mul_f64(1.0 + fastrand::f64())).await;
                 }
                 outcome => return outcome,
             }
         }
-        self.try_once(database, kind, tag).await
+        self.try_once(options).await
     }
 
-    async fn try_once(&self, database: &str, kind: SessionKind, tag: &Tag) -> Result<NewSession, Error> {
-        let options = self.config.session_options(database, kind, tag);
+    async fn try_once(&self, options: &PgConnectOptions) -> Result<(PgConnection, Option<Opening>), Error> {
         let server = (self.config.host(), self.config.get_port());
         let outcome = match &self.guard {
             None => {
-                let outcome = catch_panics(eagerly(PgConnection::connect_with(&options))).await;
+                let outcome = catch_panics(eagerly(PgConnection::connect_with(options))).await;
                 outcome.map(|conn| (conn, None))
             }
             Some(guard) => {
-                let outcome = catch_panics(eagerly(guard.connect(server, options))).await;
+                let outcome = catch_panics(eagerly(guard.connect(server, options.clone()))).await;
                 outcome.map(|(conn, opening)| (conn, Some(opening)))
             }
         };
-        outcome.map(|(conn, opening)| NewSession { conn, opening }).map_err(without_a_character)
+        outcome.map_err(without_a_character)
     }
 }
 

@@ -9,6 +9,7 @@ use sqlx::{Connection, Error, Row};
 
 use crate::catch_panics::catch_panics;
 use crate::classify::{is_loss, leads_astray};
+use crate::password::Generation;
 use crate::plans::{Plans, is_spoiled};
 use crate::session::{Reset, SessionKind};
 use crate::statement::is_plain;
@@ -41,6 +42,8 @@ const ASTRAY: &str = "an earlier statement ended in something that the server ha
 pub struct PgSession<Tail: ?Sized = [()]> {
     conn: PgConnection,
     session: Session,
+    /// Of the password that it began with.
+    generation: Generation,
     kind: SessionKind,
     history: History,
     plans: Arc<Plans>,
@@ -100,13 +103,14 @@ enum Last {
 
 impl PgConn {
     pub(crate) fn new(
-        (conn, session): (PgConnection, Session),
+        (conn, session, generation): (PgConnection, Session, Generation),
         kind: SessionKind,
         plans: Arc<Plans>,
         keeps_statements: bool,
     ) -> Self {
         let epoch = plans.epoch();
-        Self { conn, session, kind, history: History::CLEAN, plans, epoch, keeps_statements, _tail: [] }
+        let history = History::CLEAN;
+        Self { conn, session, generation, kind, history, plans, epoch, keeps_statements, _tail: [] }
     }
 
     pub(crate) fn into_parts(self) -> (PgConnection, Session) {
@@ -117,6 +121,10 @@ impl PgConn {
 impl<Tail: ?Sized> PgSession<Tail> {
     pub(crate) fn session(&self) -> Session {
         self.session
+    }
+
+    pub(crate) fn generation(&self) -> Generation {
+        self.generation
     }
 
     pub(crate) fn kind(&self) -> SessionKind {

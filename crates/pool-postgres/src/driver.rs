@@ -16,6 +16,7 @@ use crate::config::PostgresConfig;
 use crate::connect::{Connector, NewSession};
 use crate::connection::{PgConn, Session, session_of};
 use crate::control::Control;
+use crate::password::Generation;
 use crate::plans::AllPlans;
 use crate::session::{SessionKind, TargetRole};
 use crate::tag::Tag;
@@ -42,9 +43,9 @@ pub struct PgDriver {
     plans: AllPlans,
 }
 
-/// What it takes to end a session from outside.
+/// A session from outside: what it takes to end it, and the generation of its password.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PgHandle(Session);
+pub struct PgHandle(Session, Generation);
 
 impl PgDriver {
     /// Reaches the server: opens the control connection, within `connect_timeout`.
@@ -56,7 +57,7 @@ impl PgDriver {
         system_database: &str,
         connect_timeout: Duration,
     ) -> Result<Self, DriverError> {
-        let connector = Arc::new(Connector::new(config));
+        let connector = Arc::new(Connector::new(config, connect_timeout));
         let control =
             Control::start(Arc::clone(&connector), system_database.to_owned(), connect_timeout).await?;
         Ok(Self { connector, control, plans: AllPlans::default() })
@@ -91,12 +92,17 @@ impl PgDriver {
     }
 
     /// Finds out who is behind a new connection.
-    async fn identify(&self, mut new: NewSession, tag: Tag) -> Result<(PgConnection, Session), Error> {
+    async fn identify(
+        &self,
+        mut new: NewSession,
+        tag: Tag,
+    ) -> Result<(PgConnection, Session, Generation), Error> {
         let session = match timeout(WHO_LIMIT, self.control.who(tag)).await {
             Ok(Some(session)) => session,
             Ok(None) | Err(_) => new.ask(session_of).await?,
         };
-        Ok((new.open(), session))
+        let (conn, generation) = new.open();
+        Ok((conn, session, generation))
     }
 
     /// Returns when the server counts no session with `tag`, and will count none. It is asked first after the time in which a session may
@@ -286,12 +292,16 @@ impl Driver for PgDriver {
     }
 
     fn handle(&self, conn: &PgConn) -> Option<PgHandle> {
-        Some(PgHandle(conn.session()))
+        Some(PgHandle(conn.session(), conn.generation()))
+    }
+
+    fn is_outdated(&self, PgHandle(_, generation): &PgHandle) -> bool {
+        self.connector.is_outdated(*generation)
     }
 
     async fn terminate(&self, handles: Vec<PgHandle>) -> Result<(), DriverError> {
         let count = handles.len();
-        let gone = handles.into_iter().map(|PgHandle(session)| self.control.wait_for_exit(session, true));
+        let gone = handles.into_iter().map(|PgHandle(session, _)| self.control.wait_for_exit(session, true));
         let all = futures_util::future::join_all(gone);
         if timeout(TERMINATE_LIMIT, all).await.is_err() {
             let error = DriverError::new(Phase::Close, DriverErrorKind::TimedOut, self.server());
@@ -301,7 +311,7 @@ impl Driver for PgDriver {
     }
 
     async fn departed(&self, handles: Vec<PgHandle>) -> Result<Vec<usize>, DriverError> {
-        let sessions = handles.into_iter().map(|PgHandle(session)| session).collect();
+        let sessions = handles.into_iter().map(|PgHandle(session, _)| session).collect();
         let gone = self.control.departed(sessions).await;
         gone.ok_or_else(|| DriverError::new(Phase::Check, DriverErrorKind::ConnectionLost, self.server()))
     }
@@ -315,7 +325,7 @@ impl Driver for PgDriver {
     }
 
     async fn capacity(&self, own: Vec<PgHandle>) -> Result<Option<Capacity>, DriverError> {
-        Ok(self.control.capacity(own.into_iter().map(|PgHandle(session)| session).collect()).await)
+        Ok(self.control.capacity(own.into_iter().map(|PgHandle(session, _)| session).collect()).await)
     }
 
     fn control_connections(&self) -> u32 {

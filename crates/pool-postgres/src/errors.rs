@@ -112,3 +112,33 @@ impl DatabaseError for MissingDatabase {
         ErrorKind::Other
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use pool_core::{Phase, Pressure, Stage, Target};
+
+    use super::*;
+
+    #[test]
+    fn w3_a_timeout_reads_as_one_of_the_pool_also_where_the_last_open_has_failed() {
+        let unreachable = DriverError::new(Phase::Connect, DriverErrorKind::Unreachable, "db:5432/acme");
+        for last_failure in [None, Some(Arc::new(unreachable))] {
+            let error = into_sqlx(AcquireError::TimedOut {
+                target: Target::System,
+                waiting_for: Stage::Budget,
+                after: Duration::from_secs(1),
+                pressure: Pressure::default(),
+                last_failure,
+            });
+            assert_eq!(error.to_string(), "pool timed out while waiting for an open connection");
+        }
+    }
+
+    #[test]
+    fn an_acquire_that_was_refused_is_found_again_behind_the_error_of_an_executor() {
+        let error = into_sqlx(AcquireError::QueueFull { target: Target::System, waiting: 3, limit: 3 });
+        assert!(matches!(acquire_error(&error), Some(AcquireError::QueueFull { waiting: 3, .. })), "{error}");
+    }
+}

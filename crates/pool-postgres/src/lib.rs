@@ -13,7 +13,7 @@
 //!
 //! # async fn some_function_of_sqlx(_: &mut sqlx::PgConnection) -> sqlx::Result<()> { Ok(()) }
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! let pools = PgPools::builder(PostgresConfig::from_env()?)      // TEST_DB_*, DATABASE_URL or PG*
+//! let pools = PgPools::builder(PostgresConfig::from_env()?)      // DATABASE_URL, or PGHOST and its like
 //!     .limits(Limits::new(90).per_workspace(10).system(9))       // hard ceilings, in connections
 //!     .acquire_timeout(Duration::from_secs(5))
 //!     .quantum(Duration::from_millis(50))                        // unless what six switches cost, as measured
@@ -56,6 +56,10 @@
 //! # }
 //! ```
 //!
+//! # Passwords that change
+//! [`password_provider`](PostgresConfig::password_provider) is asked before each new session, so a rotation needs no restart: what is warm serves
+//! on, and is replaced once a session has begun with the new password.
+//!
 //! # Beside sqlx's own pool
 //! Errors come out of executors in the form that sqlx's users match ([`into_sqlx`]). `use sqlx::postgres::*` and
 //! `use pool_postgres::*` go together but for one name: sqlx has an alias `PgTransaction` for its own transaction. Whoever names it
@@ -69,6 +73,16 @@
 //! - `&mut **lease` is for what is generic over `C: Connection`; `PgAdvisoryLock` takes a lease or a transaction as it is.
 //!
 //! # Features
+//! TLS is by rustls, under sqlx's names:
+//!
+//! - `tls-rustls-ring-webpki` (default): ring, and the authorities that Mozilla trusts, compiled in.
+//! - `tls-rustls-ring-native-roots`: ring, and the authorities that the system trusts.
+//! - `tls-rustls-aws-lc-rs`: AWS-LC, which needs a C compiler, and Mozilla's authorities.
+//!
+//! With several of them, also those that other crates ask sqlx for, ring comes before AWS-LC, and the system's authorities before Mozilla's; so
+//! the last two want `default-features = false`. With none, no TLS is compiled: `sslmode=prefer`, the default, then means no
+//! encryption, and `require` and above are an error when the pool is built ([`ConfigError::NoTls`]).
+//!
 //! `serde`: `serde::Serialize` for the statistics ([`PoolStats`], [`WorkspaceStats`] and what they hold).
 
 mod catalog;
@@ -84,6 +98,7 @@ mod errors;
 mod knock;
 mod lease;
 mod migrate;
+mod password;
 mod plans;
 mod pools;
 mod raw_lease;
@@ -91,8 +106,10 @@ mod relay;
 mod session;
 mod statement;
 mod tag;
+mod tls;
 mod tracked;
 mod transaction;
+mod url;
 mod verify;
 mod workspace_pool;
 

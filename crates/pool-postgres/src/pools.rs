@@ -372,7 +372,7 @@ impl PgPoolsBuilder {
     /// Dropping the future closes what it has opened.
     pub async fn build(self) -> Result<PgPools, BuildError> {
         let Self { config, limits, naming, source, adjust } = self;
-        config.sessions().check()?;
+        config.check()?;
         let system_database = config.get_system_database()?;
         let naming = match naming {
             Some(naming) => naming,

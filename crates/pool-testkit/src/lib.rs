@@ -51,6 +51,8 @@ mod template_stock;
 #[cfg(feature = "postgres")]
 mod templates;
 #[cfg(feature = "postgres")]
+mod test_env;
+#[cfg(feature = "postgres")]
 mod test_pool;
 #[cfg(feature = "postgres")]
 mod test_pools;

@@ -22,6 +22,11 @@ const TREES: &[Tree] = &[
         never: &["sqlx-postgres", "sqlx-mysql", "rustls*", "native-tls*", "openssl*", "ring"],
     },
     Tree {
+        package: "pool-postgres",
+        arguments: &["--no-default-features"],
+        never: &["rustls*", "webpki*", "aws-lc*", "native-tls*", "openssl*", "ring"],
+    },
+    Tree {
         package: "pool-testkit",
         arguments: &["--no-default-features"],
         never: &["sqlx*", "proptest", "mockall"],

@@ -149,8 +149,8 @@ impl<C, S> Registry<C, S> {
         }
     }
 
-    /// Has a connection that is in use closed when it comes back, for this reason: a close did not wait for it, or it is of no
-    /// use any more.
+    /// Has a connection closed for this reason: one that is in use when it comes back, such as one that a close did not wait for; an
+    /// idle one by the next [`expire`](Self::expire).
     pub fn retire_on_return(&mut self, id: ConnectionId, reason: CloseReason, now: Instant) {
         if let Some(entry) = self.conns.get_mut(id.index() as usize).filter(|entry| entry.id == id) {
             entry.retire_at = Some(now);

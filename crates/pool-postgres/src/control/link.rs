@@ -21,11 +21,14 @@ use crate::classify::{driver_error, is_fatal};
 use crate::connect::Connector;
 use crate::connection::{Session, session_of};
 use crate::knock::knock;
+use crate::password::Generation;
 
 /// An answer that takes longer, and four times as long as usual, is late.
 const LATE: Duration = Duration::from_millis(500);
 const LATE_USUAL: u32 = 4;
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a connection that works is not replaced after its successor has failed.
+const RENEWAL_PAUSE: Duration = Duration::from_secs(10);
 const KNOCK_EVERY: Duration = Duration::from_millis(500);
 /// How long a server may take to open to a knock, when everything else hangs.
 const KNOCK_LIMIT: Duration = Duration::from_millis(400);
@@ -46,6 +49,8 @@ pub(super) struct Link {
     database: String,
     authentication: Duration,
     conn: Option<PgConnection>,
+    /// Of the password that it began with.
+    generation: Generation,
     /// Who serves the connection, or has served it last.
     own: Option<Session>,
     /// Those who served it before, and are still to be ended.
@@ -55,6 +60,8 @@ pub(super) struct Link {
     successor: Option<Successor>,
     /// Who wants to be told whether a successor is let in.
     renewals: Vec<oneshot::Sender<Result<(), DriverError>>>,
+    /// Before, none is begun for the sake of a password that has changed: the last one has failed.
+    renewed_from: Instant,
     /// Whether the server did not open to a knock while a successor was connecting, so that this may be lost.
     is_doubted: bool,
     /// How often the connection has been made anew.
@@ -64,8 +71,12 @@ pub(super) struct Link {
     used_at: Instant,
 }
 
-/// A connection, and who serves it, as far as that is known.
-type Served = (PgConnection, Option<Session>);
+/// A connection, with which password it began, and who serves it, as far as that is known.
+pub(super) struct Served {
+    pub(super) conn: PgConnection,
+    pub(super) generation: Generation,
+    pub(super) own: Option<Session>,
+}
 
 /// A connection on its way to take the place of the present one, or of one that is lost.
 struct Successor {
@@ -88,17 +99,20 @@ impl Link {
         authentication: Duration,
         served: Option<Served>,
     ) -> Self {
-        let (conn, own) = served.unzip();
+        let (own, generation) =
+            served.as_ref().map_or_else(Default::default, |served| (served.own, served.generation));
         Self {
             connector,
             database,
             authentication,
-            conn,
-            own: own.flatten(),
+            conn: served.map(|served| served.conn),
+            generation,
+            own,
             predecessors: Vec::new(),
             leaving: 0,
             successor: None,
             renewals: Vec::new(),
+            renewed_from: now(),
             is_doubted: false,
             made: 0,
             usual: Duration::ZERO,
@@ -156,12 +170,18 @@ impl Link {
         self.renewals.push(told);
     }
 
-    /// Whether somebody waits for a successor, and none is on its way.
+    /// Whether a successor is wished, and none is on its way.
     pub(super) fn wants_renewal(&self) -> bool {
-        !self.renewals.is_empty() && self.successor.is_none() && self.leaving == 0
+        self.wishes_a_successor() && self.successor.is_none() && self.leaving == 0
     }
 
-    /// Begins the successor that somebody waits for.
+    /// Whether somebody waits for a successor, or the connection began with a password that has been changed since.
+    fn wishes_a_successor(&self) -> bool {
+        let is_outdated = self.conn.is_some() && self.connector.is_outdated(self.generation);
+        !self.renewals.is_empty() || is_outdated && self.renewed_from <= now()
+    }
+
+    /// Begins the successor that is wished.
     pub(super) fn begin_renewal(&mut self) {
         self.renewals.retain(|told| !told.is_closed());
         if self.wants_renewal() {
@@ -217,7 +237,8 @@ impl Link {
             }
             Heard::Answer(answer) => {
                 self.usual = (self.usual * 7 + self.used_at.saturating_duration_since(asked)) / 8;
-                self.successor.take_if(|successor| !successor.is_connecting());
+                let is_wished = self.wishes_a_successor();
+                self.successor.take_if(|successor| !successor.is_connecting() && !is_wished);
                 return answer.map_err(Unanswered::Refused);
             }
             Heard::Successor(served) => {
@@ -281,6 +302,7 @@ impl Link {
 
     /// Tells who waits for a successor why there is none. A refusal that may be one database's is none of the server's.
     fn was_refused(&mut self, error: &DriverError) {
+        self.renewed_from = now() + RENEWAL_PAUSE;
         let is_everybodys = error.kind.may_concern_all() || is_of_the_password(error);
         let told = if is_everybodys { Err(without_cause(error)) } else { Ok(()) };
         tell_all(self.renewals.drain(..), told);
@@ -288,10 +310,10 @@ impl Link {
 
     /// Whoever served the connection before may not have noticed its end, and would be counted on. It is ended like any other,
     /// in the next round: a question that is under way is not about it.
-    fn succeed(&mut self, (conn, own): Served) {
+    fn succeed(&mut self, Served { conn, generation, own }: Served) {
         self.made += 1;
         self.used_at = now();
-        self.conn = Some(conn);
+        (self.conn, self.generation) = (Some(conn), generation);
         self.is_doubted = false;
         let before = std::mem::replace(&mut self.own, own);
         self.leaving += usize::from(before.is_some());
@@ -373,12 +395,12 @@ impl Successor {
         let (connector, database) = (Arc::clone(connector), database.to_owned());
         let limit = authentication + AUTHENTICATION_MARGIN;
         let connecting = async move {
-            let mut conn = connect(&connector, &database, limit).await?;
+            let (mut conn, generation) = connect(&connector, &database, limit).await?;
             // One that cannot be named could not be ended by its successor.
             let own = timeout(ANSWER_LIMIT, catch_panics(session_of(&mut conn))).await;
             let address = || connector.config().address(&database);
             match own {
-                Ok(Ok(own)) => Ok((conn, Some(own))),
+                Ok(Ok(own)) => Ok(Served { conn, generation, own: Some(own) }),
                 Ok(Err(error)) => Err(driver_error(error, Phase::Connect, address())),
                 Err(_) => Err(DriverError::new(Phase::Connect, DriverErrorKind::TimedOut, address())),
             }

@@ -21,9 +21,10 @@ use crate::catch_panics::catch_panics;
 use crate::classify::driver_error;
 use crate::connect::Connector;
 use crate::connection::{Session, session_of};
+use crate::password::Generation;
 use crate::session::SessionKind;
 use crate::tag::Tag;
-use link::Link;
+use link::{Link, Served};
 use worker::Worker;
 
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(4);
@@ -85,9 +86,10 @@ impl Control {
         database: String,
         limit: Duration,
     ) -> Result<Self, DriverError> {
-        let mut conn = connect(&connector, &database, limit).await?;
+        let (mut conn, generation) = connect(&connector, &database, limit).await?;
         let (authentication, own) = introduced(&mut conn).await;
-        let link = Link::new(Arc::clone(&connector), database.clone(), authentication, Some((conn, own)));
+        let served = Served { conn, generation, own };
+        let link = Link::new(Arc::clone(&connector), database.clone(), authentication, Some(served));
         let running = Mutex::new(Running::start(link));
         Ok(Self { connector, database, authentication, running })
     }
@@ -217,7 +219,7 @@ async fn connect(
     connector: &Connector,
     database: &str,
     limit: Duration,
-) -> Result<PgConnection, DriverError> {
+) -> Result<(PgConnection, Generation), DriverError> {
     let address = || connector.config().address(database);
     match timeout(limit, connector.connect(database, SessionKind::Own, &Tag::fresh())).await {
         Ok(Ok(new)) => Ok(new.open()),

@@ -206,6 +206,10 @@ impl Driver for FakeDriver {
         Some(conn.session)
     }
 
+    fn is_outdated(&self, session: &u64) -> bool {
+        *session <= self.server.state().outdated_up_to
+    }
+
     async fn terminate(&self, handles: Vec<u64>) -> Result<(), DriverError> {
         self.server.is_heard().await;
         let mut state = self.server.state();

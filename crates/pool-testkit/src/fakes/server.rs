@@ -55,6 +55,8 @@ pub(super) struct State {
     pub(super) checks: u64,
     pub(super) refuses_to_terminate: bool,
     pub(super) refuses_logins: bool,
+    /// The last session that is to be replaced.
+    pub(super) outdated_up_to: u64,
     is_dark: bool,
     hung_creations: BTreeSet<String>,
     /// Sessions that will never hear anything again.
@@ -102,6 +104,12 @@ impl FakeServer {
     /// Whether the server refuses everybody from now on, as for a wrong password.
     pub fn refuse_logins(&self, refuses: bool) {
         self.state().refuses_logins = refuses;
+    }
+
+    /// The sessions that there are now are to be replaced, as after a change of the password.
+    pub fn outdate_sessions(&self) {
+        let mut state = self.state();
+        state.outdated_up_to = state.next_session;
     }
 
     /// How long a connect takes from now on.

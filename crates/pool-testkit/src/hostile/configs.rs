@@ -5,6 +5,7 @@ use sqlx::ConnectOptions as _;
 
 use super::check::holds;
 use super::percent_encoded;
+use crate::test_env;
 
 /// A password that is also a port number: what a URL is cut at in the wrong place shows it.
 const SECRET: &str = "47110";
@@ -66,7 +67,7 @@ fn check_variables(text: &str) -> Result<(), String> {
         [["TEST_DB_HOST", "TEST_DB_PASSWORD", "TEST_DB_PORT"], ["PGHOST", "PGPASSWORD", "PGSSLMODE"]]
     {
         let given = |odd_value: Option<&str>| {
-            PostgresConfig::from_variables(|name| match name {
+            test_env::from_variables(|name| match name {
                 _ if name == host => Some("h".to_owned()),
                 _ if name == secret => Some(password.clone()),
                 _ if name == odd => odd_value.map(str::to_owned),

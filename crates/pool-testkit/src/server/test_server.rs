@@ -10,6 +10,7 @@ use sqlx::postgres::PgConnection;
 
 use super::kept::{self, KeptMark};
 use super::{Ephemeral, ServerError};
+use crate::test_env;
 
 /// A hold on a test server. An ephemeral one lives at least as long as anybody holds it, in any process.
 #[derive(Debug)]
@@ -32,14 +33,14 @@ impl TestServer {
     /// # Errors
     /// [`ServerError`], which says what to install or to set.
     pub fn obtain() -> Result<Self, ServerError> {
-        match PostgresConfig::named_by_env() {
+        match test_env::named() {
             Some(variable) => Self::of_environment(variable),
             None => Self::ephemeral(),
         }
     }
 
     fn of_environment(variable: &'static str) -> Result<Self, ServerError> {
-        let config = PostgresConfig::from_env()?;
+        let config = test_env::from_env()?;
         let system_database = config.get_system_database()?.as_str().to_owned();
         Ok(Self { config, system_database, origin: Origin::Environment { variable } })
     }
@@ -53,7 +54,7 @@ impl TestServer {
     /// # Errors
     /// [`ServerError`], which says what to do.
     pub fn running() -> Result<Option<Self>, ServerError> {
-        match PostgresConfig::named_by_env() {
+        match test_env::named() {
             Some(variable) => Self::of_environment(variable).map(Some),
             None => Ok(Ephemeral::join_running()?.map(Self::of_ephemeral)),
         }

@@ -1,8 +1,11 @@
 //! What becomes of connections that nobody holds: those that die, and those whose check is cut short.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use pool_core::{AcquireError, Answers, Condition, Driver, DriverErrorKind, Phase, Stage};
+use pool_core::{
+    AcquireError, Answers, CloseReason, Condition, Driver, DriverErrorKind, Event, Observer, Phase, Stage,
+};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::{id, settle, start};
@@ -162,5 +165,52 @@ async fn s3_a_check_that_nobody_waits_for_is_counted_as_given_up() {
         }
         let expected = Answers { acquired: 1, hits: 0, errors: 0, given_up };
         assert_eq!(manager.workspace(&id("a")).stats().answers, expected);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn o8_sessions_that_are_outdated_are_replaced_when_they_are_idle() {
+    let reasons = Arc::<Mutex<Vec<CloseReason>>>::default();
+    let observer = Arc::new(Reasons(Arc::clone(&reasons)));
+    let (server, manager) = start(8, &["a", "b"], |s| s.observer = Some(observer)).await;
+    let held = manager.acquire(&id("a")).await.unwrap();
+    drop((manager.acquire(&id("a")).await.unwrap(), manager.acquire(&id("b")).await.unwrap()));
+    settle().await;
+    reasons.lock().unwrap().clear();
+    let (checks, outdated) = (server.checks(), held.session());
+    server.outdate_sessions();
+    sleep(Duration::from_secs(1)).await;
+    let counted = manager.stats().connections();
+    assert_eq!(
+        (counted.in_use, counted.total(), server.sessions()),
+        (1, 1, 1),
+        "the one in use is left to its holder"
+    );
+    drop(held);
+    settle().await;
+    assert_eq!(server.sessions(), 0);
+    let mut reasons = reasons.lock().unwrap().clone();
+    reasons.dedup();
+    assert_eq!(
+        (reasons, server.checks()),
+        (vec![CloseReason::Outdated], checks),
+        "nothing was broken, and nothing is doubted"
+    );
+    let next = manager.acquire(&id("a")).await.unwrap();
+    assert!(next.session() > outdated);
+    sleep(Duration::from_secs(2)).await;
+    drop(next);
+    settle().await;
+    assert_eq!(manager.stats().workspaces.connections.idle, 1, "one that began later is kept");
+}
+
+/// Notes why connections are closed.
+struct Reasons(Arc<Mutex<Vec<CloseReason>>>);
+
+impl Observer for Reasons {
+    fn on(&self, event: &Event<'_>) {
+        if let Event::Closed { reason, .. } = event {
+            self.0.lock().unwrap().push(*reason);
+        }
     }
 }

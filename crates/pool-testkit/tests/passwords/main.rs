@@ -1,8 +1,10 @@
-//! Passwords with every special character: they work, and are nowhere to be seen.
+//! Passwords with every special character: they work, and are nowhere to be seen. And passwords that change (`rotation`).
 //!
 //! A binary of its own, since everything that it logs is searched.
 // The allowances of clippy.toml hold inside tests; these are their helpers.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod rotation;
 
 use std::error::Error;
 use std::io::{self, Write};
