@@ -87,6 +87,29 @@ pub async fn terminate(pool: &TestPool, pids: &[i32]) -> Outcome {
     Ok(())
 }
 
+/// The sessions over which the driver itself asks the server, by what they were asked last.
+pub async fn controls(pool: &TestPool) -> Outcome<Vec<i32>> {
+    let sessions = pool.sessions().await?.into_iter();
+    let own = sessions.filter(|session| session.last_query.contains("pg_stat_get_activity"));
+    Ok(own.map(|session| session.pid).collect())
+}
+
+/// Has `lease` begin a query that does not end by itself, and gives that up once the server is at work on it.
+pub async fn give_up_at_work(pool: &TestPool, lease: &mut PgLease) -> Outcome {
+    let pid = lease.backend_pid();
+    // Unprepared, it is one message: a server that is at work on it runs it, and does not wait for the next one.
+    let mut endless = pin!(sqlx::raw_sql("select pg_sleep(600)").execute(lease));
+    let is_at_work = || async {
+        let sessions = pool.sessions().await.unwrap_or_default();
+        sessions.iter().any(|session| session.pid == pid && session.state == "active")
+    };
+    tokio::select! {
+        biased;
+        ended = &mut endless => Err(format!("an endless query has ended: {ended:?}").into()),
+        begun = eventually("the query being at work", SOON, is_at_work) => Ok(begun?),
+    }
+}
+
 /// Returns when nothing is in use, on its way or waited for, and the server counts what the pool counts.
 pub async fn settled(pool: &TestPool) -> Outcome {
     let quiet = || async {

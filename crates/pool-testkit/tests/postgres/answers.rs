@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
-use pool_postgres::{Limits, PgLease, WorkspaceId};
-use pool_testkit::{TestPool, execute_outside};
+use pool_core::{Driver as _, Endpoint, Target};
+use pool_postgres::{Limits, PgConn, PgDriver, PgPools, PgSession, PostgresConfig, WorkspaceId};
+use pool_testkit::faults::{DedicatedServer, Proxy};
+use pool_testkit::{TestPool, eventually};
 use rstest::rstest;
-use sqlx::{Executor, PgConnection, Row};
+use sqlx::{Connection, Executor, PgConnection, Row};
 
-use crate::support::{id, one_connection};
+use crate::support::{SOON, id, one_connection};
 
 /// Several holders one after another each ask for a number of their own.
 async fn answers_are_right(pool: &TestPool, a: &WorkspaceId) {
@@ -128,27 +130,95 @@ async fn l4_a_holders_own_schema_cannot_answer_for_the_server() {
     pool.cleanup().await.unwrap();
 }
 
+/// Has `session` begin a query that does not end by itself, and gives that up once the server is at work on it. Then ends all
+/// other sessions of the name `tag`, a control connection among them.
+async fn give_up_without_control(session: &mut PgSession, config: &PostgresConfig, tag: &str) {
+    let pid = session.backend_pid();
+    let system = config.get_system_database().unwrap();
+    let options = config.clone().application_name("pk:outsider").connect_options(system.as_str());
+    let mut outside = PgConnection::connect_with(&options).await.unwrap();
+    {
+        // It is one message: a server that is at work on it runs it, and does not wait for the next one.
+        let mut endless = std::pin::pin!(session.execute("select pg_sleep(600)"));
+        let begun = async {
+            let is_at_work =
+                "select state is not distinct from 'active' from pg_stat_activity where pid = $1";
+            let ask = || sqlx::query_scalar::<_, bool>(is_at_work).bind(pid);
+            while !ask().fetch_one(&mut outside).await.unwrap() {}
+        };
+        tokio::select! {
+            biased;
+            ended = &mut endless => panic!("an endless query has ended: {ended:?}"),
+            begun = tokio::time::timeout(SOON, begun) => begun.unwrap(),
+        }
+    }
+    let others = "select pg_terminate_backend(pid, 10000) from pg_stat_activity \
+                  where starts_with(application_name, $1) and pid <> $2";
+    sqlx::query(others).bind(tag).bind(pid).execute(&mut outside).await.unwrap();
+}
+
 #[tokio::test]
 async fn l4_a_cancel_that_nobody_confirms_costs_the_connection() {
+    let server = DedicatedServer::start().await.unwrap();
+    let proxy = Proxy::start(([127, 0, 0, 1], server.port()).into()).await.unwrap();
+    let config = server.config().port(proxy.address().port()).application_name("cancels");
     let limits = Limits::new(6).system(5).per_workspace(1);
-    let pool = TestPool::builder().limits(limits).build().await.unwrap();
-    let control = pool.sessions().await.unwrap()[0].pid;
+    let pools = PgPools::builder(config).limits(limits).build().await.unwrap();
     let a = id("a");
-    pool.ensure_workspace(&a).await.unwrap();
-    let mut lease = pool.acquire(&a).await.unwrap();
+    pools.ensure_workspace(&a).await.unwrap();
+    let mut lease = pools.acquire(&a).await.unwrap();
     let before = lease.backend_pid();
 
-    let sleep = lease.execute("select pg_sleep(60)");
-    tokio::time::timeout(Duration::from_millis(50), sleep).await.unwrap_err();
-    let system = pool.config().get_system_database().unwrap();
-    let end = format!("select pg_terminate_backend({control}, 5000)");
-    execute_outside(pool.config(), system.as_str(), &end).await.unwrap();
+    // Any question, as about what is idle, has the control connection made anew, and the new one would confirm the cancel.
+    proxy.refuse().await.unwrap();
+    give_up_without_control(&mut lease, &server.config(), "cancels").await;
     drop(lease);
+    let is_on_its_way_out = || std::future::ready(pools.workspace(&a).counts().closing == 1);
+    eventually("the connection being on its way out", SOON, is_on_its_way_out).await.unwrap();
+    proxy.listen().await.unwrap();
 
-    let next: PgLease = pool.acquire(&a).await.unwrap();
-    assert_ne!(next.backend_pid(), before, "a cancel may still be on its way to that one");
-    drop(next);
-    answers_are_right(&pool, &a).await;
+    // Whoever asks before the server has answered again may be told that it is lost.
+    let is_served = || async { pools.acquire(&a).await.is_ok() };
+    eventually("the workspace being served again", SOON, is_served).await.unwrap();
+    let next = pools.acquire(&a).await.unwrap().backend_pid();
+    assert_ne!(next, before, "a cancel may still be on its way to that one");
+    pools.close().await.unwrap();
+}
+
+/// A driver whose control connection has been lost, and a connection on which a query goes on for nobody. There is no pool around
+/// them that would ask anything over that one: what is asked next, the test asks.
+async fn given_up_without_control(pool: &TestPool) -> (PgDriver, PgConn) {
+    let (config, system) = (pool.config().clone(), pool.config().get_system_database().unwrap());
+    let driver = PgDriver::start(config.clone(), system.as_str(), SOON).await.unwrap();
+    let endpoint = Endpoint { target: Target::System, database: system };
+    let mut conn = driver.connect(&endpoint).await.unwrap();
+    give_up_without_control(&mut conn, &config, &pool.tag()).await;
+    (driver, conn)
+}
+
+#[tokio::test]
+async fn l4_a_cancel_that_nobody_confirms_makes_nothing_clean() {
+    let pool = TestPool::new().await.unwrap();
+    let (driver, mut conn) = given_up_without_control(&pool).await;
+    let refused = driver.recycle(&mut conn).await.unwrap_err();
+    assert!(refused.to_string().contains("the server has not confirmed a cancel"), "{refused}");
+    driver.close(conn).await;
+    driver.shutdown().await;
+    pool.cleanup().await.unwrap();
+}
+
+#[tokio::test]
+async fn l4_a_cancel_that_is_confirmed_over_a_new_control_connection_keeps_the_session() {
+    let pool = TestPool::new().await.unwrap();
+    let (driver, mut conn) = given_up_without_control(&pool).await;
+    let pid = conn.backend_pid();
+    assert_eq!(driver.answers().await.unwrap(), 1, "how often the control connection was made anew");
+    driver.recycle(&mut conn).await.unwrap();
+    let session: &mut PgSession = &mut conn;
+    let answer = session.fetch_one("select pg_backend_pid()").await.unwrap();
+    assert_eq!(answer.get::<i32, _>(0), pid, "nothing but the query was cancelled");
+    driver.close(conn).await;
+    driver.shutdown().await;
     pool.cleanup().await.unwrap();
 }
 

@@ -16,8 +16,8 @@ use tokio::task::JoinSet;
 use super::evil::{Evil, Then};
 
 const SSL_REQUEST: u32 = 80_877_103;
-/// Between two chunks of what has no end, so that a debug build reads as fast as it is written. What comes
-/// faster than sqlx reads keeps it from ever yielding, unless it is under guard.
+/// Between two chunks of what has no end. Where the clients run on the same single thread, nothing is sent while they
+/// read. What comes faster than sqlx reads keeps it from ever yielding, unless it is under guard.
 const PACE: Duration = Duration::from_millis(1);
 
 /// The listener and all its sessions; they end when it is dropped.
@@ -46,7 +46,7 @@ struct Plan {
 }
 
 impl Proxy {
-    /// In front of `real`, if there is one.
+    /// In front of `real`, if there is one. What has no end is sent at a pace.
     pub async fn start(real: Option<PostgresConfig>, evil: HashMap<String, Evil>) -> Self {
         Self::serve(Some(PACE), real, evil).await
     }
