@@ -56,7 +56,7 @@ async fn l1_w4_a_call_dropped_at_any_await_point_leaves_nothing_to_the_next(#[ca
             What::ColdBegin | What::ColdAcquire => pool.close_workspace(&a).await.unwrap(),
             _ => {}
         }
-        let done = cancelled(what, points, &pool).await;
+        let done = Box::pin(cancelled(what, points, &pool)).await;
         // The next question gets its own answer, not the one that the cancelled call left behind.
         assert!(!pool.workspace_exists(&id("nobody")).await.unwrap(), "{what:?} at {points}");
         assert!(pool.workspace_exists(&a).await.unwrap(), "{what:?} at {points}");
