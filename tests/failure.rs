@@ -374,8 +374,8 @@ async fn system_connection_retry() -> Outcome {
         settled(&pool).await?;
     }
 
-    // The driver's own is lost while a query runs, and made anew for a question about what is idle. The cancel of that query
-    // is confirmed over the new one, so the session is kept. (Unconfirmed, it costs the session: law L4 has the test.)
+    // The driver's own is lost while a query runs, and made anew for the next question (what is idle is asked about once a
+    // second). The cancel is confirmed over the new one, so the session is kept. Law L4 has the test of one that is not.
     let mut lease = pool.acquire(&ids[1]).await?;
     let pid = lease.backend_pid();
     give_up_at_work(&pool, &mut lease).await?;

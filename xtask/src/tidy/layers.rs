@@ -35,7 +35,12 @@ const LAYERS: &[Layer] = &[
     Layer { package: "pool-manager", workspace: &["pool-core"], never: &["sqlx*"] },
     Layer { package: "pool-postgres", workspace: &["pool-core", "pool-manager"], never: &[] },
     Layer { package: "pool-sqlite", workspace: &["pool-core", "pool-manager"], never: &[] },
-    Layer { package: "pool-testkit", workspace: &["pool-core", "pool-manager", "pool-postgres"], never: &[] },
+    Layer { package: "throwaway-postgres", workspace: &[], never: &["sqlx*"] },
+    Layer {
+        package: "pool-testkit",
+        workspace: &["pool-core", "pool-manager", "pool-postgres", "throwaway-postgres"],
+        never: &[],
+    },
     Layer {
         package: "pool-suites",
         workspace: &["pool-core", "pool-manager", "pool-postgres", "pool-sqlite", "pool-testkit"],
@@ -191,7 +196,8 @@ mod tests {
             .collect();
         let at = |name: &str| rows.iter().position(|(n, _)| *n == name).unwrap();
         let manifest = |name: &str, uses: &[&str]| {
-            let ours = name.starts_with("pool-") || matches!(name, "xtask" | "stranger");
+            let ours =
+                name.starts_with("pool-") || matches!(name, "throwaway-postgres" | "xtask" | "stranger");
             let lines = uses.join(".workspace = true\n") + ".workspace = true\n";
             ours.then(|| (format!("crates/{name}/Cargo.toml").into(), format!("name = \"{name}\"\n{lines}")))
         };
@@ -221,6 +227,11 @@ mod tests {
         "`pool-sqlite` uses `pool-postgres`"
     )]
     #[case::tools("pool-postgres: pool-testkit; pool-testkit", 2, "`pool-postgres` uses `pool-testkit`")]
+    #[case::a_server_for_anybody(
+        "throwaway-postgres: pool-core; pool-core",
+        2,
+        "`throwaway-postgres` uses `pool-core`"
+    )]
     #[case::past_the_testkit("xtask: pool-core; pool-core", 2, "`xtask` uses `pool-core`")]
     #[case::a_newcomer("stranger", 1, "no layer")]
     fn it_bites(#[case] table: &str, #[case] line: usize, #[case] what: &str) {
@@ -234,7 +245,7 @@ mod tests {
     fn the_design_is_in_order() {
         let design = "pool-core: slab; pool-manager: pool-core tokio moka dashmap; \
             pool-postgres: pool-core pool-manager sqlx; pool-sqlite: pool-core pool-manager sqlx; \
-            pool-testkit: pool-core pool-manager pool-postgres; \
+            throwaway-postgres: tokio; pool-testkit: pool-core pool-manager pool-postgres throwaway-postgres; \
             pool-suites: pool-testkit pool-postgres; xtask: pool-testkit; \
             slab; tokio: slab; moka; dashmap; sqlx: tokio";
         assert_eq!(check(&packages(design)), []);

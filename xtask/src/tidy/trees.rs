@@ -29,8 +29,9 @@ const TREES: &[Tree] = &[
     Tree {
         package: "pool-testkit",
         arguments: &["--no-default-features"],
-        never: &["sqlx*", "proptest", "mockall"],
+        never: &["sqlx*", "proptest", "mockall", "throwaway-postgres"],
     },
+    Tree { package: "throwaway-postgres", arguments: &[], never: &["pool-*", "sqlx*"] },
 ];
 
 /// Asks cargo for the trees, and checks them.

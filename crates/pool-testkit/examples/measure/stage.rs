@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use pool_postgres::{DatabaseNaming, Limits, Observer, PgPools, PgPoolsBuilder, PostgresConfig, WorkspaceId};
-use pool_testkit::server::DedicatedServer;
+use pool_testkit::server::{DedicatedServer, config_of};
 use sqlx::postgres::PgConnection;
 use sqlx::{ConnectOptions, Connection};
 use tokio::sync::Mutex;
@@ -78,13 +78,13 @@ impl Stage {
     }
 
     fn builder(&self, name: &str, limits: Limits) -> PgPoolsBuilder {
-        let config = self.server.config().application_name(name);
+        let config = config_of(self.server.address()).application_name(name);
         PgPools::builder(config).limits(limits).acquire_timeout(ACQUIRE_TIMEOUT)
     }
 
     /// How a session with a workspace's database is opened without a pool.
     pub fn config(&self) -> PostgresConfig {
-        self.server.config().application_name("bare")
+        config_of(self.server.address()).application_name("bare")
     }
 
     /// The name of a workspace's database.
@@ -104,7 +104,11 @@ impl Stage {
 
     /// A superuser's session that belongs to no workspace.
     pub async fn superuser(&self) -> Result<PgConnection, Fault> {
-        Ok(self.server.config().application_name("superuser").connect_options("postgres").connect().await?)
+        Ok(config_of(self.server.address())
+            .application_name("superuser")
+            .connect_options("postgres")
+            .connect()
+            .await?)
     }
 }
 

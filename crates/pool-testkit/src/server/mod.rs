@@ -1,45 +1,26 @@
-//! Finds, starts, shares and takes away a throwaway `PostgreSQL` server.
+//! The server that tests run on: the one that the environment names, or a throwaway one.
 //!
-//! Every test process of one user joins the same server. Nobody has to be the last to clean up: a small shell
-//! script, the watchdog, starts the server and counts its users with a FIFO that each of them keeps open for
-//! writing. The kernel closes a dead process's descriptors, so the count is right after SIGKILL, too.
-//!
-//! ```text
-//! <temp>/pool-testkit-<uid>/        the base directory                                  base.rs
-//!     lock                          taken to join, start or reap: one at a time
-//!     current                       names the server to join; mode 0600                 record.rs
-//!     srv-<random>/                 one server                                          start.rs
-//!         fifo, holders             who uses it                                         hold.rs
-//!         kept                      locked by the process that keeps it, if one does       kept.rs
-//!         data/, log, settings.conf PostgreSQL's own
-//!         watchdog.sh, watchdog.log starts the server, sees the last user go, ends it   watchdog.sh
-//! ```
-//!
-//! A test that breaks its server has one of its own, [`DedicatedServer`], beside it in another `srv-` directory.
-//!
-//! A server whose watchdog is dead is an orphan; `reap.rs` removes it on the next occasion.
+//! Throwaway servers are those of [`throwaway_postgres`], which knows nothing of pools: [`Ephemeral`] is shared by all test
+//! processes of a user, [`DedicatedServer`] is one test's own. Here they meet the environment ([`TestServer`]) and
+//! get a [`PostgresConfig`].
 
-mod base;
-mod binaries;
-mod dedicated;
-pub mod ephemeral;
 mod error;
-mod file_lock;
-mod guarded;
-mod hold;
-mod kept;
-mod owner;
-mod postmaster;
-mod reap;
-mod record;
-mod settings;
-mod start;
 mod test_server;
 
-pub use binaries::{Binaries, Search};
-pub use dedicated::{DedicatedServer, Stop};
-pub use ephemeral::Ephemeral;
+use pool_postgres::PostgresConfig;
+pub use throwaway_postgres::{
+    Binaries, DedicatedServer, Ephemeral, KeptMark, KeptServer, Reaped, Search, ServerAddress, Stop,
+    kept_server, reap_orphans,
+};
+
 pub use error::ServerError;
-pub use kept::{KeptMark, KeptServer, kept_server};
-pub use reap::{Reaped, reap_orphans};
 pub use test_server::TestServer;
+
+/// How a superuser reaches a throwaway server, for a pool.
+pub fn config_of(address: &ServerAddress) -> PostgresConfig {
+    PostgresConfig::new(address.host())
+        .port(address.port())
+        .user(address.user())
+        .password(address.password())
+        .system_database(address.database())
+}

@@ -8,8 +8,7 @@ use pool_postgres::PostgresConfig;
 use sqlx::Connection;
 use sqlx::postgres::PgConnection;
 
-use super::kept::{self, KeptMark};
-use super::{Ephemeral, ServerError};
+use super::{Ephemeral, KeptMark, ServerError, config_of};
 use crate::test_env;
 
 /// A hold on a test server. An ephemeral one lives at least as long as anybody holds it, in any process.
@@ -61,20 +60,17 @@ impl TestServer {
     }
 
     fn of_ephemeral(server: Ephemeral) -> Self {
-        let config = PostgresConfig::new(server.host())
-            .port(server.port())
-            .user(server.user())
-            .password(server.password())
-            .system_database(server.database());
-        let system_database = server.database().to_owned();
+        let config = config_of(server.address());
+        let system_database = server.address().database().to_owned();
         Self { config, system_database, origin: Origin::Ephemeral(Box::new(server)) }
     }
 
     /// The command that connects to an ephemeral server, its password included: it is random, and goes with it.
     pub fn psql(&self) -> Option<String> {
         let Origin::Ephemeral(server) = &self.origin else { return None };
-        let (host, port, user) = (server.host(), server.port(), server.user());
-        let (password, database) = (server.password(), server.database());
+        let address = server.address();
+        let (host, port, user) = (address.host(), address.port(), address.user());
+        let (password, database) = (address.password(), address.database());
         Some(format!("PGPASSWORD={password} psql -h {host} -p {port} -U {user} {database}"))
     }
 
@@ -84,7 +80,7 @@ impl TestServer {
     /// [`ServerError`] when it is not ephemeral, or its directory cannot be written.
     pub fn mark_kept(&self) -> Result<KeptMark, ServerError> {
         match &self.origin {
-            Origin::Ephemeral(server) => kept::mark(&server.directory()),
+            Origin::Ephemeral(server) => Ok(server.mark_kept()?),
             Origin::Environment { variable } => {
                 Err(io::Error::other(format!("the server that {variable} names is not ours to keep")).into())
             }
@@ -158,7 +154,7 @@ impl TestServer {
     /// [`ServerError`] when it does not go.
     pub fn release_now(self) -> Result<(), ServerError> {
         match self.origin {
-            Origin::Ephemeral(server) => server.release_now(),
+            Origin::Ephemeral(server) => Ok(server.release_now()?),
             Origin::Environment { .. } => Ok(()),
         }
     }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::try_join_all;
 use pool_postgres::{Limits, PgPools, WorkspaceId};
 use pool_testkit::faults::{Link, Row};
+use pool_testkit::server::config_of;
 use pool_testkit::{eventually, execute_outside, wait_for_condition};
 use sqlx::{Connection, PgConnection};
 use tokio::task::JoinSet;
@@ -23,10 +24,12 @@ const SYSTEM: &str = "postgres";
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l1_a_hundred_queries_dropped_at_once_are_cancelled_together_over_a_slow_link() -> Outcome {
     let (server, proxy) = behind_a_proxy(&[("max_connections", "150")]).await?;
-    let pools = PgPools::builder(server.config().port(proxy.address().port()).application_name("cancels"))
-        .limits(Limits::new(120).system(5).per_workspace(110))
-        .build()
-        .await?;
+    let pools = PgPools::builder(
+        config_of(server.address()).port(proxy.address().port()).application_name("cancels"),
+    )
+    .limits(Limits::new(120).system(5).per_workspace(110))
+    .build()
+    .await?;
     let busy = WorkspaceId::new("busy")?;
     pools.ensure_workspace(&busy).await?;
     let leases = try_join_all((0..QUERIES).map(|_| pools.acquire(&busy))).await?;
@@ -34,7 +37,8 @@ async fn l1_a_hundred_queries_dropped_at_once_are_cancelled_together_over_a_slow
     for mut lease in leases {
         queries.spawn(async move { sqlx::query("select pg_sleep(600)").execute(&mut lease).await.map(drop) });
     }
-    let mut outside = PgConnection::connect_with(&server.config().connect_options(SYSTEM)).await?;
+    let mut outside =
+        PgConnection::connect_with(&config_of(server.address()).connect_options(SYSTEM)).await?;
     let running =
         "select count(*) from pg_stat_activity where query like 'select pg_sleep%' and state = 'active'";
     let mut are_running = 0_i64;
@@ -100,10 +104,12 @@ async fn o7_a_control_connection_that_is_lost_is_not_taken_for_the_server() -> O
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b1_a_control_connection_that_says_nothing_is_replaced_within_the_budget() -> Outcome {
     let (server, proxy) = behind_a_proxy(&[]).await?;
-    let pools = PgPools::builder(server.config().port(proxy.address().port()).application_name("replaced"))
-        .limits(Limits::new(6).system(3).per_workspace(3))
-        .build()
-        .await?;
+    let pools = PgPools::builder(
+        config_of(server.address()).port(proxy.address().port()).application_name("replaced"),
+    )
+    .limits(Limits::new(6).system(3).per_workspace(3))
+    .build()
+    .await?;
     let busy = WorkspaceId::new("busy")?;
     pools.ensure_workspace(&busy).await?;
     let mut leases = try_join_all((0..3).map(|_| pools.acquire(&busy))).await?;
@@ -119,7 +125,8 @@ async fn b1_a_control_connection_that_says_nothing_is_replaced_within_the_budget
     }
     proxy.set(SYSTEM, Link::Up);
     let counted = tokio::spawn(async move {
-        let mut outside = PgConnection::connect_with(&server.config().connect_options(SYSTEM)).await?;
+        let mut outside =
+            PgConnection::connect_with(&config_of(server.address()).connect_options(SYSTEM)).await?;
         let count = "select count(*) from pg_stat_activity where starts_with(application_name, 'replaced')";
         let mut most = 0_i64;
         let until = Instant::now() + Duration::from_secs(4);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use pool_postgres::{DriverErrorKind, Limits, PgPools, PgWorkspacePool, PostgresConfig, WorkspaceId};
 use pool_testkit::eventually;
 use pool_testkit::faults::{DedicatedServer, Link, Row};
+use pool_testkit::server::config_of;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
@@ -24,7 +25,7 @@ const WOKEN: Duration = Duration::from_millis(50);
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l3_after_the_machine_slept_idle_connections_are_checked_and_replaced_unseen() -> Outcome {
     let (server, proxy) = behind_a_proxy(&[]).await?;
-    let config = server.config().port(proxy.address().port()).application_name("slept");
+    let config = config_of(server.address()).port(proxy.address().port()).application_name("slept");
     let (falls_asleep, asleep) = tokio::sync::oneshot::channel();
     let (keeps, may_go) = std::sync::mpsc::channel::<()>();
     let (tells, told) = tokio::sync::oneshot::channel();
@@ -99,13 +100,13 @@ async fn o3_a_process_without_a_file_descriptor_left_serves_from_warm_connection
     }
     let server = DedicatedServer::start().await?;
     let role = format!("create role {ROLE} login createdb password '{}'", PASSWORD.replace('\'', "''"));
-    pool_testkit::execute_outside(&server.config(), "postgres", &role).await?;
+    pool_testkit::execute_outside(&config_of(server.address()), "postgres", &role).await?;
     let limited = format!("ulimit -n {FILES} && exec \"$0\" --exact --nocapture \"$1\"");
     let mut child = Command::new("sh")
         .args(["-c", &limited])
         .arg(std::env::current_exe()?)
         .arg(format!("machine::{}", test_name()?))
-        .env(PORT_ENV, server.port().to_string())
+        .env(PORT_ENV, server.address().port().to_string())
         .stdout(Stdio::piped())
         .spawn()?;
     let mut said = String::new();

@@ -11,6 +11,7 @@ use pool_postgres::{
     WorkspaceId, acquire_error,
 };
 use pool_testkit::faults::{DedicatedServer, Proxy, Row};
+use pool_testkit::server::config_of;
 use pool_testkit::{eventually, execute_outside, wait_for_condition};
 use sqlx::{Connection, PgConnection};
 use tokio::task::JoinHandle;
@@ -96,10 +97,10 @@ impl World {
         connect_timeout: Option<Duration>,
         adjust: impl FnOnce(PostgresConfig) -> PostgresConfig,
     ) -> Result<Self, Failure> {
-        let superuser = server.config();
+        let superuser = config_of(server.address());
         let role = format!("create role {ROLE} login createdb password '{}'", PASSWORD.replace('\'', "''"));
         execute_outside(&superuser, "postgres", &role).await?;
-        let port = proxy.as_ref().map_or(server.port(), |proxy| proxy.address().port());
+        let port = proxy.as_ref().map_or(server.address().port(), |proxy| proxy.address().port());
         let pools = PgPools::builder(adjust(
             superuser.port(port).user(ROLE).password(PASSWORD).application_name(TAG),
         ))
@@ -131,7 +132,7 @@ impl World {
 
     /// How the pool's role reaches the server past the pool, under another name.
     pub fn outsider(&self) -> PostgresConfig {
-        self.server.config().user(ROLE).password(PASSWORD).application_name("outsider")
+        config_of(self.server.address()).user(ROLE).password(PASSWORD).application_name("outsider")
     }
 
     /// The database of the workspace that is hit.
@@ -141,7 +142,7 @@ impl World {
 
     /// Has a superuser say something to the server.
     pub async fn order(&self, sql: &str) -> Outcome {
-        Ok(execute_outside(&self.server.config(), "postgres", sql).await?)
+        Ok(execute_outside(&config_of(self.server.address()), "postgres", sql).await?)
     }
 
     /// Says which password the pool's role has: its own, or another one.
@@ -262,7 +263,8 @@ impl World {
 
     /// The sessions of the pool as the server shows them.
     async fn shown(&self) -> Result<Vec<String>, Failure> {
-        let mut conn = PgConnection::connect_with(&self.server.config().connect_options("postgres")).await?;
+        let mut conn =
+            PgConnection::connect_with(&config_of(self.server.address()).connect_options("postgres")).await?;
         let sessions = "select concat_ws(' ', pid, backend_start, application_name, datname, state, query) \
                         from pg_stat_activity where starts_with(application_name, $1)";
         Ok(sqlx::query_scalar(sessions).bind(TAG).fetch_all(&mut conn).await?)
@@ -282,7 +284,8 @@ impl World {
 
 /// How many sessions whose name begins with `name` the server counts.
 pub async fn sessions_of(server: &DedicatedServer, name: &str) -> Result<i64, Failure> {
-    let mut conn = PgConnection::connect_with(&server.config().connect_options("postgres")).await?;
+    let mut conn =
+        PgConnection::connect_with(&config_of(server.address()).connect_options("postgres")).await?;
     let count = "select count(*) from pg_stat_activity where starts_with(application_name, $1)";
     let sessions = sqlx::query_scalar(count).bind(name).fetch_one(&mut conn).await?;
     conn.close().await?;
@@ -292,7 +295,7 @@ pub async fn sessions_of(server: &DedicatedServer, name: &str) -> Result<i64, Fa
 /// A server with such settings, and a proxy in front of it.
 pub async fn behind_a_proxy(settings: &[(&str, &str)]) -> Result<(DedicatedServer, Proxy), Failure> {
     let server = DedicatedServer::start_with(settings).await?;
-    let proxy = Proxy::start(([127, 0, 0, 1], server.port()).into()).await?;
+    let proxy = Proxy::start(([127, 0, 0, 1], server.address().port()).into()).await?;
     Ok((server, proxy))
 }
 

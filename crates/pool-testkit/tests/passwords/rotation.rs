@@ -9,6 +9,7 @@ use pool_postgres::{
     AcquireError, BuildError, DriverError, DriverErrorKind, Limits, PgLease, PgPools, Phase, WorkspaceId,
 };
 use pool_testkit::faults::DedicatedServer;
+use pool_testkit::server::config_of;
 use pool_testkit::{eventually, execute_outside, wait_for_condition};
 use rstest::rstest;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -81,7 +82,7 @@ async fn build(
     connect_timeout: Duration,
 ) -> Result<PgPools, BuildError> {
     let asked = provider.clone();
-    let config = server.config().user(ROLE).password_provider(move || asked.ask());
+    let config = config_of(server.address()).user(ROLE).password_provider(move || asked.ask());
     let builder = PgPools::builder(config).limits(Limits::new(12).system(4).per_workspace(4));
     builder.acquire_timeout(SOON).connect_timeout(connect_timeout).build().await
 }
@@ -90,7 +91,7 @@ impl World {
     async fn new(connect_timeout: Duration) -> Self {
         let server = DedicatedServer::start().await.unwrap();
         let role = format!("create role {ROLE} login createdb password '{FIRST}'");
-        execute_outside(&server.config(), "postgres", &role).await.unwrap();
+        execute_outside(&config_of(server.address()), "postgres", &role).await.unwrap();
         let provider = Provider(Arc::new(Mutex::new(Answer::Password(FIRST))));
         let pools = build(&server, &provider, connect_timeout).await.unwrap();
         for name in ["a", "b", "cold"] {
@@ -104,7 +105,7 @@ impl World {
 
     async fn server_changes_the_password(&self) {
         let alter = format!("alter role {ROLE} password '{SECOND}'");
-        execute_outside(&self.server.config(), "postgres", &alter).await.unwrap();
+        execute_outside(&config_of(self.server.address()), "postgres", &alter).await.unwrap();
     }
 
     async fn is_served(&self, name: &str) -> Result<(), sqlx::Error> {
@@ -130,7 +131,7 @@ impl World {
 
     /// The processes that serve the role.
     async fn backends(&self) -> Vec<i32> {
-        let options = self.server.config().connect_options("postgres");
+        let options = config_of(self.server.address()).connect_options("postgres");
         let mut conn = PgConnection::connect_with(&options).await.unwrap();
         let pids = format!("select pid from pg_stat_activity where usename = '{ROLE}' order by pid");
         let pids = sqlx::query_scalar(AssertSqlSafe(pids)).fetch_all(&mut conn).await.unwrap();

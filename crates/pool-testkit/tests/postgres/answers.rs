@@ -6,6 +6,7 @@ use futures_util::TryStreamExt;
 use pool_core::{Driver as _, Endpoint, Target};
 use pool_postgres::{Limits, PgConn, PgDriver, PgPools, PgSession, PostgresConfig, WorkspaceId};
 use pool_testkit::faults::{DedicatedServer, Proxy};
+use pool_testkit::server::config_of;
 use pool_testkit::{TestPool, eventually};
 use rstest::rstest;
 use sqlx::{Connection, Executor, PgConnection, Row};
@@ -160,8 +161,8 @@ async fn give_up_without_control(session: &mut PgSession, config: &PostgresConfi
 #[tokio::test]
 async fn l4_a_cancel_that_nobody_confirms_costs_the_connection() {
     let server = DedicatedServer::start().await.unwrap();
-    let proxy = Proxy::start(([127, 0, 0, 1], server.port()).into()).await.unwrap();
-    let config = server.config().port(proxy.address().port()).application_name("cancels");
+    let proxy = Proxy::start(([127, 0, 0, 1], server.address().port()).into()).await.unwrap();
+    let config = config_of(server.address()).port(proxy.address().port()).application_name("cancels");
     let limits = Limits::new(6).system(5).per_workspace(1);
     let pools = PgPools::builder(config).limits(limits).build().await.unwrap();
     let a = id("a");
@@ -171,7 +172,7 @@ async fn l4_a_cancel_that_nobody_confirms_costs_the_connection() {
 
     // Any question, as about what is idle, has the control connection made anew, and the new one would confirm the cancel.
     proxy.refuse().await.unwrap();
-    give_up_without_control(&mut lease, &server.config(), "cancels").await;
+    give_up_without_control(&mut lease, &config_of(server.address()), "cancels").await;
     drop(lease);
     let is_on_its_way_out = || std::future::ready(pools.workspace(&a).counts().closing == 1);
     eventually("the connection being on its way out", SOON, is_on_its_way_out).await.unwrap();

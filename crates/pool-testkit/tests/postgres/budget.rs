@@ -3,6 +3,7 @@
 use pool_postgres::{Limits, PgPools};
 use pool_testkit::eventually;
 use pool_testkit::faults::{DedicatedServer, Stop};
+use pool_testkit::server::config_of;
 use sqlx::{Connection, PgConnection};
 
 use crate::support::{SOON, id};
@@ -10,7 +11,7 @@ use crate::support::{SOON, id};
 #[tokio::test]
 async fn b1_a_budget_of_the_server_is_asked_for_at_build_and_after_a_restart() {
     let mut server = DedicatedServer::start().await.unwrap();
-    let config = server.config();
+    let config = config_of(server.address());
     // Of 30 connections 3 are reserved; somebody else has one of the others, whom the pool's role may not look at.
     let mut other = PgConnection::connect_with(&config.connect_options("postgres")).await.unwrap();
     let role = "create role app login createdb password 'app'";
@@ -42,7 +43,7 @@ async fn b1_a_budget_of_the_server_is_asked_for_at_build_and_after_a_restart() {
 #[tokio::test]
 async fn b1_a_server_with_nothing_to_spare_is_told_at_build() {
     let server = DedicatedServer::start().await.unwrap();
-    let refused = PgPools::builder(server.config()).limits(Limits::of_server(27)).build().await;
+    let refused = PgPools::builder(config_of(server.address())).limits(Limits::of_server(27)).build().await;
     let error = refused.err().unwrap().to_string();
     assert!(error.contains("nothing to spare") && error.contains("27"), "{error}");
 }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use pool_postgres::{CatalogError, DatabaseNaming, Limits, PgPools, WorkspaceId};
 use pool_testkit::faults::DedicatedServer;
+use pool_testkit::server::config_of;
 use pool_testkit::{eventually, execute_outside};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection};
@@ -21,8 +22,8 @@ impl World {
     async fn new() -> Self {
         let server = DedicatedServer::start().await.unwrap();
         let role = "create role maker login createdb password 'maker'";
-        execute_outside(&server.config(), "postgres", role).await.unwrap();
-        let pools = PgPools::builder(server.config().user("maker").password("maker"))
+        execute_outside(&config_of(server.address()), "postgres", role).await.unwrap();
+        let pools = PgPools::builder(config_of(server.address()).user("maker").password("maker"))
             .limits(Limits::new(10).system(4).per_workspace(3))
             .build()
             .await
@@ -36,12 +37,13 @@ impl World {
 
     /// A session of the pool's role that is none of the pool's.
     async fn maker(&self, database: &str) -> PgConnection {
-        let config = self.server.config().user("maker").password("maker").application_name("outsider");
+        let config =
+            config_of(self.server.address()).user("maker").password("maker").application_name("outsider");
         PgConnection::connect_with(&config.connect_options(database)).await.unwrap()
     }
 
     async fn superuser(&self, database: &str) -> PgConnection {
-        PgConnection::connect_with(&self.server.config().connect_options(database)).await.unwrap()
+        PgConnection::connect_with(&config_of(self.server.address()).connect_options(database)).await.unwrap()
     }
 }
 
@@ -113,7 +115,7 @@ async fn sessions_in_a_database_of_somebody_else_are_not_ended() {
     let world = World::new().await;
     let database = world.database(&id("a"));
     let make = format!("create database \"{database}\"");
-    execute_outside(&world.server.config(), "postgres", &make).await.unwrap();
+    execute_outside(&config_of(world.server.address()), "postgres", &make).await.unwrap();
     let mut inside = world.maker(&database).await;
 
     let refused = world.pools.drop_workspace(&id("a")).await.unwrap_err();

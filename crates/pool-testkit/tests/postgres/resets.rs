@@ -10,6 +10,7 @@ use pool_postgres::{
 };
 use pool_testkit::TestPool;
 use pool_testkit::faults::DedicatedServer;
+use pool_testkit::server::config_of;
 use rstest::rstest;
 use sqlx::{Connection, Executor, Row};
 
@@ -232,7 +233,7 @@ async fn o3_what_fails_after_a_connect_is_a_failed_open_with_a_phase_of_its_own(
 #[tokio::test]
 async fn l1_a_reset_leaves_no_word_in_the_servers_log() {
     let server = DedicatedServer::start().await.unwrap();
-    let config = server.config();
+    let config = config_of(server.address());
     let pools = PgPools::builder(config).limits(Limits::new(6).system(5)).build().await.unwrap();
     let a = id("a");
     pools.ensure_workspace(&a).await.unwrap();

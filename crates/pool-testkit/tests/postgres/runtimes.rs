@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::try_join_all;
 use pool_postgres::{AcquireError, Limits, PgPools, PostgresConfig, WorkspaceId};
 use pool_testkit::faults::DedicatedServer;
+use pool_testkit::server::config_of;
 use sqlx::{Connection, PgConnection};
 use tokio::runtime::{Builder, Runtime};
 
@@ -64,7 +65,7 @@ async fn sessions(config: &PostgresConfig) -> i64 {
 #[test]
 fn l2_a_pool_that_outlives_its_runtime_serves_callers_on_the_next() {
     let server = server();
-    let pools = runtime().block_on(pool_on(server.config()));
+    let pools = runtime().block_on(pool_on(config_of(server.address())));
     for number in 0..RUNTIMES {
         runtime().block_on(a_test(&pools, number));
     }
@@ -72,7 +73,7 @@ fn l2_a_pool_that_outlives_its_runtime_serves_callers_on_the_next() {
         let began = Instant::now();
         pools.close().await.unwrap();
         assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
-        assert_eq!(sessions(&server.config()).await, 0);
+        assert_eq!(sessions(&config_of(server.address())).await, 0);
     });
 }
 
@@ -81,7 +82,7 @@ fn l2_a_pool_that_outlives_its_runtime_serves_callers_on_the_next() {
 #[test]
 fn l2_runtimes_that_end_beside_each_other_cost_nobody_a_lease() {
     let server = server();
-    let pools = runtime().block_on(pool_on(server.config()));
+    let pools = runtime().block_on(pool_on(config_of(server.address())));
     let answered = AtomicUsize::new(0);
     let some_tests = || {
         for _ in 0..10 * RUNTIMES {
@@ -113,14 +114,14 @@ fn l2_runtimes_that_end_beside_each_other_cost_nobody_a_lease() {
         let peak = pools.stats().workspaces.peak;
         assert!(peak <= 7, "{peak}");
         pools.close().await.unwrap();
-        assert_eq!(sessions(&server.config()).await, 0);
+        assert_eq!(sessions(&config_of(server.address())).await, 0);
     });
 }
 
 #[test]
 fn l2_an_idle_connection_of_a_runtime_that_has_ended_is_not_handed_out_unchecked() {
     let server = server();
-    let pools = runtime().block_on(pool_on(server.config()));
+    let pools = runtime().block_on(pool_on(config_of(server.address())));
     runtime().block_on(one(&pools, &id("a")));
     runtime().block_on(async {
         let mut lease = pools.acquire(&id("a")).await.unwrap();
@@ -135,14 +136,14 @@ fn l2_an_idle_connection_of_a_runtime_that_has_ended_is_not_handed_out_unchecked
 fn l2_a_runtime_that_is_not_driven_does_not_keep_a_close_waiting() {
     let server = server();
     let home = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let pools = home.block_on(pool_on(server.config()));
+    let pools = home.block_on(pool_on(config_of(server.address())));
     let resting = runtime();
     resting.block_on(one(&pools, &id("a")));
     home.block_on(async {
         let began = Instant::now();
         pools.close().await.unwrap();
         assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
-        assert_eq!(sessions(&server.config()).await, 0);
+        assert_eq!(sessions(&config_of(server.address())).await, 0);
     });
     drop(resting);
 }
@@ -152,7 +153,7 @@ fn l2_a_runtime_that_is_not_driven_does_not_keep_a_close_waiting() {
 fn l2_who_waits_for_a_slot_when_the_tasks_end_is_served_on_its_own_runtime() {
     let server = server();
     let home = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let pools = home.block_on(pool_on(server.config()));
+    let pools = home.block_on(pool_on(config_of(server.address())));
     runtime().block_on(async {
         let (a, b) = (id("a"), id("b"));
         pools.ensure_workspace(&b).await.unwrap();
@@ -167,6 +168,6 @@ fn l2_who_waits_for_a_slot_when_the_tasks_end_is_served_on_its_own_runtime() {
         assert_eq!(two, 2);
         drop(lease);
         pools.close().await.unwrap();
-        assert_eq!(sessions(&server.config()).await, 0);
+        assert_eq!(sessions(&config_of(server.address())).await, 0);
     });
 }

@@ -6,6 +6,7 @@ use futures_util::future::{join_all, try_join_all};
 use pool_postgres::{AcquireError, DatabaseNaming, Limits, PgPools, Stage};
 use pool_testkit::eventually;
 use pool_testkit::faults::{DedicatedServer, Link, Proxy};
+use pool_testkit::server::config_of;
 
 use crate::support::{SOON, id};
 
@@ -21,8 +22,8 @@ async fn hurry(pools: &PgPools) -> Option<AcquireError> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l3_a_healthy_connection_outlives_a_check_that_meets_a_stalled_link() {
     let server = DedicatedServer::start().await.unwrap();
-    let proxy = Proxy::start(([127, 0, 0, 1], server.port()).into()).await.unwrap();
-    let pools = PgPools::builder(server.config().port(proxy.address().port()))
+    let proxy = Proxy::start(([127, 0, 0, 1], server.address().port()).into()).await.unwrap();
+    let pools = PgPools::builder(config_of(server.address()).port(proxy.address().port()))
         .limits(Limits::new(12).system(4).per_workspace(CONNECTIONS))
         .acquire_timeout(HURRY)
         .adjust(|settings| settings.check_after = Duration::ZERO)

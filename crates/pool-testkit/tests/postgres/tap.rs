@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use pool_postgres::{Limits, PgPools, PgWorkspacePool, Settings};
 use pool_testkit::faults::DedicatedServer;
+use pool_testkit::server::config_of;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
@@ -37,8 +38,8 @@ impl Tapped {
     pub async fn new() -> Self {
         let server = DedicatedServer::start().await.unwrap();
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-        let config = server.config().port(listener.local_addr().unwrap().port());
-        let upstream = SocketAddr::from(([127, 0, 0, 1], server.port()));
+        let config = config_of(server.address()).port(listener.local_addr().unwrap().port());
+        let upstream = SocketAddr::from(([127, 0, 0, 1], server.address().port()));
         let sent = Sent::default();
         let task = tokio::spawn(serve_all(listener, upstream, Arc::clone(&sent)));
         let limits = Limits::new(6).system(5).per_workspace(1);

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::base::{Base, SERVER_PREFIX};
-use super::error::{Doing, ServerError};
+use crate::base::{Base, SERVER_PREFIX};
+use crate::error::{Doing, ServerError};
 
 const POLL: Duration = Duration::from_millis(20);
 /// A shutdown takes 0.3 s, or 15 s if the server resists to the last.
@@ -64,7 +64,7 @@ fn path_in(dir: &Path) -> PathBuf {
 }
 
 /// Says that this process keeps the server in `dir`.
-pub(super) fn mark(dir: &Path) -> Result<KeptMark, ServerError> {
+pub(crate) fn mark(dir: &Path) -> Result<KeptMark, ServerError> {
     let path = path_in(dir);
     let mut file = File::options().create(true).append(true).open(&path).doing("open", &path)?;
     file.lock().doing("lock", &path)?;

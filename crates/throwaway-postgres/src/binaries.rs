@@ -9,8 +9,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use super::error::ServerError;
-use super::owner::Owner;
+use crate::error::ServerError;
+use crate::owner::Owner;
 
 /// The oldest major version whose `postmaster.pid` says when the server is ready.
 const OLDEST_MAJOR: u32 = 10;

@@ -10,17 +10,17 @@ use std::process::Stdio;
 
 use nix::unistd::geteuid;
 
-use super::error::{Doing, ServerError};
-use super::file_lock::FileLock;
-use super::owner::Owner;
+use crate::error::{Doing, ServerError};
+use crate::file_lock::FileLock;
+use crate::owner::Owner;
 
 /// How the directories of servers are called, followed by something random.
-pub(super) const SERVER_PREFIX: &str = "srv-";
+pub(crate) const SERVER_PREFIX: &str = "srv-";
 
 /// Linux keeps what lies here in memory. A database is 300 files, and on a disk creating one takes up to five times as
 /// long.
 const SHARED_MEMORY: &str = "/dev/shm";
-/// A thousand databases of 7.5 MB, as the soak makes them, with their log. It is compared with the size of the whole and
+/// A thousand databases of 7.5 MB with their log. It is compared with the size of the whole and
 /// not with what is free, since all processes must come to the same answer.
 const SHARED_MEMORY_MIN: u64 = 12 << 30;
 
@@ -41,7 +41,7 @@ fn bytes_of(path: &Path) -> Option<u64> {
 
 /// A base directory that is known to be ours.
 #[derive(Debug, Clone)]
-pub(super) struct Base {
+pub(crate) struct Base {
     path: PathBuf,
     owner: Owner,
 }
@@ -49,7 +49,7 @@ pub(super) struct Base {
 /// Proof that this process alone joins, starts or reaps at the moment. The kernel frees it with the process.
 #[derive(Debug)]
 #[must_use = "the lock is free again as soon as this is dropped"]
-pub(super) struct Locked<'a> {
+pub(crate) struct Locked<'a> {
     base: &'a Base,
     _lock: FileLock,
 }
@@ -57,13 +57,13 @@ pub(super) struct Locked<'a> {
 impl Base {
     /// Where the servers of this user live unless the caller says otherwise: under `TMPDIR` if that is set, in memory
     /// if much fits there, and otherwise where temporary files go.
-    pub(super) fn default_path() -> PathBuf {
+    pub(crate) fn default_path() -> PathBuf {
         let wished = std::env::var_os("TMPDIR").map(PathBuf::from);
-        parent(wished, bytes_of(Path::new(SHARED_MEMORY))).join(format!("pool-testkit-{}", geteuid()))
+        parent(wished, bytes_of(Path::new(SHARED_MEMORY))).join(format!("throwaway-postgres-{}", geteuid()))
     }
 
     /// Creates or checks the directory, and gives it to the user that runs the servers.
-    pub(super) fn prepare(path: &Path) -> Result<Self, ServerError> {
+    pub(crate) fn prepare(path: &Path) -> Result<Self, ServerError> {
         let path = std::path::absolute(path).doing("resolve", path)?;
         let owner = Owner::of_this_process()?;
         DirBuilder::new().recursive(true).mode(0o700).create(&path).doing("create", &path)?;
@@ -73,7 +73,7 @@ impl Base {
     }
 
     /// The directory if it exists already and is ours; nothing is created.
-    pub(super) fn existing(path: &Path) -> Result<Option<Self>, ServerError> {
+    pub(crate) fn existing(path: &Path) -> Result<Option<Self>, ServerError> {
         match path.try_exists() {
             Ok(false) => Ok(None),
             _ => Self::prepare(path).map(Some),
@@ -117,7 +117,7 @@ impl Base {
     }
 
     /// Fails clearly if the user that runs the server cannot get here, before initdb fails unclearly.
-    pub(super) fn check_reachable(&self) -> Result<(), ServerError> {
+    pub(crate) fn check_reachable(&self) -> Result<(), ServerError> {
         if !self.owner.switches() {
             return Ok(());
         }
@@ -137,11 +137,11 @@ impl Base {
         Err(ServerError::Unreachable { base: self.path.clone(), user: self.owner.name().into() })
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    pub(super) fn owner(&self) -> &Owner {
+    pub(crate) fn owner(&self) -> &Owner {
         &self.owner
     }
 
@@ -155,20 +155,20 @@ impl Base {
     }
 
     /// Waits for its turn. Whoever holds the lock is bounded by time limits of its own.
-    pub(super) fn lock(&self) -> Result<Locked<'_>, ServerError> {
+    pub(crate) fn lock(&self) -> Result<Locked<'_>, ServerError> {
         let lock = FileLock::exclusive(self.lock_file()?).doing("lock", &self.lock_path())?;
         Ok(Locked { base: self, _lock: lock })
     }
 
     /// The lock if it is free.
-    pub(super) fn try_lock(&self) -> Result<Option<Locked<'_>>, ServerError> {
+    pub(crate) fn try_lock(&self) -> Result<Option<Locked<'_>>, ServerError> {
         let lock = FileLock::try_exclusive(self.lock_file()?).doing("lock", &self.lock_path())?;
         Ok(lock.map(|lock| Locked { base: self, _lock: lock }))
     }
 }
 
 impl Locked<'_> {
-    pub(super) fn base(&self) -> &Base {
+    pub(crate) fn base(&self) -> &Base {
         self.base
     }
 }

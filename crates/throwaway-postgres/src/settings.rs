@@ -1,9 +1,9 @@
 //! The configuration of a dedicated server.
 
-use super::start::HOST;
+use crate::address::HOST;
 
 /// Later entries override earlier ones, and `postgresql.auto.conf` is read last.
-pub(super) fn settings(port: u16) -> String {
+pub(crate) fn settings(port: u16) -> String {
     format!(
         "listen_addresses = '{HOST}'\n\
          port = {port}\n\
@@ -24,7 +24,7 @@ pub(super) fn settings(port: u16) -> String {
 }
 
 /// A line of a configuration file; in a value, a quote is doubled.
-pub(super) fn setting(name: &str, value: &str) -> String {
+pub(crate) fn setting(name: &str, value: &str) -> String {
     format!("{name} = '{}'\n", value.replace('\'', "''"))
 }
 

@@ -3,57 +3,43 @@
 //! It appears complete or not at all, because it is written aside and renamed. Only a holder of the lock writes
 //! it; the watchdog of the server that it names takes it away.
 
-use std::fmt;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::base::{Base, Locked, SERVER_PREFIX};
-use super::error::{Doing, ServerError};
+use crate::address::{ServerAddress, Written};
+use crate::base::{Base, Locked, SERVER_PREFIX};
+use crate::error::{Doing, ServerError};
 
 /// How half-written notes are called; a killed writer may leave one.
-pub(super) const DRAFT_PREFIX: &str = ".current-";
+pub(crate) const DRAFT_PREFIX: &str = ".current-";
 
-/// How to reach a running server.
-#[derive(Clone, Serialize, Deserialize)]
-pub(super) struct Record {
+/// A running server: how to reach it, and who runs it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Record {
     /// The directory's name below the base: unique, so it identifies the server.
-    pub(super) name: String,
-    pub(super) host: String,
-    pub(super) port: u16,
-    pub(super) user: String,
-    pub(super) password: String,
-    pub(super) database: String,
-    pub(super) version: String,
-    pub(super) postmaster_pid: u32,
-    pub(super) watchdog_pid: u32,
+    pub(crate) name: String,
+    #[serde(with = "Written")]
+    pub(crate) address: ServerAddress,
+    pub(crate) version: String,
+    pub(crate) postmaster_pid: u32,
+    pub(crate) watchdog_pid: u32,
 }
 
-impl fmt::Debug for Record {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Record")
-            .field("name", &self.name)
-            .field("host", &self.host)
-            .field("port", &self.port)
-            .field("user", &self.user)
-            .field("password", &"***")
-            .field("database", &self.database)
-            .field("version", &self.version)
-            .field("postmaster_pid", &self.postmaster_pid)
-            .field("watchdog_pid", &self.watchdog_pid)
-            .finish()
-    }
+/// The name by which the note knows a server.
+pub(crate) fn name_of(dir: &Path) -> String {
+    dir.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Where the note lies.
-pub(super) fn path_in(base: &Base) -> PathBuf {
+pub(crate) fn path_in(base: &Base) -> PathBuf {
     base.path().join("current")
 }
 
 /// The note, if there is one that makes sense. One that does not is as good as none: the next start replaces it.
-pub(super) fn read(base: &Base) -> Result<Option<Record>, ServerError> {
+pub(crate) fn read(base: &Base) -> Result<Option<Record>, ServerError> {
     let path = path_in(base);
     match fs::read(&path) {
         Ok(bytes) => Ok(parse(&bytes, &path)),
@@ -66,19 +52,19 @@ fn parse(bytes: &[u8], path: &Path) -> Option<Record> {
     match serde_json::from_slice::<Record>(bytes) {
         Ok(record) if record.name.starts_with(SERVER_PREFIX) && !record.name.contains('/') => Some(record),
         _ => {
-            tracing::warn!(path = %path.display(), "not a note of the test kit; ignoring it");
+            tracing::warn!(path = %path.display(), "not a note that names a server; ignoring it");
             None
         }
     }
 }
 
 /// Whether the note names this server now.
-pub(super) fn names(base: &Base, name: &str) -> Result<bool, ServerError> {
+pub(crate) fn names(base: &Base, name: &str) -> Result<bool, ServerError> {
     Ok(read(base)?.is_some_and(|record| record.name == name))
 }
 
 /// Makes a server the one to join.
-pub(super) fn publish(lock: &Locked<'_>, record: &Record) -> Result<(), ServerError> {
+pub(crate) fn publish(lock: &Locked<'_>, record: &Record) -> Result<(), ServerError> {
     let path = path_in(lock.base());
     let mut line = serde_json::to_vec(record).doing("encode", &path)?;
     line.push(b'\n'); // the watchdog reads it as a line
@@ -93,7 +79,7 @@ pub(super) fn publish(lock: &Locked<'_>, record: &Record) -> Result<(), ServerEr
 }
 
 /// Removes the note if it names this server.
-pub(super) fn withdraw(lock: &Locked<'_>, name: &str) -> Result<(), ServerError> {
+pub(crate) fn withdraw(lock: &Locked<'_>, name: &str) -> Result<(), ServerError> {
     if names(lock.base(), name)? {
         let path = path_in(lock.base());
         fs::remove_file(&path).doing("remove", &path)?;
@@ -110,20 +96,11 @@ mod tests {
     fn record(name: &str) -> Record {
         Record {
             name: name.into(),
-            host: "127.0.0.1".into(),
-            port: 1,
-            user: "u".into(),
-            password: "hunter2".into(),
-            database: "postgres".into(),
+            address: ServerAddress::local(1, "hunter2".into()),
             version: "15.18".into(),
             postmaster_pid: 1,
             watchdog_pid: 1,
         }
-    }
-
-    #[test]
-    fn debug_masks_the_password() {
-        assert!(!format!("{:?}", record("srv-a")).contains("hunter2"));
     }
 
     #[test]
@@ -133,6 +110,7 @@ mod tests {
         let lock = base.lock().unwrap();
         publish(&lock, &record("srv-a")).unwrap();
         assert!(names(&base, "srv-a").unwrap());
+        assert_eq!(read(&base).unwrap().unwrap().address, record("srv-a").address);
         let mode = fs::metadata(path_in(&base)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         withdraw(&lock, "srv-b").unwrap();

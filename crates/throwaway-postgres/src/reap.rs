@@ -1,26 +1,18 @@
 //! Removes servers that nobody ends any more: their watchdog was killed, or the machine restarted.
 //!
-//! The order of proof matters. A FIFO with a reader has a live watchdog, so its server is left alone. A process is
-//! killed only if it is a postgres that runs on the very data directory: process ids are used again.
+//! A FIFO with a reader has a live watchdog, so its server is left alone. Any other is given to a new watchdog, which is told
+//! to end it.
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
 
-use super::base::{Base, Locked, SERVER_PREFIX};
-use super::error::{Doing, ServerError};
-use super::hold;
-use super::postmaster::end_postmaster;
-use super::record::{self, DRAFT_PREFIX};
-
-const POLL: Duration = Duration::from_millis(10);
-
-/// How long a directory may keep filling up again while its last writers die.
-const REMOVE_TIMEOUT: Duration = Duration::from_secs(5);
+use crate::base::{Base, Locked, SERVER_PREFIX};
+use crate::error::{Doing, ServerError};
+use crate::postmaster::{Postmaster, is_postgres_on};
+use crate::record::{self, DRAFT_PREFIX};
+use crate::{hold, watched};
 
 /// A server that was removed because its watchdog was dead.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +41,7 @@ pub fn reap_orphans(base: &Path) -> Vec<Reaped> {
 }
 
 /// The same, by somebody who has the lock.
-pub(super) fn reap(lock: &Locked<'_>) -> Result<Vec<Reaped>, ServerError> {
+pub(crate) fn reap(lock: &Locked<'_>) -> Result<Vec<Reaped>, ServerError> {
     let base = lock.base().path();
     let mut reaped = Vec::new();
     for entry in fs::read_dir(base).doing("read", base)?.flatten() {
@@ -73,9 +65,10 @@ fn reap_one(lock: &Locked<'_>, dir: PathBuf) -> Result<Option<Reaped>, ServerErr
     if hold::watchdog_listens(&dir) {
         return Ok(None);
     }
-    record::withdraw(lock, &name_of(&dir))?;
-    let postmaster_pid = end_postmaster(&dir);
-    if let Err(why) = remove_directory(&dir) {
+    record::withdraw(lock, &record::name_of(&dir))?;
+    let named = Postmaster::read(&dir).map(|found| found.pid);
+    let postmaster_pid = named.filter(|pid| is_postgres_on(*pid, &dir.join("data")));
+    if let Err(why) = watched::end(lock.base().owner(), &dir) {
         tracing::warn!(%why, "could not remove an orphaned server");
         return Ok(None);
     }
@@ -83,35 +76,10 @@ fn reap_one(lock: &Locked<'_>, dir: PathBuf) -> Result<Option<Reaped>, ServerErr
     Ok(Some(Reaped { directory: dir, postmaster_pid }))
 }
 
-/// The name by which the note knows a server.
-pub(super) fn name_of(dir: &Path) -> String {
-    dir.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-/// Deletes a directory, also while its last writers are still dying in it.
-pub(super) fn remove_directory(dir: &Path) -> Result<(), ServerError> {
-    let begun = Instant::now();
-    loop {
-        match fs::remove_dir_all(dir) {
-            Ok(()) => return Ok(()),
-            Err(why) if why.kind() == ErrorKind::NotFound && !dir.exists() => return Ok(()),
-            Err(why) if !passes(&why) || begun.elapsed() > REMOVE_TIMEOUT => {
-                return Err(why).doing("delete", dir);
-            }
-            Err(_) => thread::sleep(POLL),
-        }
-    }
-}
-
-fn passes(why: &io::Error) -> bool {
-    matches!(why.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::NotFound)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
-
     use super::*;
+    use crate::owner::Owner;
 
     fn used_base() -> tempfile::TempDir {
         let base = tempfile::tempdir().unwrap();
@@ -119,10 +87,17 @@ mod tests {
         base
     }
 
+    fn owner() -> Owner {
+        Owner::of_this_process().unwrap()
+    }
+
     fn leftover(base: &Path, postmaster_pid: &str) -> PathBuf {
         let dir = base.join("srv-leftover");
         fs::create_dir_all(dir.join("data")).unwrap();
-        fs::write(dir.join("data/postmaster.pid"), postmaster_pid).unwrap();
+        owner().give(&dir).unwrap();
+        owner().give(&dir.join("data")).unwrap();
+        owner().write(&dir.join("data/postmaster.pid"), postmaster_pid).unwrap();
+        owner().write(&dir.join("process"), postmaster_pid).unwrap();
         dir
     }
 
@@ -138,7 +113,7 @@ mod tests {
     #[test]
     fn a_process_that_got_the_old_number_is_spared() {
         let base = used_base();
-        let mut bystander = Command::new("sleep").arg("60").spawn().unwrap();
+        let mut bystander = owner().command("sleep").arg("60").spawn().unwrap();
         leftover(base.path(), &format!("{}\n", bystander.id()));
         assert_eq!(reap_orphans(base.path())[0].postmaster_pid, None);
         assert!(bystander.try_wait().unwrap().is_none());

@@ -1,4 +1,4 @@
-//! The postmaster, the first process of a server: what its file says of it, whether it still runs, and how it is ended.
+//! The postmaster, the first process of a server: what its file says of it, and whether it still runs.
 //!
 //! Process ids are used again, so a number in a file proves nothing: a process is taken for the server's only if it is
 //! a postgres that runs on the very data directory.
@@ -7,28 +7,18 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
-
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-
-const POLL: Duration = Duration::from_millis(10);
-
-/// How long a server may take to obey, before it is killed.
-const OBEY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What `postmaster.pid` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Postmaster {
-    pub(super) pid: u32,
-    pub(super) ready: bool,
+pub(crate) struct Postmaster {
+    pub(crate) pid: u32,
+    pub(crate) ready: bool,
     /// It recovers, and will go on doing so.
-    pub(super) standby: bool,
+    pub(crate) standby: bool,
 }
 
 impl Postmaster {
-    pub(super) fn read(dir: &Path) -> Option<Self> {
+    pub(crate) fn read(dir: &Path) -> Option<Self> {
         Self::parse(&fs::read_to_string(dir.join("data/postmaster.pid")).ok()?)
     }
 
@@ -41,37 +31,9 @@ impl Postmaster {
     }
 }
 
-/// Ends the server that runs on this directory, if one does, and says which.
-pub(super) fn end_postmaster(dir: &Path) -> Option<u32> {
-    let data = dir.join("data");
-    let pid = Postmaster::read(dir)?.pid;
-    if !is_postgres_on(pid, &data) {
-        return None;
-    }
-    for signal in [Signal::SIGQUIT, Signal::SIGKILL] {
-        let _ = kill(Pid::from_raw(i32::try_from(pid).ok()?), signal);
-        if ends(pid, &data) {
-            return Some(pid);
-        }
-    }
-    tracing::warn!(pid, "a server does not even obey SIGKILL");
-    None
-}
-
-fn ends(pid: u32, data: &Path) -> bool {
-    let begun = Instant::now();
-    while is_postgres_on(pid, data) {
-        if begun.elapsed() > OBEY_TIMEOUT {
-            return false;
-        }
-        thread::sleep(POLL);
-    }
-    true
-}
-
-/// Whether this process is a postgres with this data directory on its command line, as the watchdog starts it.
+/// Whether this process is a postgres with this data directory on its command line.
 /// A zombie has no command line, so it does not count.
-pub(super) fn is_postgres_on(pid: u32, data: &Path) -> bool {
+pub(crate) fn is_postgres_on(pid: u32, data: &Path) -> bool {
     let data = data.as_os_str().as_bytes();
     if Path::new("/proc/self/cmdline").exists() {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();

@@ -13,10 +13,10 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 
-use super::base::Locked;
-use super::error::{Doing, ServerError};
-use super::file_lock::FileLock;
-use super::owner::Owner;
+use crate::base::Locked;
+use crate::error::{Doing, ServerError};
+use crate::file_lock::FileLock;
+use crate::owner::Owner;
 
 /// What a holder says to the watchdog. Each is one short write, which a FIFO does not tear.
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +24,8 @@ enum Word {
     Join,
     Leave,
     Quit,
+    /// Left, because the server is dead.
+    Dead,
 }
 
 impl Word {
@@ -32,13 +34,14 @@ impl Word {
             Self::Join => b"j\n",
             Self::Leave => b"l\n",
             Self::Quit => b"q\n",
+            Self::Dead => b"x\n",
         }
     }
 }
 
 /// A share in a running server. Dropping it lets go.
 #[derive(Debug)]
-pub(super) struct Hold {
+pub(crate) struct Hold {
     fifo: File,
     parting: Word,
     _holders: FileLock,
@@ -48,13 +51,18 @@ impl Hold {
     /// Opens a share and announces it; `None` when no watchdog listens any more.
     ///
     /// The lock is asked for because [`others_hold`] must not run in between.
-    pub(super) fn open(_: &Locked<'_>, dir: &Path) -> Result<Option<Self>, ServerError> {
+    pub(crate) fn open(_: &Locked<'_>, dir: &Path) -> Result<Option<Self>, ServerError> {
         open(dir).or_else(none_if_nobody_listens).doing("join the server in", dir)
     }
 
     /// Lets go, and asks for no grace period if this was the last share.
-    pub(super) fn quit(mut self) {
+    pub(crate) fn quit(mut self) {
         self.parting = Word::Quit;
+    }
+
+    /// Lets go of a server that has crashed: the watchdog takes it away although others hold it, if it finds the same.
+    pub(crate) fn report_dead(mut self) {
+        self.parting = Word::Dead;
     }
 }
 
@@ -95,7 +103,7 @@ fn nobody_listens(why: &io::Error) -> bool {
 
 /// Makes the files that holds are made of, and opens the FIFO so that the watchdog hears nothing, not even an end
 /// of file, until the first hold is there. The anchor reads as well, so it must be gone before anybody probes.
-pub(super) fn prepare(dir: &Path, owner: &Owner) -> Result<File, ServerError> {
+pub(crate) fn prepare(dir: &Path, owner: &Owner) -> Result<File, ServerError> {
     let fifo = fifo_path(dir);
     nix::unistd::mkfifo(&fifo, Mode::S_IRUSR | Mode::S_IWUSR).doing("make the FIFO", &fifo)?;
     owner.give(&fifo)?;
@@ -104,7 +112,7 @@ pub(super) fn prepare(dir: &Path, owner: &Owner) -> Result<File, ServerError> {
 }
 
 /// Whether a watchdog reads the FIFO. In doubt (no permission, say) it does.
-pub(super) fn watchdog_listens(dir: &Path) -> bool {
+pub(crate) fn watchdog_listens(dir: &Path) -> bool {
     match open_writer(dir) {
         Ok(_) => true,
         Err(why) => !nobody_listens(&why),
@@ -113,7 +121,7 @@ pub(super) fn watchdog_listens(dir: &Path) -> bool {
 
 /// Whether anybody holds on to this server. Asked under the lock, so that two who ask do not mistake each other
 /// for holders.
-pub(super) fn others_hold(_: &Locked<'_>, dir: &Path) -> Result<bool, ServerError> {
+pub(crate) fn others_hold(_: &Locked<'_>, dir: &Path) -> Result<bool, ServerError> {
     let path = holders_path(dir);
     let holders = match File::open(&path) {
         Ok(file) => file,
@@ -128,7 +136,7 @@ mod tests {
     use std::io::Read;
 
     use super::*;
-    use crate::server::base::Base;
+    use crate::base::Base;
 
     #[test]
     fn a_hold_announces_itself_counts_and_says_goodbye() {

@@ -10,12 +10,14 @@ use std::process::Child;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::base::{Base, Locked};
-use super::error::ServerError;
-use super::hold::{self, Hold};
-use super::postmaster::is_postgres_on;
-use super::record::{self, Record};
-use super::{reap, start};
+use crate::address::ServerAddress;
+use crate::base::{Base, Locked};
+use crate::error::ServerError;
+use crate::hold::{self, Hold};
+use crate::kept::{self, KeptMark};
+use crate::postmaster::is_postgres_on;
+use crate::record::{self, Record};
+use crate::{reap, start};
 
 const POLL: Duration = Duration::from_millis(10);
 
@@ -31,11 +33,11 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(30);
 /// joins. The same happens when the process dies of whatever cause.
 ///
 /// ```no_run
-/// # fn main() -> Result<(), pool_testkit::server::ServerError> {
-/// use pool_testkit::server::Ephemeral;
+/// # fn main() -> Result<(), throwaway_postgres::ServerError> {
+/// use throwaway_postgres::Ephemeral;
 ///
 /// let server = Ephemeral::join_or_start()?;
-/// println!("PostgreSQL {} on port {}", server.version(), server.port());
+/// println!("PostgreSQL {} at {}", server.version(), server.url());
 /// # Ok(())
 /// # }
 /// ```
@@ -44,8 +46,8 @@ pub struct Ephemeral {
     base: Base,
     /// Its `Drop` is what lets go.
     hold: Hold,
-    /// Only in the process that started it, which alone can wait for it.
-    watchdog: Option<Child>,
+    /// Watchdog and postmaster; only in the process that started them, which alone can wait for them.
+    children: Vec<Child>,
 }
 
 /// How an attempt to join came out.
@@ -84,7 +86,7 @@ impl Ephemeral {
             match attempt(&lock)? {
                 Attempt::Joined(record, hold) => {
                     drop(lock);
-                    return Ok(Self { record: *record, base, hold, watchdog: None });
+                    return Ok(Self { record: *record, base, hold, children: Vec::new() });
                 }
                 Attempt::Nothing => {
                     let started = start::start(&lock)?;
@@ -93,7 +95,7 @@ impl Ephemeral {
                         record: started.record,
                         base,
                         hold: started.hold,
-                        watchdog: Some(started.watchdog),
+                        children: started.children,
                     });
                 }
                 Attempt::Ending => thread::sleep(POLL),
@@ -111,7 +113,7 @@ impl Ephemeral {
         let lock = base.lock()?;
         let Attempt::Joined(record, hold) = attempt(&lock)? else { return Ok(None) };
         drop(lock);
-        Ok(Some(Self { record: *record, base, hold, watchdog: None }))
+        Ok(Some(Self { record: *record, base, hold, children: Vec::new() }))
     }
 
     /// Where the servers of this user lie.
@@ -120,34 +122,16 @@ impl Ephemeral {
         Base::default_path()
     }
 
-    /// The address to connect to, always the loopback interface.
+    /// How a superuser reaches it.
     #[must_use]
-    pub fn host(&self) -> &str {
-        &self.record.host
+    pub fn address(&self) -> &ServerAddress {
+        &self.record.address
     }
 
-    /// The TCP port.
+    /// The same as a URL, password included: `postgres://…`.
     #[must_use]
-    pub fn port(&self) -> u16 {
-        self.record.port
-    }
-
-    /// A superuser.
-    #[must_use]
-    pub fn user(&self) -> &str {
-        &self.record.user
-    }
-
-    /// The superuser's password, random for each server. `Debug` does not show it.
-    #[must_use]
-    pub fn password(&self) -> &str {
-        &self.record.password
-    }
-
-    /// A database that always exists: `postgres`.
-    #[must_use]
-    pub fn database(&self) -> &str {
-        &self.record.database
+    pub fn url(&self) -> String {
+        self.record.address.url()
     }
 
     /// The server's version, such as `15.18`.
@@ -180,6 +164,15 @@ impl Ephemeral {
         self.record.watchdog_pid
     }
 
+    /// Says that this process keeps the server, as it does for as long as it holds it and the mark. [`kept_server`](crate::kept_server)
+    /// finds it.
+    ///
+    /// # Errors
+    /// [`ServerError`] when the directory cannot be written.
+    pub fn mark_kept(&self) -> Result<KeptMark, ServerError> {
+        kept::mark(&self.directory())
+    }
+
     /// Lets go without the grace period. If this was the last hold, returns when the server and its directory are
     /// gone; if others hold on, returns at once.
     ///
@@ -191,7 +184,7 @@ impl Ephemeral {
         let begun = Instant::now();
         while begun.elapsed() < RELEASE_TIMEOUT {
             if !dir.exists() {
-                collect(self.watchdog, begun);
+                collect(self.children, begun);
                 return Ok(());
             }
             // If somebody else has the lock, it is too early to tell who holds on.
@@ -208,7 +201,7 @@ impl Ephemeral {
 
 impl fmt::Debug for Ephemeral {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The record masks the password.
+        // The address masks the password.
         f.debug_struct("Ephemeral")
             .field("server", &self.record)
             .field("base", &self.base.path())
@@ -223,22 +216,25 @@ fn attempt(lock: &Locked<'_>) -> Result<Attempt, ServerError> {
     };
     let dir = lock.base().path().join(&record.name);
     let Some(hold) = Hold::open(lock, &dir)? else {
-        // Its watchdog died since the orphans were reaped.
+        // Its watchdog takes it away, or died since the orphans were reaped.
         record::withdraw(lock, &record.name)?;
         return Ok(Attempt::Ending);
     };
-    // A server that has just crashed is still named until its watchdog hears of it.
-    let runs = is_postgres_on(record.postmaster_pid, &dir.join("data"));
-    if !runs || !record::names(lock.base(), &record.name)? {
+    if !record::names(lock.base(), &record.name)? {
+        return Ok(Attempt::Ending);
+    }
+    if !is_postgres_on(record.postmaster_pid, &dir.join("data")) {
+        hold.report_dead(); // the watchdog does not notice a crash by itself
         return Ok(Attempt::Ending);
     }
     Ok(Attempt::Joined(Box::new(record), hold))
 }
 
-/// Reads the exit status of our watchdog, which ends right after its directory, so that it is no zombie.
-fn collect(watchdog: Option<Child>, begun: Instant) {
-    let Some(mut watchdog) = watchdog else { return };
-    while matches!(watchdog.try_wait(), Ok(None)) && begun.elapsed() < RELEASE_TIMEOUT {
-        thread::sleep(POLL);
+/// Reads the exit status of those that we have started, which end before or right after the directory, so that they are no zombies.
+fn collect(mut children: Vec<Child>, begun: Instant) {
+    for child in &mut children {
+        while matches!(child.try_wait(), Ok(None)) && begun.elapsed() < RELEASE_TIMEOUT {
+            thread::sleep(POLL);
+        }
     }
 }

@@ -1,33 +1,32 @@
 //! A server of one test's own, to be stopped, frozen, killed and brought back.
 //!
-//! The test's process is the parent of the postmaster, so that it knows when that has exited. What takes the server
-//! away in the end, whatever became of the test, is the guard of its directory (guarded.rs).
+//! What takes the server away in the end, whatever became of the test, is the watchdog of its directory (watched.rs).
 
-use std::fs::{self, File};
+use std::ffi::OsStr;
+use std::fs;
 use std::io;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use pool_postgres::PostgresConfig;
 use tokio::time::sleep;
 
-use super::binaries::{Binaries, Search};
-use super::error::{Doing, ServerError};
-use super::guarded::GuardedDirectory;
-use super::postmaster::Postmaster;
-use super::settings::{setting, settings};
-use super::start::{self, HOST};
+use crate::address::ServerAddress;
+use crate::base::Base;
+use crate::binaries::{Binaries, Search};
+use crate::error::{Doing, ServerError};
+use crate::initdb;
+use crate::postmaster::Postmaster;
+use crate::processes::{children_of, is_alive, send};
+use crate::settings::{setting, settings};
+use crate::start::{self, PORT_TRIES};
+use crate::watched::WatchedDirectory;
 
-const USER: &str = "pool_test";
 const POLL: Duration = Duration::from_millis(5);
 /// A start takes 0.1 s, a shutdown less; this is for a machine that is busy.
 const CHANGE_LIMIT: Duration = Duration::from_mins(1);
-const PORT_TRIES: u32 = 5;
 
 /// How a server is told to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,22 +47,35 @@ enum Until {
 
 /// A small server that nobody else uses: 30 connections of which 3 are for superusers, passwords by SCRAM,
 /// nothing synced. Dropping it, in a panic too, blocks until it has ended and its directory is gone; the death
-/// of the process does the same.
+/// of the process does the same. Its futures need tokio's time, and panic outside of such a runtime.
+///
+/// ```
+/// use throwaway_postgres::{DedicatedServer, Stop};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), throwaway_postgres::ServerError> {
+/// let mut server = DedicatedServer::start_with(&[("max_connections", "200")]).await?;
+/// let url = server.address().url();           // the same after each restart
+/// server.stop(Stop::Immediate).await?;        // as a crash of the server
+/// server.start_again().await?;
+/// server.freeze()?;                           // as a network that swallows everything
+/// server.thaw()?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct DedicatedServer {
-    place: GuardedDirectory,
-    port: u16,
+    place: WatchedDirectory,
+    address: ServerAddress,
     /// Settings that override the usual ones, as lines of `postgresql.auto.conf`.
     overrides: String,
     cluster: &'static Cluster,
-    postmaster: Option<Child>,
 }
 
 /// A data directory that no server runs on: what initdb takes a second for is made once in a process, and copied.
-/// Its guard removes it when the process has ended.
+/// Its watchdog removes it when the process has ended.
 #[derive(Debug)]
 struct Cluster {
-    place: GuardedDirectory,
+    place: WatchedDirectory,
     password: String,
     binaries: Binaries,
 }
@@ -77,43 +89,33 @@ impl Cluster {
 
     fn make() -> Result<Self, ServerError> {
         let binaries = Search::from_env().run()?;
-        let place = GuardedDirectory::create()?;
-        let password = start::random_password()?;
-        let passwords = place.path().join("pwfile");
-        place.owner().write(&passwords, &password)?;
-        let told = place
-            .owner()
-            .command(binaries.dir().join("initdb"))
-            .arg("-D")
-            .arg(place.data())
-            .arg(format!("--pwfile={}", passwords.display()))
-            .arg(format!("--username={USER}"))
-            .args(["--auth-host=scram-sha-256", "--auth-local=scram-sha-256"])
-            .args(["--encoding=UTF8", "--locale=C", "--no-sync", "--wal-segsize=1"])
-            .stdin(Stdio::null())
-            .output()
-            .doing("run initdb in", place.path())?;
-        let cluster = Self { place, password, binaries };
-        cluster.expect(&told)?;
+        let mut cluster = Self { place: directory()?, password: start::random_password()?, binaries };
+        let options = ["--auth-host=scram-sha-256", "--auth-local=scram-sha-256", "--wal-segsize=1"];
+        initdb::begin(&mut cluster.place, &cluster.binaries, &cluster.password, &options)?;
+        if !cluster.place.wait() {
+            return Err(cluster.failed(&cluster.place));
+        }
+        initdb::clear(&cluster.place)?;
         Ok(cluster)
     }
 
-    fn copy_to(&self, place: &GuardedDirectory) -> Result<(), ServerError> {
+    fn copy_to(&self, place: &mut WatchedDirectory) -> Result<(), ServerError> {
         let (from, to) = (self.place.data(), place.data());
-        let copy = place.owner().command("cp").arg("-R").args([&from, &to]).stdin(Stdio::null()).output();
-        self.expect(&copy.doing("copy", &from)?)
+        place.spawn(Path::new("cp"), [OsStr::new("-R"), from.as_os_str(), to.as_os_str()])?;
+        if place.wait() { Ok(()) } else { Err(self.failed(place)) }
     }
 
-    fn expect(&self, told: &Output) -> Result<(), ServerError> {
-        if told.status.success() {
-            return Ok(());
-        }
-        Err(self.failed(String::from_utf8_lossy(&told.stderr).into_owned()))
+    fn failed(&self, place: &WatchedDirectory) -> ServerError {
+        ServerError::StartFailed { version: self.binaries.version().into(), log: place.log_tail() }
     }
+}
 
-    fn failed(&self, log: String) -> ServerError {
-        ServerError::StartFailed { version: self.binaries.version().into(), log }
-    }
+/// A directory among the servers of this user. Blocks while somebody else joins or starts one.
+fn directory() -> Result<WatchedDirectory, ServerError> {
+    let base = Base::prepare(&Base::default_path())?;
+    base.check_reachable()?;
+    let lock = base.lock()?;
+    WatchedDirectory::create(&lock)
 }
 
 impl DedicatedServer {
@@ -141,7 +143,9 @@ impl DedicatedServer {
         server.overrides = settings.iter().map(|(name, value)| setting(name, value)).collect();
         for _ in 1..PORT_TRIES {
             match server.start_again().await {
-                Err(refused) if start::is_port_taken(&refused) => server.port = start::free_port()?,
+                Err(refused) if start::is_port_taken(&refused) => {
+                    server.address.set_port(start::free_port()?);
+                }
                 started => return started.map(|()| server),
             }
         }
@@ -151,19 +155,15 @@ impl DedicatedServer {
     /// A directory with data in it; nothing runs yet.
     fn make() -> Result<Self, ServerError> {
         let cluster = Cluster::of_this_process()?;
-        let place = GuardedDirectory::create()?;
-        cluster.copy_to(&place)?;
-        Ok(Self { place, port: start::free_port()?, overrides: String::new(), cluster, postmaster: None })
+        let mut place = directory()?;
+        cluster.copy_to(&mut place)?;
+        let address = ServerAddress::local(start::free_port()?, cluster.password.clone());
+        Ok(Self { place, address, overrides: String::new(), cluster })
     }
 
-    /// How a superuser reaches it.
-    pub fn config(&self) -> PostgresConfig {
-        PostgresConfig::new(HOST).port(self.port).user(USER).password(&self.cluster.password)
-    }
-
-    /// The TCP port, which stays the same over restarts.
-    pub fn port(&self) -> u16 {
-        self.port
+    /// How a superuser reaches it, which stays the same over restarts.
+    pub fn address(&self) -> &ServerAddress {
+        &self.address
     }
 
     /// Where it lies; gone when the server is.
@@ -173,7 +173,7 @@ impl DedicatedServer {
 
     /// The first process of the server, if it runs.
     pub fn postmaster_pid(&self) -> Option<u32> {
-        self.postmaster.as_ref().map(Child::id)
+        self.place.pid()
     }
 
     /// Starts it after a stop or a kill; returns when it takes connections.
@@ -248,11 +248,12 @@ impl DedicatedServer {
     /// # Cancel safety
     /// Dropping the future leaves them dying.
     pub async fn kill(&mut self) -> Result<(), ServerError> {
-        // Frozen first: none may notice that another one is gone, and act on it.
+        // Frozen first: none may notice that another one is gone, and act on it. The postmaster last: the watchdog finds the
+        // others by it, should this process end in the middle.
         self.freeze()?;
         let children = children_of(self.pid()?)?;
-        self.tell(Signal::SIGKILL)?;
         send(Signal::SIGKILL, &children);
+        self.tell(Signal::SIGKILL)?;
         self.wait_for_exit().await?;
         // The next server refuses to start while one of them holds the shared memory.
         while children.iter().any(|child| is_alive(*child)) {
@@ -278,26 +279,13 @@ impl DedicatedServer {
     }
 
     async fn launch(&mut self, until: Until) -> Result<(), ServerError> {
-        let settings = settings(self.port) + &self.overrides;
-        self.place.owner().write(&self.place.data().join("postgresql.auto.conf"), &settings)?;
-        let path = self.place.path().join("log");
-        let log = File::options().create(true).append(true).open(&path).doing("open", &path)?;
-        let errors = log.try_clone().doing("open", &path)?;
-        // A server that was killed has left its file, which must not be taken for the new one's.
-        let _ = fs::remove_file(self.place.data().join("postmaster.pid"));
-        let postmaster = self
-            .place
-            .owner()
-            .command(self.cluster.binaries.dir().join("postgres"))
-            .arg("-D")
-            .arg(self.place.data())
-            .stdin(Stdio::null())
-            .stdout(log)
-            .stderr(errors)
-            .process_group(0) // Ctrl-C in the terminal is the guard's affair
-            .spawn()
-            .doing("run postgres in", self.place.path())?;
-        self.postmaster = Some(postmaster);
+        let (data, settings) = (self.place.data(), settings(self.address.port()) + &self.overrides);
+        self.place.owner().write(&data.join("postgresql.auto.conf"), &settings)?;
+        if !self.place.is_running() {
+            // A server that was killed has left its file, which must not be taken for the new one's.
+            let _ = fs::remove_file(data.join("postmaster.pid"));
+        }
+        self.place.spawn(&self.cluster.binaries.dir().join("postgres"), [Path::new("-D"), &data])?;
         self.wait_until(until).await
     }
 
@@ -307,7 +295,7 @@ impl DedicatedServer {
             match (Postmaster::read(self.place.path()), until) {
                 (Some(Postmaster { ready: true, .. }), Until::Ready)
                 | (Some(Postmaster { standby: true, .. }), Until::Standby) => return Ok(()),
-                _ if self.has_exited() => return Err(self.failed()),
+                _ if !self.place.is_running() => return Err(self.failed()),
                 _ if begun.elapsed() > CHANGE_LIMIT => return Err(self.failed()),
                 _ => sleep(POLL).await,
             }
@@ -316,22 +304,18 @@ impl DedicatedServer {
 
     async fn wait_for_exit(&mut self) -> Result<(), ServerError> {
         let begun = Instant::now();
-        while !self.has_exited() {
+        while self.place.is_running() {
             if begun.elapsed() > CHANGE_LIMIT {
                 return Err(self.failed());
             }
             sleep(POLL).await;
         }
-        self.postmaster = None;
+        self.place.wait(); // at once, since it has exited
         Ok(())
     }
 
-    fn has_exited(&mut self) -> bool {
-        self.postmaster.as_mut().is_none_or(|child| !matches!(child.try_wait(), Ok(None)))
-    }
-
     fn failed(&self) -> ServerError {
-        self.cluster.failed(start::log_tail(self.place.path()))
+        self.cluster.failed(&self.place)
     }
 
     fn pid(&self) -> Result<Pid, ServerError> {
@@ -352,131 +336,14 @@ impl DedicatedServer {
     }
 }
 
-impl Drop for DedicatedServer {
-    fn drop(&mut self) {
-        self.place.remove();
-        if let Some(postmaster) = &mut self.postmaster {
-            let _ = postmaster.wait(); // it has ended, and is a zombie no longer
-        }
-    }
-}
-
-fn children_of(parent: Pid) -> Result<Vec<Pid>, ServerError> {
-    let proc = Path::new("/proc");
-    if !proc.join("self/stat").exists() {
-        // macOS has no /proc, but always ps.
-        let table = Command::new("ps").args(["-A", "-o", "pid=,ppid="]).stdin(Stdio::null()).output()?;
-        return Ok(String::from_utf8_lossy(&table.stdout)
-            .lines()
-            .filter_map(|l| child_in(l, parent))
-            .collect());
-    }
-    let processes = fs::read_dir(proc).doing("read", proc)?.flatten();
-    Ok(processes
-        .filter_map(|entry| {
-            let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
-            // The name in parentheses may hold anything; behind it are the state and the parent.
-            let (pid, rest) = (stat.split(' ').next()?, stat.rsplit_once(") ")?.1);
-            child_in(&format!("{pid} {}", rest.split(' ').nth(1)?), parent)
-        })
-        .collect())
-}
-
-fn send(signal: Signal, processes: &[Pid]) {
-    for process in processes {
-        let _ = kill(*process, signal); // one that has just exited is none
-    }
-}
-
-/// A zombie is not: whoever adopted it may never ask for it.
-fn is_alive(process: Pid) -> bool {
-    if !Path::new("/proc/self/stat").exists() {
-        return kill(process, None).is_ok();
-    }
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
-}
-
-/// The process of a line `pid parent`, if it is a child of `parent`.
-fn child_in(line: &str, parent: Pid) -> Option<Pid> {
-    let mut words = line.split_whitespace().map(str::parse::<i32>);
-    let (pid, its_parent) = (words.next()?.ok()?, words.next()?.ok()?);
-    (its_parent == parent.as_raw()).then_some(Pid::from_raw(pid))
-}
-
 #[cfg(test)]
 mod tests {
-    use std::io::{BufRead, BufReader};
-
-    use super::super::postmaster::is_postgres_on;
     use super::*;
-    use crate::wait_for_condition;
-
-    #[test]
-    fn children_are_told_from_others() {
-        assert_eq!(child_in(" 12 7", Pid::from_raw(7)), Some(Pid::from_raw(12)));
-        assert_eq!(child_in("12 8", Pid::from_raw(7)), None);
-        assert_eq!(child_in("", Pid::from_raw(7)), None);
-        let mut sleeper = Command::new("sleep").arg("60").spawn().unwrap();
-        let found = children_of(Pid::this()).unwrap();
-        assert!(found.iter().any(|pid| pid.as_raw().unsigned_abs() == sleeper.id()), "{found:?}");
-        sleeper.kill().unwrap();
-        sleeper.wait().unwrap();
-    }
 
     #[tokio::test]
     async fn a_server_has_the_settings_that_were_asked_for() {
         let server = DedicatedServer::start_with(&[("max_connections", "17")]).await.unwrap();
         let text = fs::read_to_string(server.place.data().join("postgresql.auto.conf")).unwrap();
         assert!(text.ends_with("max_connections = '17'\n"), "{text}");
-    }
-
-    /// Makes [`another_process`] one.
-    const JOB: &str = "POOL_TESTKIT_OWN_SERVER";
-
-    fn runs(pid: u32, dir: &Path) -> bool {
-        is_postgres_on(pid, &dir.join("data"))
-    }
-
-    #[tokio::test]
-    async fn a_frozen_server_is_gone_when_it_is_dropped() {
-        let server = DedicatedServer::start().await.unwrap();
-        let (dir, pid) = (server.directory().to_owned(), server.postmaster_pid().unwrap());
-        assert!(runs(pid, &dir));
-        server.freeze().unwrap();
-        drop(server);
-        assert!(!dir.exists() && !runs(pid, &dir));
-    }
-
-    #[tokio::test]
-    async fn a_frozen_server_is_gone_when_its_process_was_killed() {
-        let mut process = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "server::dedicated::tests::another_process", "--nocapture"])
-            .env(JOB, "yes")
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines().map_while(Result::ok);
-        let told =
-            lines.find_map(|line| line.split_once("frozen: ").map(|(_, told)| told.to_owned())).unwrap();
-        let (pid, dir) = told.split_once(' ').unwrap();
-        let (pid, dir) = (pid.parse().unwrap(), Path::new(dir));
-        assert!(runs(pid, dir));
-        process.kill().unwrap();
-        process.wait().unwrap();
-        wait_for_condition("the guard taking it away", CHANGE_LIMIT, || !dir.exists()).await.unwrap();
-        assert!(!runs(pid, dir));
-    }
-
-    /// The process that is killed; as a test of its own it does nothing.
-    #[tokio::test]
-    async fn another_process() {
-        if std::env::var_os(JOB).is_none() {
-            return;
-        }
-        let server = DedicatedServer::start().await.unwrap();
-        server.freeze().unwrap();
-        println!("frozen: {} {}", server.postmaster_pid().unwrap(), server.directory().display());
-        std::future::pending::<()>().await;
     }
 }
