@@ -94,10 +94,10 @@ impl Search {
         command.args([
             "test",
             "--workspace",
-            "--quiet",
             "--test",
             self.test,
             "--",
+            "--quiet", // not for cargo, which tells what it builds
             "--nocapture",
             self.filter,
         ]);
@@ -174,7 +174,6 @@ fn thread_sanitizer(interrupts: &Interrupts) -> Result<(), Failure> {
         &host,
     ]);
     command.args([
-        "--quiet",
         "-p",
         "pool-testkit",
         "--test",
@@ -182,6 +181,7 @@ fn thread_sanitizer(interrupts: &Interrupts) -> Result<(), Failure> {
         "--test",
         "cancel",
         "--",
+        "--quiet",
         "--nocapture",
     ]);
     command.env("RUSTFLAGS", "-Zsanitizer=thread").env("CARGO_TARGET_DIR", "target/sanitized");

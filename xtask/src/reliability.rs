@@ -26,7 +26,7 @@ pub fn reliability(interrupts: &Interrupts) -> Result<(), Failure> {
     let rows =
         tempfile::tempdir().map_err(|why| Failure::while_doing("make a directory for the rows", why))?;
     let mut command = cargo();
-    command.args(["test", "--locked", "-p", "pool-testkit", "--test", "faults"]);
+    command.args(["test", "--locked", "--workspace", "--test", "faults"]);
     command.args(["--", "--test-threads", "2"]); // on one thread, a test does not know its name
     command.env(RELIABILITY_ENV, rows.path());
     let passed = interrupts.run(&mut command)?.success();

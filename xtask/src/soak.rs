@@ -11,7 +11,7 @@ use crate::process::{Interrupts, cargo};
 pub fn soak(minutes: u64, interrupts: &Interrupts) -> Result<(), Failure> {
     say(&format!("{minutes} minutes of load, after a thousand databases have been made"));
     let mut command = cargo();
-    command.args(["test", "--locked", "-p", "pool-testkit", "--test", "soak", "--", "--nocapture"]);
+    command.args(["test", "--locked", "--workspace", "--test", "soak", "--", "--nocapture"]);
     command.env("POOL_SOAK_SECONDS", (minutes * 60).to_string());
     if interrupts.run(&mut command)?.success() { Ok(()) } else { Err(Failure::FOUND) }
 }

@@ -46,7 +46,7 @@ const LAYERS: &[Layer] = &[
         workspace: &["pool-core", "pool-manager", "pool-postgres", "pool-sqlite", "pool-testkit"],
         never: &[],
     },
-    Layer { package: "xtask", workspace: &["pool-explore", "pool-testkit"], never: &[] },
+    Layer { package: "xtask", workspace: &["pool-explore", "pool-suites", "pool-testkit"], never: &[] },
 ];
 
 /// A package, and what it uses by normal and build dependencies.
@@ -246,7 +246,7 @@ mod tests {
         let design = "pool-core: slab; pool-manager: pool-core tokio moka dashmap; \
             pool-postgres: pool-core pool-manager sqlx; pool-sqlite: pool-core pool-manager sqlx; \
             throwaway-postgres: tokio; pool-testkit: pool-core pool-manager pool-postgres throwaway-postgres; \
-            pool-suites: pool-testkit pool-postgres; xtask: pool-testkit; \
+            pool-suites: pool-testkit pool-postgres; xtask: pool-testkit pool-suites; \
             slab; tokio: slab; moka; dashmap; sqlx: tokio";
         assert_eq!(check(&packages(design)), []);
     }

@@ -5,6 +5,7 @@
 
 mod circles;
 mod clauses;
+mod features;
 mod files;
 mod layers;
 mod modules;
@@ -64,6 +65,7 @@ pub fn tidy(interrupts: &Interrupts) -> Result<(), Failure> {
     let root = workspace_root();
     let mut violations = layers::check(&layers::read(&cargo(), &root)?);
     violations.extend(trees::check(cargo, &root)?);
+    violations.extend(features::check(cargo, &root)?);
     violations.extend(check_sources(&root)?);
     violations.sort();
     for violation in &violations {
@@ -72,7 +74,7 @@ pub fn tidy(interrupts: &Interrupts) -> Result<(), Failure> {
     let denied = !deny(interrupts)?;
     if violations.is_empty() && !denied {
         say(&format!(
-            "{GOOD}tidy{GOOD:#}: layers, trees, modules, circles, clauses, the table of faults and file sizes are in order"
+            "{GOOD}tidy{GOOD:#}: layers, trees, features, modules, circles, clauses, the table of faults and file sizes are in order"
         ));
         return Ok(());
     }
