@@ -199,7 +199,7 @@ pub fn holder_with_a_slow_mv(ground: &Ground) -> (Holder, TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let script = "#!/bin/sh\n\
         here=${0%/*}; >\"$here/begun\"\n\
-        while [ ! -f \"$here/go\" ]; do sleep 0.01; done\n\
+        while [ -d \"$here\" ] && [ ! -f \"$here/go\" ]; do sleep 0.01; done\n\
         /bin/mv \"$@\"; >\"$here/done\"\n";
     let file = dir.path().join("mv");
     fs::write(&file, script).unwrap();
