@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pool_core::{
-    AcquireError, CatalogError, CatalogKind, CloseError, Driver, Health, Limits, LimitsError, PoolStats,
-    PoolView, Target, Terms, WorkspaceId, WorkspacePools, WorkspaceStats, Workspaces,
+    AcquireError, CatalogError, CatalogKind, CloseError, DatabaseName, Driver, Health, Limits, LimitsError,
+    PoolStats, PoolView, Target, Terms, WorkspaceId, WorkspacePools, WorkspaceStats, Workspaces,
 };
 use thiserror::Error;
 use tokio::runtime::Handle;
@@ -145,6 +145,11 @@ impl<D: Driver> PoolManager<D> {
     /// refused with [`AcquireError::NoSystemDatabase`].
     pub fn system(&self) -> WorkspacePool<D> {
         WorkspacePool::new(Arc::clone(&self.engine), Target::System)
+    }
+
+    /// The database of `workspace`, whether there is one or not.
+    pub fn database(&self, workspace: &WorkspaceId) -> DatabaseName {
+        self.engine.catalog.database(workspace)
     }
 
     /// The driver that makes the connections.

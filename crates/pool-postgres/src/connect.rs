@@ -98,6 +98,20 @@ impl Connector {
         Ok(NewSession { conn, generation: passwords.opened(&answer), opening })
     }
 
+    /// What a session that sqlx opens by itself is opened with, with the password of this moment.
+    pub(crate) async fn options(
+        &self,
+        database: &str,
+        kind: SessionKind,
+        tag: &Tag,
+    ) -> Result<PgConnectOptions, Error> {
+        let options = self.config.session_options(database, kind, tag);
+        match &self.passwords {
+            None => Ok(options),
+            Some(passwords) => Ok(options.password(&passwords.ask().await?.password)),
+        }
+    }
+
     /// Asks a full server again a few times.
     async fn connect_with(
         &self,

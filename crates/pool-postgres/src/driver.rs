@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pool_core::{Capacity, Condition, Driver, DriverError, DriverErrorKind, Endpoint, Phase};
-use sqlx::postgres::{PgConnection, PgTransactionManager};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgTransactionManager};
 use sqlx::{Connection, Error};
 use sqlx_core::transaction::TransactionManager;
 use tokio::time::{sleep, timeout};
@@ -17,6 +17,7 @@ use crate::connect::{Connector, NewSession};
 use crate::connection::{PgConn, Session, session_of};
 use crate::control::Control;
 use crate::password::Generation;
+use crate::places::Places;
 use crate::plans::AllPlans;
 use crate::session::{SessionKind, TargetRole};
 use crate::tag::Tag;
@@ -41,6 +42,8 @@ pub struct PgDriver {
     connector: Arc<Connector>,
     control: Control,
     plans: AllPlans,
+    connect_timeout: Duration,
+    places: Places,
 }
 
 /// A session from outside: what it takes to end it, and the generation of its password.
@@ -60,7 +63,42 @@ impl PgDriver {
         let connector = Arc::new(Connector::new(config, connect_timeout));
         let control =
             Control::start(Arc::clone(&connector), system_database.to_owned(), connect_timeout).await?;
-        Ok(Self { connector, control, plans: AllPlans::default() })
+        let (plans, places) = (AllPlans::default(), Places::default());
+        Ok(Self { connector, control, plans, connect_timeout, places })
+    }
+
+    /// The same with so many connections of its own for listeners.
+    pub(crate) fn with_listeners(self, listeners: u32) -> Self {
+        Self { places: Places::new(listeners), ..self }
+    }
+
+    /// The places of listeners.
+    pub(crate) fn places(&self) -> &Places {
+        &self.places
+    }
+
+    pub(crate) fn connect_timeout(&self) -> Duration {
+        self.connect_timeout
+    }
+
+    /// What a session is opened with that is not opened here.
+    pub(crate) async fn options_of(
+        &self,
+        database: &str,
+        kind: SessionKind,
+        tag: &Tag,
+    ) -> Result<PgConnectOptions, Error> {
+        self.connector.options(database, kind, tag).await
+    }
+
+    /// Ends a session, and returns when the server no longer counts it.
+    pub(crate) async fn ends(&self, session: Session) {
+        self.control.wait_for_exit(session, true).await;
+    }
+
+    /// Whether nothing is to be seen of a session with `tag`; none if the server could not be asked.
+    pub(crate) async fn is_uncounted(&self, tag: &Tag, database: &str) -> Option<bool> {
+        self.control.is_uncounted(tag.clone(), database.to_owned()).await
     }
 
     /// The configuration.
@@ -325,11 +363,12 @@ impl Driver for PgDriver {
     }
 
     async fn capacity(&self, own: Vec<PgHandle>) -> Result<Option<Capacity>, DriverError> {
-        Ok(self.control.capacity(own.into_iter().map(|PgHandle(session, _)| session).collect()).await)
+        let own = own.into_iter().map(|PgHandle(session, _)| session);
+        Ok(self.control.capacity(own.chain(self.places.sessions()).collect()).await)
     }
 
     fn control_connections(&self) -> u32 {
-        1
+        1 + self.places.count()
     }
 
     fn control_reserve(&self) -> u32 {
@@ -337,6 +376,8 @@ impl Driver for PgDriver {
     }
 
     async fn shutdown(&self) {
+        let listeners = self.places.sessions().into_iter().map(|session| self.ends(session));
+        futures_util::future::join_all(listeners).await;
         self.control.shutdown().await;
     }
 }

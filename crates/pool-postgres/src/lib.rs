@@ -56,6 +56,11 @@
 //! # }
 //! ```
 //!
+//! # Notifications
+//! `LISTEN` on a lease would be undone when it comes back. [`pools.listener(&id)`](PgPools::listener) has a session of its own, in a place that
+//! [`.listeners(n)`](PgPoolsBuilder::listeners) keeps in the budget. After a loss it begins another one, and counts that: what was sent meanwhile is
+//! lost, so look for what there is to do whenever [`reconnects`](PgWorkspaceListener::reconnects) has grown.
+//!
 //! # Passwords that change
 //! [`password_provider`](PostgresConfig::password_provider) is asked before each new session, so a rotation needs no restart: what is warm serves
 //! on, and is replaced once a session has begun with the new password.
@@ -97,8 +102,10 @@ mod driver;
 mod errors;
 mod knock;
 mod lease;
+mod listener;
 mod migrate;
 mod password;
+mod places;
 mod plans;
 mod pools;
 mod raw_lease;
@@ -120,6 +127,7 @@ pub use connection::{PgConn, PgSession};
 pub use driver::{PgDriver, PgHandle};
 pub use errors::{BuildError, acquire_error, into_sqlx};
 pub use lease::PgLease;
+pub use listener::{ListenError, PgWorkspaceListener};
 pub use migrate::MigrationReport;
 pub use pool_core::{
     AcquireError, Answers, CallSite, CatalogError, CloseError, CloseReason, ConnectionId, Counts,

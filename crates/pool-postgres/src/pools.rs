@@ -20,6 +20,7 @@ use crate::config::PostgresConfig;
 use crate::driver::PgDriver;
 use crate::errors::BuildError;
 use crate::lease::PgLease;
+use crate::listener::{ListenError, PgWorkspaceListener};
 use crate::workspace_pool::PgWorkspacePool;
 
 /// Every connection to every workspace's database of one `PostgreSQL` server, under one hard budget.
@@ -39,12 +40,13 @@ pub struct PgPoolsBuilder {
     naming: Option<Arc<dyn DatabaseNaming>>,
     source: Option<Arc<dyn DatabaseSource>>,
     adjust: Vec<Adjustment>,
+    listeners: u32,
 }
 
 impl PgPools {
     /// Begins to build. `limits` must be given: only the owner of the server knows what it can spare.
     pub fn builder(config: PostgresConfig) -> PgPoolsBuilder {
-        PgPoolsBuilder { config, limits: None, naming: None, source: None, adjust: Vec::new() }
+        PgPoolsBuilder { config, limits: None, naming: None, source: None, adjust: Vec::new(), listeners: 0 }
     }
 
     /// A lease on a connection to `workspace`'s database.
@@ -192,6 +194,22 @@ impl PgPools {
         self.manager.is_closed()
     }
 
+    /// Listens to notifications of one workspace, in a place that was kept with [`PgPoolsBuilder::listeners`].
+    ///
+    /// # Errors
+    /// [`ListenError`]: no place is left, or no session can be had.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives the place back.
+    pub async fn listener(&self, workspace: &WorkspaceId) -> Result<PgWorkspaceListener, ListenError> {
+        PgWorkspaceListener::begin(self.manager.clone(), workspace).await
+    }
+
+    /// The database of `workspace`, whether there is one or not.
+    pub fn database(&self, workspace: &WorkspaceId) -> DatabaseName {
+        self.manager.database(workspace)
+    }
+
     /// Who holds what since when, who waits, and what is being opened; see [`PoolManager::view`].
     pub fn view(&self) -> PoolView {
         self.manager.view()
@@ -283,6 +301,13 @@ impl Workspaces for PgPools {
 }
 
 impl PgPoolsBuilder {
+    /// How many [listeners](PgPools::listener) there may be at a time, default none. Each has a connection of its own, which comes out of
+    /// the system share and counts with [`PoolStats::control`] from the beginning, used or not.
+    pub fn listeners(mut self, listeners: u32) -> Self {
+        self.listeners = listeners;
+        self
+    }
+
     /// The hard ceilings, in connections.
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = Some(limits);
@@ -371,7 +396,7 @@ impl PgPoolsBuilder {
     /// # Cancel safety
     /// Dropping the future closes what it has opened.
     pub async fn build(self) -> Result<PgPools, BuildError> {
-        let Self { config, limits, naming, source, adjust } = self;
+        let Self { config, limits, naming, source, adjust, listeners } = self;
         config.check()?;
         let system_database = config.get_system_database()?;
         let naming = match naming {
@@ -387,11 +412,12 @@ impl PgPoolsBuilder {
             return Err(BuildError::NoLimits);
         }
         if !settings.limits.is_of_server() {
-            settings.limits.ceilings(1).map_err(pool_manager::StartError::from)?;
+            settings.limits.ceilings(1 + listeners).map_err(pool_manager::StartError::from)?;
         }
         let limit = settings.connect_timeout;
         let driver =
             PgDriver::start(config.clone(), system_database.as_str(), limit).await.map_err(Arc::new)?;
+        let driver = driver.with_listeners(listeners);
         settings.limits = budget_on(&driver, settings.limits, limit).await;
         let source = source.unwrap_or_else(|| Arc::new(Template::default()));
         let catalog = Arc::new(PgCatalog::new(config, naming, source));

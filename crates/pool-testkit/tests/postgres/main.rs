@@ -13,6 +13,7 @@ mod dropping;
 mod handles;
 mod hung;
 mod idle;
+mod listen;
 mod load;
 mod migrations;
 mod mishaps;

@@ -1,0 +1,112 @@
+//! Listeners: a place of their own in the budget, and their way back.
+
+use std::time::Duration;
+
+use pool_postgres::{Limits, ListenError, PgWorkspaceListener, WorkspaceId};
+use pool_testkit::{TestPool, eventually};
+use tokio::time::timeout;
+
+use crate::support::{SOON, id};
+
+async fn one_place() -> (TestPool, WorkspaceId) {
+    let limits = Limits::new(8).system(5);
+    let pool =
+        TestPool::builder().limits(limits).adjust(|builder| builder.listeners(1)).build().await.unwrap();
+    let a = id("a");
+    pool.ensure_workspace(&a).await.unwrap();
+    (pool, a)
+}
+
+async fn heard(listener: &mut PgWorkspaceListener) -> String {
+    let notification = timeout(SOON, listener.recv()).await.expect("a notification").unwrap();
+    notification.payload().to_owned()
+}
+
+async fn notify(pool: &TestPool, a: &WorkspaceId, payload: &str) {
+    let notify = sqlx::query("select pg_notify('Jobs', $1)").bind(payload);
+    notify.execute(&pool.workspace(a)).await.unwrap();
+}
+
+/// How many sessions with the database the server counts that are not idle leases: listeners.
+async fn listening(pool: &TestPool) -> usize {
+    let sessions = pool.sessions().await.unwrap();
+    sessions.iter().filter(|session| session.last_query.starts_with("LISTEN")).count()
+}
+
+#[tokio::test]
+async fn b1_a_listener_hears_its_workspace_in_a_place_of_its_own() {
+    let (pool, a) = one_place().await;
+    let limit = pool.stats().limit();
+    assert_eq!(
+        (pool.stats().control, limit),
+        (2, 8),
+        "the place counts from the beginning, within the budget"
+    );
+    let mut listener = pool.pools().listener(&a).await.unwrap();
+    listener.listen("Jobs").await.unwrap();
+    notify(&pool, &a, "one").await;
+    assert_eq!(heard(&mut listener).await, "one");
+    let stats = pool.stats();
+    let counted = stats.connections().total() + stats.control;
+    assert_eq!(pool.active_connection_count().await.unwrap(), counted, "as the server counts");
+
+    let refused = pool.pools().listener(&a).await.unwrap_err();
+    assert!(matches!(refused, ListenError::NoPlace { places: 1 }), "{refused}");
+    assert!(refused.to_string().contains(".listeners(2)"), "{refused}");
+    drop(listener);
+    let mut next = pool.pools().listener(&a).await.unwrap();
+    next.listen("Jobs").await.unwrap();
+    eventually("one session that listens", SOON, || async { listening(&pool).await == 1 }).await.unwrap();
+    notify(&pool, &a, "two").await;
+    assert_eq!(heard(&mut next).await, "two");
+    drop(next);
+    pool.cleanup().await.unwrap();
+}
+
+#[tokio::test]
+async fn b1_a_listener_whose_session_is_lost_listens_again_and_says_so() {
+    let (pool, a) = one_place().await;
+    let mut listener = pool.pools().listener(&a).await.unwrap();
+    listener.listen("Jobs").await.unwrap();
+    let lose = "select pg_terminate_backend(pid) from pg_stat_activity where query like 'LISTEN%' and datname = current_database()";
+    sqlx::query(lose).execute(&pool.workspace(&a)).await.unwrap();
+    assert_eq!(listener.reconnects(), 0);
+    let hears = async {
+        let mut waiting = Box::pin(listener.recv());
+        // What is sent before it listens again is lost, so it is sent again and again.
+        loop {
+            notify(&pool, &a, "again").await;
+            if let Ok(heard) = timeout(Duration::from_millis(50), &mut waiting).await {
+                return heard.unwrap().payload().to_owned();
+            }
+        }
+    };
+    assert_eq!(timeout(SOON, hears).await.expect("it listens again"), "again");
+    assert_eq!((listener.reconnects(), listening(&pool).await), (1, 1));
+    drop(listener);
+    pool.cleanup().await.unwrap();
+}
+
+#[tokio::test]
+async fn c2_a_close_ends_listeners_and_tells_them() {
+    let (pool, a) = one_place().await;
+    let mut listener = pool.pools().listener(&a).await.unwrap();
+    listener.listen("Jobs").await.unwrap();
+    pool.pools().close().await.unwrap();
+    assert_eq!(pool.active_connection_count().await.unwrap(), 0, "nothing is left on the server");
+    let told = timeout(SOON, listener.recv()).await.expect("it is told").unwrap_err();
+    assert!(matches!(told, sqlx::Error::PoolClosed), "{told}");
+    pool.cleanup().await.unwrap();
+}
+
+#[tokio::test]
+async fn o4_a_listener_of_a_database_that_is_not_there_is_told_so_and_leaves_its_place() {
+    let (pool, a) = one_place().await;
+    for _ in 0..2 {
+        let told = pool.pools().listener(&id("missing")).await.unwrap_err();
+        let ListenError::Sqlx(sqlx::Error::Database(error)) = &told else { panic!("{told}") };
+        assert_eq!(error.code().as_deref(), Some("3D000"));
+    }
+    drop(pool.pools().listener(&a).await.unwrap());
+    pool.cleanup().await.unwrap();
+}
