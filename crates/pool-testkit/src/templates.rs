@@ -2,8 +2,11 @@
 //! the template are stocked ahead by the janitors; a test that asks for a workspace waits for a rename, not
 //! for a copy. On a server that lives on, the last janitor to leave takes templates and stock away.
 
+use std::sync::Arc;
+
 use pool_core::DatabaseName;
 use pool_postgres::PostgresConfig;
+use sqlx::migrate::Migrator;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection, Error};
 use tokio::time::{Duration, sleep};
@@ -34,8 +37,15 @@ const OBJECT_IN_USE: &str = "55006";
 /// ```
 #[derive(Clone, Debug)]
 pub struct Schema {
-    sql: String,
+    made: Made,
     hash: u64,
+}
+
+/// What makes it.
+#[derive(Clone, Debug)]
+enum Made {
+    Script(String),
+    Migrations(Arc<Migrator>),
 }
 
 impl Schema {
@@ -43,10 +53,21 @@ impl Schema {
     pub fn new(sql: impl Into<String>) -> Self {
         let sql = sql.into();
         let hash = fnv1a(sql.as_bytes());
-        Self { sql, hash }
+        Self { made: Made::Script(sql), hash }
     }
 
-    /// What tells schemas apart: FNV-1a, 64 bits, of the text.
+    /// The schema that these migrations make, so that tests begin where a workspace of the application does: `db.migrate` with the
+    /// same ones then finds nothing to do.
+    pub fn migrated(migrator: Migrator) -> Self {
+        let bytes = migrator.iter().flat_map(|migration| {
+            let number = migration.version.to_be_bytes();
+            number.into_iter().chain(migration.checksum.iter().copied())
+        });
+        let hash = fnv1a(&bytes.collect::<Vec<u8>>());
+        Self { made: Made::Migrations(Arc::new(migrator)), hash }
+    }
+
+    /// What tells schemas apart: FNV-1a, 64 bits, of the text, or of the migrations' numbers and checksums.
     pub fn hash(&self) -> u64 {
         self.hash
     }
@@ -99,10 +120,13 @@ async fn build_alone(
     let site = schema.fresh('b');
     create(system, &site, "template0").await?;
     let mut conn = PgConnection::connect_with(&config.connect_options(&site)).await?;
-    let built = sqlx::raw_sql(AssertSqlSafe(schema.sql.as_str())).execute(&mut conn).await;
+    let built = match &schema.made {
+        Made::Script(sql) => sqlx::raw_sql(AssertSqlSafe(sql.as_str())).execute(&mut conn).await.map(drop),
+        Made::Migrations(migrator) => migrator.run_direct(None, &mut conn, false).await.map_err(Error::from),
+    };
     conn.close().await?;
     match built {
-        Ok(_) => rename(system, &site, &schema.template()).await.map(drop),
+        Ok(()) => rename(system, &site, &schema.template()).await.map(drop),
         Err(error) => {
             drop_database(system, &site).await?;
             Err(error)

@@ -13,7 +13,8 @@ use pool_testkit::{
     wait_for_database_ready,
 };
 use rstest::rstest;
-use sqlx::{Connection, PgConnection};
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::{Connection, PgConnection, SqlSafeStr};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -163,6 +164,25 @@ async fn stocked(config: &PostgresConfig, schema: &Schema) -> Vec<i64> {
         .unwrap();
     conn.close().await.unwrap();
     oids
+}
+
+#[tokio::test]
+async fn a_workspace_with_migrations_begins_where_they_end() {
+    let migrator = || {
+        let sql = |number: i64, sql: &'static str| {
+            Migration::new(number, "a test".into(), MigrationType::Simple, sql.into_sql_str(), false)
+        };
+        let steps = [sql(1, "create table note (id int)"), sql(2, "insert into note values (7)")];
+        Migrator::with_migrations(steps.into())
+    };
+    let pool = TestPool::builder().schema(Schema::migrated(migrator())).build().await.unwrap();
+    for id in pool.create_test_workspaces(2).await.unwrap() {
+        let db = pool.workspace(&id);
+        db.migrate(&migrator()).await.unwrap();
+        let notes: Vec<i32> = sqlx::query_scalar("select id from note").fetch_all(&db).await.unwrap();
+        assert_eq!(notes, [7], "each migration has run once");
+    }
+    pool.cleanup().await.unwrap();
 }
 
 #[tokio::test]
