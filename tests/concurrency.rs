@@ -123,33 +123,10 @@ fn concurrent_read_write_operations() -> Outcome {
 
         let mut tasks: JoinSet<Result<(), sqlx::Error>> = JoinSet::new();
         for writer in 0..WRITERS {
-            let db = db.clone();
-            tasks.spawn(async move {
-                for number in 0..EACH {
-                    let mut tx = db.begin().await?;
-                    let insert = sqlx::query("insert into entry values ($1, $2)").bind(writer).bind(number);
-                    insert.execute(&mut tx).await?;
-                    // Every fifth is taken back: readers must never see it.
-                    if number % 5 == 4 { tx.rollback().await? } else { tx.commit().await? }
-                }
-                Ok(())
-            });
+            tasks.spawn(write_entries(db.clone(), writer, EACH));
         }
         for _ in 0..READERS {
-            let db = db.clone();
-            tasks.spawn(async move {
-                let mut before = 0_i64;
-                for _ in 0..EACH {
-                    let (seen, undone): (i64, i64) =
-                        sqlx::query_as("select count(*), count(*) filter (where number % 5 = 4) from entry")
-                            .fetch_one(&db)
-                            .await?;
-                    assert_eq!(undone, 0, "a reader saw what was rolled back");
-                    assert!(seen >= before, "what was committed is never lost: {before}, then {seen}");
-                    before = seen;
-                }
-                Ok(())
-            });
+            tasks.spawn(read_entries(db.clone(), EACH));
         }
         while let Some(done) = tasks.join_next().await {
             done??;
@@ -159,6 +136,32 @@ fn concurrent_read_write_operations() -> Outcome {
         pool.cleanup().await?;
         Ok(())
     })
+}
+
+async fn write_entries(db: PgWorkspacePool, writer: i32, entries: i32) -> Result<(), sqlx::Error> {
+    for number in 0..entries {
+        let mut tx = db.begin().await?;
+        let insert = sqlx::query("insert into entry values ($1, $2)").bind(writer).bind(number);
+        insert.execute(&mut tx).await?;
+        // Every fifth is taken back: readers must never see it.
+        if number % 5 == 4 { tx.rollback().await? } else { tx.commit().await? }
+    }
+    Ok(())
+}
+
+/// Each look shows what the one before it did, and nothing that was taken back.
+async fn read_entries(db: PgWorkspacePool, looks: i32) -> Result<(), sqlx::Error> {
+    let mut before = 0_i64;
+    for _ in 0..looks {
+        let (seen, undone): (i64, i64) =
+            sqlx::query_as("select count(*), count(*) filter (where number % 5 = 4) from entry")
+                .fetch_one(&db)
+                .await?;
+        assert_eq!(undone, 0, "a reader saw what was rolled back");
+        assert!(seen >= before, "what was committed is never lost: {before}, then {seen}");
+        before = seen;
+    }
+    Ok(())
 }
 
 #[test]
@@ -334,15 +337,7 @@ fn rapid_create_destroy() -> Outcome {
                 let mut served = 0;
                 for round in 0..ROUNDS {
                     pool.ensure_workspace(&id).await?;
-                    match current_database(&pool.workspace(&id)).await {
-                        Ok(name) => {
-                            assert!(name.ends_with("_ws_phoenix"), "{name}");
-                            served += 1;
-                        }
-                        Err(error) => {
-                            assert!(is_gone(&error), "only because it was dropped meanwhile: {error}");
-                        }
-                    }
+                    served += usize::from(is_served_unless_gone(&pool.workspace(&id)).await);
                     if (i + round) % 2 == 0 {
                         pool.drop_workspace(&id).await?;
                     }
@@ -362,6 +357,20 @@ fn rapid_create_destroy() -> Outcome {
         pool.cleanup().await?;
         Ok(())
     })
+}
+
+/// Whether a query was served; that its database was dropped meanwhile is the only excuse.
+async fn is_served_unless_gone(db: &PgWorkspacePool) -> bool {
+    match current_database(db).await {
+        Ok(name) => {
+            assert!(name.ends_with("_ws_phoenix"), "{name}");
+            true
+        }
+        Err(error) => {
+            assert!(is_gone(&error), "only because it was dropped meanwhile: {error}");
+            false
+        }
+    }
 }
 
 /// Whether a query failed because its database was being closed, was gone, or went away under it.

@@ -1,74 +1,35 @@
 //! Failure: what breaks is told to those whom it concerns, to nobody else, and the pool works on after it.
 
-use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+mod names;
+mod sessions;
 
-use futures_util::future::{join_all, try_join_all};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use futures_util::future::try_join_all;
 use pool_postgres::{
-    AcquireError, BuildError, CatalogError, CloseError, DatabaseName, DriverErrorKind, Limits, PgPools,
-    PrefixNaming, Stage, WorkspaceId, acquire_error,
+    AcquireError, CatalogError, CloseError, PgPools, PgWorkspacePool, Stage, WorkspaceId, acquire_error,
 };
 use pool_testkit::{TestError, TestPool, TestPools, eventually};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use crate::support::ids::{AGREE_IN_63_BYTES, strange_ids};
-use crate::support::mishap::{MISHAPS, is_lost, is_missing, state};
+use crate::support::mishap::{MISHAPS, create_mark, is_lost, is_missing, state};
 use crate::support::{
     Outcome, SOON, assert_is_missing, assert_stats_are_nothing, assert_stats_are_true, assert_works,
-    backend_pid, controls, current_database, database_of, finish, give_up_at_work, hold, hold_system,
-    outside, pids, settled, terminate,
+    backend_pid, current_database, database_of, error_of, finish, hold, hold_system, outside, settled,
+    terminate,
 };
-
-/// Longer than a connection may be idle without being checked.
-const CHECKED_AFTER: Duration = Duration::from_millis(600);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stale_connection_detection() -> Outcome {
     let pool = TestPool::new().await?;
     let ids = pool.create_test_workspaces(5).await?;
 
-    // Idle for long when they are ended: nobody notices.
-    let old = pids(&hold(&pool, &ids).await?);
-    terminate(&pool, &old).await?;
-    sleep(CHECKED_AFTER).await;
-    let mut fresh = Vec::new();
-    for id in &ids {
-        fresh.push(backend_pid(&pool.workspace(id)).await?);
-    }
-    assert!(fresh.iter().all(|pid| !old.contains(pid)), "{old:?} are gone, {fresh:?} serve");
-    assert_eq!(pool.stats().workspaces.opened, 10, "each was replaced once");
-
-    // Ended just after their last use: at most the first caller meets one, and the others are checked.
-    let fresh = pids(&hold(&pool, &ids).await?);
-    terminate(&pool, &fresh).await?;
-    let first = backend_pid(&pool.workspace(&ids[0])).await;
-    assert!(first.as_ref().err().is_none_or(is_lost), "{first:?}");
-    for id in &ids {
-        let pid = backend_pid(&pool.workspace(id)).await?;
-        assert!(!fresh.contains(&pid), "{id}");
-    }
-
-    // Ended in their holders' hands, at rest, at work and in a transaction: the holders are told.
-    let mut leases = hold(&pool, &ids[..2]).await?;
-    let mut tx = pool.workspace(&ids[2]).begin().await?;
-    let mut held = pids(&leases);
-    held.push(sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut tx).await?);
-    let mut at_work = leases.pop().ok_or("two were asked for")?;
-    let work = tokio::spawn(async move { sqlx::query("select pg_sleep(60)").execute(&mut at_work).await });
-    let sleeping = || async {
-        let sessions = pool.sessions().await.unwrap_or_default();
-        sessions.iter().any(|session| session.last_query.contains("pg_sleep"))
-    };
-    eventually("a query being at work", SOON, sleeping).await?;
-    terminate(&pool, &held).await?;
-    let told = [
-        sqlx::query("select 1").execute(&mut leases[0]).await.unwrap_err(),
-        work.await?.unwrap_err(),
-        tx.commit().await.unwrap_err(),
-    ];
-    assert!(told.iter().all(is_lost), "{told:?}");
-    drop(leases);
+    sessions::ended_after_a_while_at_rest_nobody_notices(&pool, &ids).await?;
+    sessions::ended_after_their_last_use_one_caller_may_notice(&pool, &ids).await?;
+    let held = sessions::ended_in_use_their_holders_are_told(&pool, &ids).await?;
 
     // Their slots come back, and so does the service.
     settled(&pool).await?;
@@ -92,28 +53,14 @@ async fn workspace_database_deleted_externally() -> Outcome {
     let drop_it = format!("drop database {database} with (force)");
     let others_backend = backend_pid(&pool.workspace(other)).await?;
 
-    // Dropped under an idle connection.
-    sqlx::query("create table note (n int)").execute(&db).await?;
-    outside(&pool, &drop_it).await?;
-    // The session that was ended may meet one caller, if it was used a moment ago.
-    if let Err(error) = backend_pid(&db).await {
-        assert!(is_lost(&error) || acquire_error(&error).is_some_and(is_missing), "{error}");
-    }
-    assert_is_missing(&pool, gone).await?;
-    assert_eq!(pool.list_workspaces().await?.iter().filter(|id| *id == gone).count(), 0);
+    dropped_under_an_idle_connection(&pool, gone, &drop_it).await?;
     // `ensure` does not believe what it knew: the database is created again, empty, and opened at once.
     pool.ensure_workspace(gone).await?;
     assert_eq!(current_database(&db).await?, database);
     let note: Option<String> = sqlx::query_scalar("select to_regclass('note')::text").fetch_one(&db).await?;
     assert_eq!(note, None, "it is another database");
 
-    // Dropped under a lease.
-    let mut lease = db.acquire().await?;
-    outside(&pool, &drop_it).await?;
-    let error = sqlx::query("select 1").execute(&mut lease).await.unwrap_err();
-    assert!(is_lost(&error), "{error}");
-    drop(lease);
-    assert_is_missing(&pool, gone).await?;
+    dropped_under_a_lease(&pool, gone, &drop_it).await?;
     // Created again from outside, it is found when the pause after the failure is over.
     outside(&pool, &format!("create database {database} template template0")).await?;
     let found = || async { current_database(&db).await.is_ok_and(|name| name == database) };
@@ -129,27 +76,35 @@ async fn workspace_database_deleted_externally() -> Outcome {
     Ok(())
 }
 
+async fn dropped_under_an_idle_connection(pool: &TestPool, id: &WorkspaceId, drop_it: &str) -> Outcome {
+    let db = pool.workspace(id);
+    sqlx::query("create table note (n int)").execute(&db).await?;
+    outside(pool, drop_it).await?;
+    // The session that was ended may meet one caller, if it was used a moment ago.
+    if let Err(error) = backend_pid(&db).await {
+        assert!(is_lost(&error) || acquire_error(&error).is_some_and(is_missing), "{error}");
+    }
+    assert_is_missing(pool, id).await?;
+    assert_eq!(pool.list_workspaces().await?.iter().filter(|listed| *listed == id).count(), 0);
+    Ok(())
+}
+
+async fn dropped_under_a_lease(pool: &TestPool, id: &WorkspaceId, drop_it: &str) -> Outcome {
+    let mut lease = pool.workspace(id).acquire().await?;
+    outside(pool, drop_it).await?;
+    let error = error_of(sqlx::query("select 1").execute(&mut lease).await);
+    assert!(is_lost(&error), "{error}");
+    drop(lease);
+    assert_is_missing(pool, id).await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn invalid_database_name() -> Outcome {
-    const CALLERS: u32 = 50;
     let pool = TestPool::new().await?;
     let good = pool.create_test_workspaces(1).await?.remove(0);
     let missing = WorkspaceId::new("missing")?;
 
-    // A storm for a database that does not exist: everybody is told, the server is asked once a pause.
-    let began = Instant::now();
-    let callers = (0..CALLERS).map(|_| pool.acquire(&missing));
-    for refused in join_all(callers).await {
-        let error = refused.unwrap_err();
-        assert!(is_missing(&error), "{error}");
-    }
-    let pauses = u64::try_from(began.elapsed().as_millis() / 50)?;
-    let failures = pool.stats().workspaces.open_failures;
-    assert!((1..=1 + pauses).contains(&failures), "{failures} opens in {:?}", began.elapsed());
-    assert_is_missing(&pool, &missing).await?;
-    let stats = pool.stats().workspaces;
-    assert_eq!((stats.opened, stats.connections.total(), stats.waiting), (0, 0, 0), "{stats:?}");
-
+    names::a_storm_for_one_without_a_database_is_told(&pool, &missing).await?;
     // The other workspace is served meanwhile, and this one as soon as its database exists.
     assert_eq!(current_database(&pool.workspace(&good)).await?, database_of(&pool, &good)?);
     pool.ensure_workspace(&missing).await?;
@@ -157,23 +112,8 @@ async fn invalid_database_name() -> Outcome {
 
     // A system database that does not exist, and names that could not be any.
     let sessions = pool.active_connection_count().await?;
-    let nowhere = pool.config().clone().system_database("no_such_database");
-    let error = PgPools::builder(nowhere).limits(Limits::new(10)).build().await.unwrap_err();
-    let BuildError::Connect(cause) = &error else { panic!("{error}") };
-    assert_eq!(cause.kind, DriverErrorKind::DatabaseMissing);
-    assert!(error.to_string().contains("no_such_database"), "{error}");
-    for impossible in ["", "a\0b", &"x".repeat(64)] {
-        assert!(DatabaseName::new(impossible).is_err(), "{impossible:?}");
-        let config = pool.config().clone().system_database(impossible);
-        let error = PgPools::builder(config).limits(Limits::new(10)).build().await.unwrap_err();
-        assert!(matches!(error, BuildError::Config(_)), "{impossible:?}: {error}");
-    }
-    for impossible in ["", "Shop", "a-b", "a\"; drop database postgres; --", &"x".repeat(21)] {
-        assert!(PrefixNaming::new(impossible).is_err(), "{impossible:?}");
-        let config = pool.config().clone().prefix(impossible);
-        let error = PgPools::builder(config).limits(Limits::new(10)).build().await.unwrap_err();
-        assert!(matches!(error, BuildError::Config(_)), "{impossible:?}: {error}");
-    }
+    names::a_system_database_must_exist(&pool).await?;
+    names::impossible_names_are_refused(&pool).await?;
     assert_eq!(pool.active_connection_count().await?, sessions, "what was refused left no session");
     pool.cleanup().await?;
     Ok(())
@@ -183,9 +123,7 @@ async fn invalid_database_name() -> Outcome {
 async fn recover_from_connection_errors() -> Outcome {
     let pool = TestPool::builder().adjust(|b| b.acquire_timeout(Duration::from_secs(2))).build().await?;
     let id = pool.create_test_workspaces(1).await?.remove(0);
-    let (db, database) = (pool.workspace(&id), database_of(&pool, &id)?);
-    sqlx::query("create table mark (n int primary key)").execute(&db).await?;
-    sqlx::query("insert into mark values (1)").execute(&db).await?;
+    create_mark(&pool.workspace(&id)).await?;
 
     // What callers meet one at a time.
     for mishap in MISHAPS {
@@ -193,35 +131,10 @@ async fn recover_from_connection_errors() -> Outcome {
         assert_works(&pool, &id, &format!("{mishap:?}")).await?;
     }
 
-    // A query that the server itself gives up.
-    let mut lease = db.acquire().await?;
-    sqlx::raw_sql("set statement_timeout = 10").execute(&mut **lease).await?;
-    let error = sqlx::query("select pg_sleep(60)").execute(&mut lease).await.unwrap_err();
-    assert_eq!(state(&error).as_deref(), Some("57014"));
-    lease.discard();
-    assert_works(&pool, &id, "a statement timeout").await?;
-
-    // Every session lost at once, at their holders.
-    let leases = hold(&pool, &vec![id.clone(); 10]).await?;
-    terminate(&pool, &pids(&leases)).await?;
-    for mut lease in leases {
-        let error = sqlx::query("select 1").execute(&mut lease).await.unwrap_err();
-        assert!(is_lost(&error), "{error}");
-    }
+    the_server_gives_a_query_up(&pool, &id).await?;
+    sessions::all_ended_in_use_their_holders_are_told(&pool, &id).await?;
     assert_works(&pool, &id, "the loss of every session").await?;
-
-    // A server that takes no logins for this database, for a while.
-    pool.close_workspace(&id).await?;
-    outside(&pool, &format!("alter database {database} allow_connections false")).await?;
-    for _ in 0..3 {
-        let error = pool.acquire(&id).await.unwrap_err();
-        let AcquireError::OpenFailed { source, .. } = &error else { panic!("{error}") };
-        assert!(source.to_string().contains("not currently accepting connections"), "{error}");
-    }
-    outside(&pool, &format!("alter database {database} allow_connections true")).await?;
-    let back = || async { backend_pid(&db).await.is_ok() };
-    eventually("the database being open again", SOON, back).await?;
-    assert_works(&pool, &id, "refused logins").await?;
+    the_server_takes_no_logins_for_a_while(&pool, &id).await?;
 
     // A pool that is too busy: who came too late is told, and the next one is served.
     let leases = hold(&pool, &vec![id.clone(); 10]).await?;
@@ -234,6 +147,30 @@ async fn recover_from_connection_errors() -> Outcome {
     Ok(())
 }
 
+async fn the_server_gives_a_query_up(pool: &TestPool, id: &WorkspaceId) -> Outcome {
+    let mut lease = pool.workspace(id).acquire().await?;
+    sqlx::raw_sql("set statement_timeout = 10").execute(&mut **lease).await?;
+    let error = error_of(sqlx::query("select pg_sleep(60)").execute(&mut lease).await);
+    assert_eq!(state(&error).as_deref(), Some("57014"));
+    lease.discard();
+    assert_works(pool, id, "a statement timeout").await
+}
+
+async fn the_server_takes_no_logins_for_a_while(pool: &TestPool, id: &WorkspaceId) -> Outcome {
+    let (db, database) = (pool.workspace(id), database_of(pool, id)?);
+    pool.close_workspace(id).await?;
+    outside(pool, &format!("alter database {database} allow_connections false")).await?;
+    for _ in 0..3 {
+        let error = error_of(pool.acquire(id).await);
+        let AcquireError::OpenFailed { source, .. } = &error else { panic!("{error}") };
+        assert!(source.to_string().contains("not currently accepting connections"), "{error}");
+    }
+    outside(pool, &format!("alter database {database} allow_connections true")).await?;
+    let back = || async { backend_pid(&db).await.is_ok() };
+    eventually("the database being open again", SOON, back).await?;
+    assert_works(pool, id, "refused logins").await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_failures() -> Outcome {
     const TASKS: i32 = 25;
@@ -243,8 +180,7 @@ async fn concurrent_failures() -> Outcome {
     let (lucky, unlucky) = ids.split_at(5);
     for id in &ids {
         let db = pool.workspace(id);
-        sqlx::query("create table mark (n int primary key)").execute(&db).await?;
-        sqlx::query("insert into mark values (1)").execute(&db).await?;
+        create_mark(&db).await?;
         sqlx::query("create table entry (task int, round int, primary key (task, round))")
             .execute(&db)
             .await?;
@@ -253,28 +189,8 @@ async fn concurrent_failures() -> Outcome {
     let mut tasks: JoinSet<Outcome> = JoinSet::new();
     for task in 0..TASKS {
         let at = usize::try_from(task)?;
-        let (pools, id) = (pool.pools().clone(), unlucky[at % unlucky.len()].clone());
-        tasks.spawn(async move {
-            for mishap in MISHAPS.into_iter().cycle().skip(at).take(usize::try_from(ROUNDS)?) {
-                mishap.happen(&pools, &id).await?;
-            }
-            Ok(())
-        });
-        let db = pool.workspace(&lucky[at % lucky.len()]);
-        tasks.spawn(async move {
-            for round in 0..ROUNDS {
-                let mut tx = db.begin().await?;
-                let insert = sqlx::query("insert into entry values ($1, $2)").bind(task).bind(round);
-                insert.execute(&mut tx).await?;
-                tx.commit().await?;
-                let rows: i64 = sqlx::query_scalar("select count(*) from entry where task = $1")
-                    .bind(task)
-                    .fetch_one(&db)
-                    .await?;
-                assert_eq!(rows, i64::from(round + 1), "task {task}");
-            }
-            Ok(())
-        });
+        tasks.spawn(suffer(pool.pools().clone(), unlucky[at % unlucky.len()].clone(), at, ROUNDS));
+        tasks.spawn(enter(pool.workspace(&lucky[at % lucky.len()]), task, ROUNDS));
     }
     // Any error of one of the lucky half ends the case here.
     finish(tasks).await?;
@@ -294,6 +210,28 @@ async fn concurrent_failures() -> Outcome {
     }
     assert_stats_are_true(&pool, &ids, "after the failures").await?;
     pool.cleanup().await?;
+    Ok(())
+}
+
+/// As many mishaps as `rounds`, the one after the other, `from` another one in each task.
+async fn suffer(pools: PgPools, id: WorkspaceId, from: usize, rounds: i32) -> Outcome {
+    for mishap in MISHAPS.into_iter().cycle().skip(from).take(usize::try_from(rounds)?) {
+        mishap.happen(&pools, &id).await?;
+    }
+    Ok(())
+}
+
+/// An entry in each of `rounds`, none of which is lost.
+async fn enter(db: PgWorkspacePool, task: i32, rounds: i32) -> Outcome {
+    for round in 0..rounds {
+        let mut tx = db.begin().await?;
+        let insert = sqlx::query("insert into entry values ($1, $2)").bind(task).bind(round);
+        insert.execute(&mut tx).await?;
+        tx.commit().await?;
+        let count = sqlx::query_scalar("select count(*) from entry where task = $1").bind(task);
+        let rows: i64 = count.fetch_one(&db).await?;
+        assert_eq!(rows, i64::from(round + 1), "task {task}");
+    }
     Ok(())
 }
 
@@ -323,18 +261,8 @@ async fn cleanup_handles_partially_failed_state() -> Outcome {
     assert!(error.to_string().contains("cannot drop a template database"), "{error}");
     assert_eq!(current_database(&pool.workspace(&ids[undroppable])).await?, name(undroppable)?);
 
-    // All of it at once: one lease is not given back, one query never ends, one database cannot be dropped.
-    let mut kept = pool.acquire(&ids[held]).await?;
-    let db = pool.workspace(&ids[busy]);
-    let endless = tokio::spawn(async move { sqlx::query("select pg_sleep(600)").execute(&db).await });
-    let at_work = || async { pool.workspace(&ids[busy]).counts().in_use == 1 };
-    eventually("the endless query being at work", SOON, at_work).await?;
-    pool.cleanup().await.unwrap_err();
-    assert_eq!(pool.sessions().await?, [], "no session is left, whatever failed");
-    let cut = sqlx::query("select 1").execute(&mut kept).await.unwrap_err();
-    assert!(is_lost(&cut), "{cut}");
-    assert!(endless.await?.is_err_and(|cut| is_lost(&cut)));
-    drop(kept);
+    // All of it at once: one database cannot be dropped, either.
+    a_cleanup_cuts_what_is_not_given_back(&pool, &ids[held], &ids[busy]).await?;
     assert!(pool.databases().await?.contains(&name(undroppable)?));
 
     // What stood in the way is gone: the same call finishes the work.
@@ -348,20 +276,32 @@ async fn cleanup_handles_partially_failed_state() -> Outcome {
     Ok(())
 }
 
+/// One lease is not given back, and one query never ends.
+async fn a_cleanup_cuts_what_is_not_given_back(
+    pool: &TestPool,
+    held: &WorkspaceId,
+    busy: &WorkspaceId,
+) -> Outcome {
+    let mut kept = pool.acquire(held).await?;
+    let db = pool.workspace(busy);
+    let endless = tokio::spawn(async move { sqlx::query("select pg_sleep(600)").execute(&db).await });
+    let at_work = || async { pool.workspace(busy).counts().in_use == 1 };
+    eventually("the endless query being at work", SOON, at_work).await?;
+    error_of(pool.cleanup().await);
+    assert_eq!(pool.sessions().await?, [], "no session is left, whatever failed");
+    let cut = error_of(sqlx::query("select 1").execute(&mut kept).await);
+    assert!(is_lost(&cut), "{cut}");
+    assert!(endless.await?.is_err_and(|cut| is_lost(&cut)));
+    drop(kept);
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn system_connection_retry() -> Outcome {
     let pool = TestPool::builder().adjust(|b| b.acquire_timeout(Duration::from_secs(1))).build().await?;
     let ids = pool.create_test_workspaces(3).await?;
     for round in 0..2 {
-        // Everything is ended: the system pool's connections, the workspaces', the driver's own.
-        let leases = hold_system(&pool).await?;
-        let system = pids(&leases);
-        backend_pid(&pool.workspace(&ids[0])).await?;
-        assert!(pool.terminate_all_connections().await? >= 5, "three, one, and the driver's own");
-        for mut lease in leases {
-            let error = sqlx::query("select 1").execute(&mut lease).await.unwrap_err();
-            assert!(is_lost(&error), "{error}");
-        }
+        let system = sessions::all_of_the_pools_own_are_ended(&pool, &ids[0]).await?;
         // The next caller has a new one, and what needs the driver's own works, too: closes are confirmed.
         let again = backend_pid(&pool.system()).await?;
         assert!(!system.contains(&again), "round {round}");
@@ -374,19 +314,7 @@ async fn system_connection_retry() -> Outcome {
         settled(&pool).await?;
     }
 
-    // The driver's own is lost while a query runs, and made anew for the next question (what is idle is asked about once a
-    // second). The cancel is confirmed over the new one, so the session is kept. Law L4 has the test of one that is not.
-    let mut lease = pool.acquire(&ids[1]).await?;
-    let pid = lease.backend_pid();
-    give_up_at_work(&pool, &mut lease).await?;
-    let lost = controls(&pool).await?;
-    assert_eq!(lost.len(), 1, "the driver has one connection of its own");
-    terminate(&pool, &lost).await?;
-    let is_anew = || async { controls(&pool).await.is_ok_and(|new| new.len() == 1 && new != lost) };
-    eventually("a new connection of the driver's own", SOON, is_anew).await?;
-    drop(lease);
-    settled(&pool).await?;
-    assert_eq!(backend_pid(&pool.workspace(&ids[1])).await?, pid, "the session is kept, and not hit again");
+    sessions::the_drivers_own_is_made_anew(&pool, &ids[1]).await?;
 
     // Too many for the system share: told what for, with the numbers; served when there is room again.
     let leases = hold_system(&pool).await?;
@@ -453,16 +381,8 @@ async fn double_cleanup_idempotency() -> Outcome {
     let pools = TestPools::with_room_for(2);
     let (pool, other) = (pools.get_or_create("one").await?, pools.get_or_create("two").await?);
     let ids = pool.create_test_workspaces(3).await?;
-    let (held, never) = (pool.acquire(&ids[0]).await?, WorkspaceId::new("never")?);
-
-    // Of one workspace: closed twice, dropped twice, and one that never was; also all at once.
-    for _ in 0..2 {
-        pool.close_workspace(&ids[1]).await?;
-        pool.close_workspace(&never).await?;
-        assert!(!pool.drop_workspace(&never).await?);
-    }
-    let dropped = try_join_all((0..6).map(|_| pool.drop_workspace(&ids[1]))).await?;
-    assert_eq!(dropped.iter().filter(|dropped| **dropped).count(), 1, "it was there once: {dropped:?}");
+    let held = pool.acquire(&ids[0]).await?;
+    one_workspace_goes_once(&pool, &ids[1]).await?;
 
     // Of the pool: again, at once, in between, and after a first one that was given up half-way.
     assert!(timeout(Duration::from_millis(50), pool.cleanup()).await.is_err(), "a lease is still held");
@@ -480,17 +400,34 @@ async fn double_cleanup_idempotency() -> Outcome {
     }
     assert_eq!((pool.sessions().await?, pool.databases().await?), (vec![], vec![]));
 
-    // After a failure: the first one tells, the next one finds nothing left to tell.
-    let id = other.create_test_workspaces(1).await?.remove(0);
-    let lease = other.acquire(&id).await?;
-    terminate(&other, &[lease.backend_pid()]).await?;
+    after_a_failure_nothing_is_left_to_tell(&pools, &other).await?;
+    assert_eq!(pools.count().await, 0);
+    Ok(())
+}
+
+/// Closed twice, dropped six times at once, beside one that never was.
+async fn one_workspace_goes_once(pool: &TestPool, id: &WorkspaceId) -> Outcome {
+    let never = WorkspaceId::new("never")?;
+    for _ in 0..2 {
+        pool.close_workspace(id).await?;
+        pool.close_workspace(&never).await?;
+        assert!(!pool.drop_workspace(&never).await?);
+    }
+    let dropped = try_join_all((0..6).map(|_| pool.drop_workspace(id))).await?;
+    assert_eq!(dropped.iter().filter(|dropped| **dropped).count(), 1, "it was there once: {dropped:?}");
+    Ok(())
+}
+
+async fn after_a_failure_nothing_is_left_to_tell(pools: &TestPools, pool: &TestPool) -> Outcome {
+    let id = pool.create_test_workspaces(1).await?.remove(0);
+    let lease = pool.acquire(&id).await?;
+    terminate(pool, &[lease.backend_pid()]).await?;
     drop(lease);
     for _ in 0..2 {
         pools.cleanup_all().await?;
-        other.cleanup().await?;
-        other.verify_no_leaked_connections().await?;
-        assert_stats_are_nothing(&other);
+        pool.cleanup().await?;
+        pool.verify_no_leaked_connections().await?;
+        assert_stats_are_nothing(pool);
     }
-    assert_eq!(pools.count().await, 0);
     Ok(())
 }

@@ -1,18 +1,19 @@
 //! Limits: each ceiling as the server counts it, while the load runs, and what a caller is told at it.
 
+mod timeouts;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use pool_postgres::{AcquireError, CatalogError, Limits, PgPools, Stage, WorkspaceId};
+use pool_postgres::{AcquireError, CatalogError, Limits, PgPools, WorkspaceId};
 use pool_testkit::{TestPool, eventually};
-use sqlx::AssertSqlSafe;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::support::mishap::MISHAPS;
+use crate::support::mishap::{MISHAPS, create_mark};
 use crate::support::{
-    Outcome, SOON, Watch, assert_stats_are_nothing, assert_stats_are_true, backend_pid, database_of, finish,
-    hold, hold_system, outside, settled, wait_for_queue,
+    Outcome, SOON, Watch, assert_stats_are_nothing, assert_stats_are_true, backend_pid, database_of,
+    error_of, figures, finish, hold, hold_system, outside, settled, wait_for_queue,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -24,22 +25,7 @@ async fn max_connections_respected() -> Outcome {
     let watch = Watch::of(&pool);
     let served = watch
         .during(async {
-            // Full to the brim: one more has to wait, and the server counts exactly the budget, less the one that is kept
-            // free for a successor of the driver's own.
-            let leases = hold(&pool, &ids[..15]).await?;
-            let system = hold_system(&pool).await?;
-            let (pools, id) = (pool.pools().clone(), ids[15].clone());
-            let one_more = tokio::spawn(async move { pools.acquire(&id).await.map(drop) });
-            wait_for_queue(&pool, 1).await?;
-            let stats = pool.stats();
-            assert_eq!((stats.limit(), stats.control_reserve), (20, 1));
-            assert_eq!(pool.active_connection_count().await?, 19);
-            let full = || async { watch.peaks().total >= 19 };
-            eventually("the watch having seen the pool full", SOON, full).await?;
-            assert!(!one_more.is_finished(), "a sixteenth connection was had out of fifteen");
-            drop((leases, system));
-            one_more.await??;
-
+            a_full_pool_lets_one_more_wait(&pool, &ids, &watch).await?;
             // A storm on twice as many workspaces as there are connections, and on the system database.
             let mut storm = JoinSet::new();
             for task in 0..TASKS {
@@ -71,6 +57,24 @@ async fn max_connections_respected() -> Outcome {
     Ok(())
 }
 
+/// Full to the brim, the server counts exactly the budget, less the one that is kept free for a successor of the driver's own.
+async fn a_full_pool_lets_one_more_wait(pool: &TestPool, ids: &[WorkspaceId], watch: &Watch<'_>) -> Outcome {
+    let leases = hold(pool, &ids[..15]).await?;
+    let system = hold_system(pool).await?;
+    let (pools, id) = (pool.pools().clone(), ids[15].clone());
+    let one_more = tokio::spawn(async move { pools.acquire(&id).await.map(drop) });
+    wait_for_queue(pool, 1).await?;
+    let stats = pool.stats();
+    assert_eq!((stats.limit(), stats.control_reserve), (20, 1));
+    assert_eq!(pool.active_connection_count().await?, 19);
+    let full = || async { watch.peaks().total >= 19 };
+    eventually("the watch having seen the pool full", SOON, full).await?;
+    assert!(!one_more.is_finished(), "a sixteenth connection was had out of fifteen");
+    drop((leases, system));
+    one_more.await??;
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connection_reuse() -> Outcome {
     let pool = TestPool::new().await?;
@@ -84,19 +88,7 @@ async fn connection_reuse() -> Outcome {
     // Whatever form the use has, and in whatever order the workspaces come.
     for round in 0..20 {
         for (id, pid) in &first {
-            let db = pool.workspace(id);
-            let again = match round % 4 {
-                0 => backend_pid(&db).await?,
-                1 => pool.acquire(id).await?.backend_pid(),
-                2 => db.clone().acquire().await?.backend_pid(),
-                _ => {
-                    let mut tx = db.begin().await?;
-                    let pid = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut tx).await?;
-                    tx.commit().await?;
-                    pid
-                }
-            };
-            assert_eq!(again, *pid, "{id} in round {round}");
+            assert_eq!(used_in_some_form(&pool, id, round).await?, *pid, "{id} in round {round}");
         }
     }
     // Also when it has been idle for so long that it is checked first.
@@ -107,10 +99,36 @@ async fn connection_reuse() -> Outcome {
     let stats = pool.stats().workspaces;
     assert_eq!((stats.opened, stats.closed, stats.acquired, stats.hits), (10, 0, 220, 210), "{stats:?}");
 
-    // Fifty tasks at one workspace share what it may have; none gets a connection of its own.
+    fifty_tasks_share_what_a_workspace_may_have(&pool, &ids[0], first[&ids[0]]).await?;
+    pool.cleanup().await?;
+    Ok(())
+}
+
+/// The backend that serves a use, which has another form from round to round.
+async fn used_in_some_form(pool: &TestPool, id: &WorkspaceId, round: u32) -> Outcome<i32> {
+    let db = pool.workspace(id);
+    Ok(match round % 4 {
+        0 => backend_pid(&db).await?,
+        1 => pool.acquire(id).await?.backend_pid(),
+        2 => db.clone().acquire().await?.backend_pid(),
+        _ => {
+            let mut tx = db.begin().await?;
+            let pid = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut tx).await?;
+            tx.commit().await?;
+            pid
+        }
+    })
+}
+
+/// None of them gets a connection of its own, and the one that is there `already` is used on.
+async fn fifty_tasks_share_what_a_workspace_may_have(
+    pool: &TestPool,
+    id: &WorkspaceId,
+    already: i32,
+) -> Outcome {
     let mut tasks: JoinSet<Outcome<Vec<i32>>> = JoinSet::new();
     for _ in 0..50 {
-        let db = pool.workspace(&ids[0]);
+        let db = pool.workspace(id);
         tasks.spawn(async move {
             let mut pids = Vec::new();
             for _ in 0..10 {
@@ -123,8 +141,7 @@ async fn connection_reuse() -> Outcome {
     let backends: BTreeSet<_> = pids.iter().copied().collect();
     assert_eq!(pids.len(), 500);
     assert!(backends.len() <= 10, "500 uses, {} backends", backends.len());
-    assert!(backends.contains(&first[&ids[0]]), "the one that was there already is used on");
-    pool.cleanup().await?;
+    assert!(backends.contains(&already), "the one that was there already is used on");
     Ok(())
 }
 
@@ -134,69 +151,13 @@ async fn connection_timeout_handling() -> Outcome {
     let limits = Limits::new(9).system(5).per_workspace(2);
     let pool = TestPool::builder().limits(limits).adjust(|b| b.acquire_timeout(PATIENCE)).build().await?;
     let ids = pool.create_test_workspaces(4).await?;
-    let ([a, b, c, d], began) = ([&ids[0], &ids[1], &ids[2], &ids[3]], Instant::now());
-
-    // The ceiling of a workspace.
+    let [a, b, c, d] = [&ids[0], &ids[1], &ids[2], &ids[3]];
     let of_a = hold(&pool, &[a.clone(), a.clone()]).await?;
-    let error = pool.acquire(a).await.unwrap_err();
-    let AcquireError::TimedOut { waiting_for, after, pressure, .. } = &error else { panic!("{error}") };
-    assert_eq!(*waiting_for, Stage::WorkspaceCeiling);
-    assert!(*after >= PATIENCE && began.elapsed() >= PATIENCE && *after < SOON, "{error}");
-    assert_eq!((pressure.target_counted, pressure.target_limit, pressure.waiting), (2, 2, 1), "{error}");
-    assert_eq!((pressure.in_use, pressure.counted, pressure.limit), (2, 2, 4), "{error}");
-    let said = error.to_string();
-    for part in ["workspace \"ws_0000\"", "at its ceiling", "2 of 4 in use", "here 2 of 2", "1 waiting"] {
-        assert!(said.contains(part), "{part:?} is not in {said:?}");
-    }
-
-    // The budget, met by three callers, one of them through an executor; the system share is not touched.
+    timeouts::the_ceiling_of_a_workspace_is_told(&pool, a, PATIENCE).await?;
     let of_b = hold(&pool, &[b.clone(), b.clone()]).await?;
-    let (db, system) = (pool.workspace(c), pool.system());
-    let (first, second, third, one) = tokio::join!(
-        pool.acquire(c),
-        pool.acquire(d),
-        sqlx::query("select 1").execute(&db),
-        sqlx::query_scalar::<_, i32>("select 1").fetch_one(&system),
-    );
-    assert_eq!(one?, 1);
-    let through_executor = third.unwrap_err();
-    assert!(matches!(through_executor, sqlx::Error::PoolTimedOut), "{through_executor}");
-    let mut queue = BTreeSet::new();
-    for error in [&first.unwrap_err(), &second.unwrap_err()] {
-        let AcquireError::TimedOut { waiting_for: Stage::Budget, pressure, after, .. } = error else {
-            panic!("{error}")
-        };
-        assert!(*after >= PATIENCE, "{error}");
-        assert_eq!((pressure.in_use, pressure.counted, pressure.limit), (4, 4, 4), "{error}");
-        assert_eq!(pressure.target_counted, 0, "{error}");
-        queue.insert(pressure.waiting);
-    }
-    let of_three = BTreeSet::from([1, 2, 3]);
-    assert!(
-        queue.len() == 2 && queue.is_subset(&of_three),
-        "each tells how many waited, itself included: {queue:?}"
-    );
-    assert_eq!(pool.stats().workspaces.waiting, 0, "who gave up leaves no trace");
+    timeouts::the_budget_is_told(&pool, c, d, PATIENCE).await?;
     drop(of_b);
-
-    // An open that hangs: the server holds a login back while somebody renames the database.
-    let name = database_of(&pool, d)?;
-    let mut renaming = pool.system().begin().await?;
-    let rename = format!("alter database {name} rename to {name}_not");
-    sqlx::query(AssertSqlSafe(rename)).execute(&mut renaming).await?;
-    let (hung, fine) = tokio::join!(pool.acquire(d), backend_pid(&db));
-    fine?;
-    let error = hung.unwrap_err();
-    let AcquireError::TimedOut { waiting_for: Stage::Opening, pressure, .. } = &error else {
-        panic!("{error}")
-    };
-    assert_eq!((pressure.target_counted, pressure.target_limit), (1, 2), "{error}");
-    renaming.rollback().await?;
-    let arrived = || async { pool.workspace(d).counts().idle == 1 };
-    eventually("the open going on without its caller", SOON, arrived).await?;
-    let opened = pool.stats().workspaces.opened;
-    backend_pid(&pool.workspace(d)).await?;
-    assert_eq!(pool.stats().workspaces.opened, opened, "its connection serves the next caller");
+    timeouts::an_open_that_hangs_is_told_and_goes_on(&pool, c, d).await?;
 
     // Time given back: all is as before.
     drop(of_a);
@@ -217,19 +178,11 @@ async fn idle_connection_cleanup() -> Outcome {
     drop(hold(&pool, others).await?);
     assert_eq!(pool.stats().workspaces.connections.total(), 8);
 
-    // A clock is read after the last use, before every look: whoever misses a connection too early has
-    // proof that it was closed before its time.
     sleep(IDLE / 2).await;
     let last_use = Instant::now();
     drop(several);
     backend_pid(&pool.workspace(used_again)).await?;
-    let closed_early = || async {
-        let counts = pool.workspace(used_again).counts();
-        let waited = last_use.elapsed();
-        assert!(counts.total() == 3 && counts.closing == 0 || waited >= IDLE, "after {waited:?}: {counts:?}");
-        counts.total() == 0
-    };
-    eventually("idle connections being closed", SOON, closed_early).await?;
+    three_are_closed_but_none_too_early(&pool, used_again, last_use, IDLE).await?;
 
     let all_gone = || async { pool.active_connection_count().await.is_ok_and(|left| left == 2) };
     eventually("the server counting the lease and the driver's own", SOON, all_gone).await?;
@@ -251,16 +204,29 @@ async fn idle_connection_cleanup() -> Outcome {
     Ok(())
 }
 
+/// A clock is read after the last use, before every look: whoever misses a connection too early has proof that it was closed
+/// before its time.
+async fn three_are_closed_but_none_too_early(
+    pool: &TestPool,
+    id: &WorkspaceId,
+    last_use: Instant,
+    idle: Duration,
+) -> Outcome {
+    let closed_early = || async {
+        let counts = pool.workspace(id).counts();
+        let waited = last_use.elapsed();
+        assert!(counts.total() == 3 && counts.closing == 0 || waited >= idle, "after {waited:?}: {counts:?}");
+        counts.total() == 0
+    };
+    eventually("idle connections being closed", SOON, closed_early).await?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn connection_stats_accuracy() -> Outcome {
     let pool = TestPool::new().await?;
     let ids = pool.create_test_workspaces(20).await?;
-    // What the figures are to be: in use, idle, waiting; opened, closed, evicted; acquired, hits.
-    let figures = || {
-        let share = pool.stats().workspaces;
-        let now = (share.connections.in_use, share.connections.idle, share.waiting);
-        (now, (share.opened, share.closed, share.evicted), (share.acquired, share.hits))
-    };
+    let figures = || figures(pool.stats().workspaces);
     assert_eq!(figures(), ((0, 0, 0), (0, 0, 0), (0, 0)));
     assert_stats_are_true(&pool, &ids, "before anything").await?;
 
@@ -281,28 +247,8 @@ async fn connection_stats_accuracy() -> Outcome {
         assert_eq!(pool.workspace(id).counts().idle, u32::from(i >= 5), "{id}");
     }
 
-    // A failed open is counted, and costs nothing afterwards.
-    let missing = WorkspaceId::new("missing")?;
-    pool.acquire(&missing).await.unwrap_err();
-    assert_eq!(pool.stats().workspaces.open_failures, 1);
-    // The catalog was asked before anybody made way.
-    assert_eq!(figures(), ((0, 15, 0), (20, 5, 5), (30, 10)));
-    assert_stats_are_true(&pool, &ids, "after a failed open").await?;
-
-    // One workspace at its ceiling, and three who wait for it.
-    let leases = hold(&pool, &vec![ids[19].clone(); 10]).await?;
-    let mut waiters = JoinSet::new();
-    for _ in 0..3 {
-        let (pools, id) = (pool.pools().clone(), ids[19].clone());
-        waiters.spawn(async move { pools.acquire(&id).await.map(drop) });
-    }
-    wait_for_queue(&pool, 3).await?;
-    assert_eq!(figures(), ((10, 5, 3), (29, 14, 14), (40, 11)));
-    assert_stats_are_true(&pool, &ids, "with a queue").await?;
-    waiters.shutdown().await;
-    assert_eq!(figures(), ((10, 5, 0), (29, 14, 14), (40, 11)), "who has gone is not counted");
-    drop(leases);
-
+    a_failed_open_is_counted_and_costs_nothing(&pool, &ids).await?;
+    callers_at_a_ceiling_are_counted_while_they_wait(&pool, &ids).await?;
     pool.close_workspace(&ids[19]).await?;
     assert_eq!(figures(), ((0, 5, 0), (29, 24, 14), (40, 11)));
     settled(&pool).await?;
@@ -312,10 +258,37 @@ async fn connection_stats_accuracy() -> Outcome {
     Ok(())
 }
 
+async fn a_failed_open_is_counted_and_costs_nothing(pool: &TestPool, ids: &[WorkspaceId]) -> Outcome {
+    let missing = WorkspaceId::new("missing")?;
+    error_of(pool.acquire(&missing).await);
+    let share = pool.stats().workspaces;
+    assert_eq!(share.open_failures, 1);
+    // The catalog was asked before anybody made way.
+    assert_eq!(figures(share), ((0, 15, 0), (20, 5, 5), (30, 10)));
+    assert_stats_are_true(pool, ids, "after a failed open").await
+}
+
+/// The last of `ids` at its ceiling, and three who wait for it.
+async fn callers_at_a_ceiling_are_counted_while_they_wait(pool: &TestPool, ids: &[WorkspaceId]) -> Outcome {
+    let figures = || figures(pool.stats().workspaces);
+    let leases = hold(pool, &vec![ids[19].clone(); 10]).await?;
+    let mut waiters = JoinSet::new();
+    for _ in 0..3 {
+        let (pools, id) = (pool.pools().clone(), ids[19].clone());
+        waiters.spawn(async move { pools.acquire(&id).await.map(drop) });
+    }
+    wait_for_queue(pool, 3).await?;
+    assert_eq!(figures(), ((10, 5, 3), (29, 14, 14), (40, 11)));
+    assert_stats_are_true(pool, ids, "with a queue").await?;
+    waiters.shutdown().await;
+    assert_eq!(figures(), ((10, 5, 0), (29, 14, 14), (40, 11)), "who has gone is not counted");
+    drop(leases);
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn max_open_connections_per_database() -> Outcome {
     const TASKS: usize = 40;
-    const ROUNDS: usize = 5;
     let limits = Limits::new(20).system(5).per_workspace(4);
     let pool = TestPool::builder().limits(limits).build().await?;
     let ids = pool.create_test_workspaces(3).await?;
@@ -324,18 +297,7 @@ async fn max_open_connections_per_database() -> Outcome {
         .during(async {
             // The budget has room for eleven more; this workspace has not.
             let leases = hold(&pool, &vec![ids[0].clone(); 4]).await?;
-            let mut tasks = JoinSet::new();
-            for id in &ids {
-                for _ in 0..TASKS {
-                    let db = pool.workspace(id);
-                    tasks.spawn(async move {
-                        for _ in 0..ROUNDS {
-                            sqlx::query("select pg_sleep(0.001)").execute(&db).await?;
-                        }
-                        Ok(ROUNDS)
-                    });
-                }
-            }
+            let mut tasks = load(&pool, &ids, TASKS);
             // The others are served to the end meanwhile, and it is its own tasks that wait.
             for _ in 0..2 * TASKS {
                 tasks.join_next().await.ok_or("tasks were lost")???;
@@ -358,44 +320,27 @@ async fn max_open_connections_per_database() -> Outcome {
     Ok(())
 }
 
+/// As many `tasks` for each of `ids`, with a few short queries each.
+fn load(pool: &TestPool, ids: &[WorkspaceId], tasks: usize) -> JoinSet<Outcome> {
+    let dbs = ids.iter().flat_map(|id| std::iter::repeat_n(pool.workspace(id), tasks));
+    let queries = dbs.map(|db| async move {
+        for _ in 0..5 {
+            sqlx::query("select pg_sleep(0.001)").execute(&db).await?;
+        }
+        Ok(())
+    });
+    queries.collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connection_limit_protects_system() -> Outcome {
-    const FLOOD: usize = 100;
     let pool = TestPool::new().await?;
     let ids = pool.create_test_workspaces(20).await?;
     let watch = Watch::of(&pool);
     watch
         .during(async {
-            // Every connection that workspaces may have is held, and a hundred more are asked for.
-            let leases = hold(&pool, &ids[..15]).await?;
-            let flood = flood(&pool, FLOOD, |pools, i| pools.workspace(&ids[i % ids.len()]));
-            wait_for_queue(&pool, FLOOD).await?;
-            // The system database answers, databases are managed, and others find room on the server.
-            for _ in 0..20 {
-                backend_pid(&pool.system()).await?;
-            }
-            let late = WorkspaceId::new("late")?;
-            pool.ensure_workspace(&late).await?;
-            assert!(pool.workspace_exists(&late).await? && pool.drop_workspace(&late).await?);
-            outside(&pool, "select 1").await?;
-            assert_eq!(pool.stats().workspaces.waiting as usize, FLOOD, "and nobody was served out of turn");
-            drop(leases);
-            assert_eq!(finish(flood).await?.len(), FLOOD);
-
-            // The other way round: a flood on the system database leaves the workspaces alone.
-            let leases = hold_system(&pool).await?;
-            let flood = self::flood(&pool, FLOOD, |pools, _| pools.system());
-            let queued = || async { pool.stats().system.waiting as usize == FLOOD };
-            eventually("a queue for the system", SOON, queued).await?;
-            for id in &ids {
-                backend_pid(&pool.workspace(id)).await?;
-            }
-            assert_eq!(pool.stats().system.waiting as usize, FLOOD);
-            let full = || async { watch.peaks().system >= 4 };
-            eventually("the watch having seen the system share full", SOON, full).await?;
-            drop(leases);
-            assert_eq!(finish(flood).await?.len(), FLOOD);
-            Ok(())
+            a_flood_on_workspaces_leaves_the_system_alone(&pool, &ids).await?;
+            a_flood_on_the_system_leaves_workspaces_alone(&pool, &ids, &watch).await
         })
         .await?;
     let seen = watch.peaks();
@@ -405,12 +350,53 @@ async fn connection_limit_protects_system() -> Outcome {
     Ok(())
 }
 
+/// Every connection that workspaces may have is held, and a hundred more are asked for.
+async fn a_flood_on_workspaces_leaves_the_system_alone(pool: &TestPool, ids: &[WorkspaceId]) -> Outcome {
+    let leases = hold(pool, &ids[..15]).await?;
+    let flood = flood(pool, |pools, i| pools.workspace(&ids[i % ids.len()]));
+    wait_for_queue(pool, FLOOD).await?;
+    // The system database answers, databases are managed, and others find room on the server.
+    for _ in 0..20 {
+        backend_pid(&pool.system()).await?;
+    }
+    let late = WorkspaceId::new("late")?;
+    pool.ensure_workspace(&late).await?;
+    assert!(pool.workspace_exists(&late).await? && pool.drop_workspace(&late).await?);
+    outside(pool, "select 1").await?;
+    assert_eq!(pool.stats().workspaces.waiting as usize, FLOOD, "and nobody was served out of turn");
+    drop(leases);
+    assert_eq!(finish(flood).await?.len(), FLOOD);
+    Ok(())
+}
+
+async fn a_flood_on_the_system_leaves_workspaces_alone(
+    pool: &TestPool,
+    ids: &[WorkspaceId],
+    watch: &Watch<'_>,
+) -> Outcome {
+    let leases = hold_system(pool).await?;
+    let flood = flood(pool, |pools, _| pools.system());
+    let queued = || async { pool.stats().system.waiting as usize == FLOOD };
+    eventually("a queue for the system", SOON, queued).await?;
+    for id in ids {
+        backend_pid(&pool.workspace(id)).await?;
+    }
+    assert_eq!(pool.stats().system.waiting as usize, FLOOD);
+    let full = || async { watch.peaks().system >= 4 };
+    eventually("the watch having seen the system share full", SOON, full).await?;
+    drop(leases);
+    assert_eq!(finish(flood).await?.len(), FLOOD);
+    Ok(())
+}
+
+/// Callers that come at once.
+const FLOOD: usize = 100;
+
 fn flood(
     pool: &TestPool,
-    tasks: usize,
     db: impl Fn(&PgPools, usize) -> pool_postgres::PgWorkspacePool,
 ) -> JoinSet<Outcome<i32>> {
-    let dbs = (0..tasks).map(|i| db(pool.pools(), i));
+    let dbs = (0..FLOOD).map(|i| db(pool.pools(), i));
     dbs.map(|db| async move { Ok(backend_pid(&db).await?) }).collect()
 }
 
@@ -421,8 +407,7 @@ async fn no_connection_leaks_on_error() -> Outcome {
     let ids = pool.create_test_workspaces(8).await?;
     for id in &ids {
         let db = pool.workspace(id);
-        sqlx::query("create table mark (n int primary key)").execute(&db).await?;
-        sqlx::query("insert into mark values (1)").execute(&db).await?;
+        create_mark(&db).await?;
     }
     let mut tasks: JoinSet<Outcome> = JoinSet::new();
     for (i, mishap) in MISHAPS.into_iter().cycle().take(MISHAPS.len() * TIMES).enumerate() {

@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
-use pool_postgres::{DatabaseNaming, PgLease, PgWorkspacePool, PostgresConfig, WorkspaceId};
+use pool_postgres::{DatabaseNaming, PgLease, PgWorkspacePool, PostgresConfig, ShareStats, WorkspaceId};
 use pool_testkit::{TestPool, eventually, execute_outside};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -138,6 +138,15 @@ pub fn pids(leases: &[PgLease]) -> Vec<i32> {
     leases.iter().map(PgLease::backend_pid).collect()
 }
 
+/// The error of what had to fail.
+#[track_caller]
+pub fn error_of<T: std::fmt::Debug, E>(result: Result<T, E>) -> E {
+    match result {
+        Err(error) => error,
+        Ok(done) => panic!("what had to fail did not: {done:?}"),
+    }
+}
+
 /// All that the system share can give, held at once.
 pub async fn hold_system(pool: &TestPool) -> Outcome<Vec<PgLease>> {
     let system = pool.system();
@@ -158,6 +167,14 @@ pub async fn finish<R: 'static>(mut tasks: JoinSet<Outcome<R>>) -> Outcome<Vec<R
         results.push(done??);
     }
     Ok(results)
+}
+
+/// What is counted of a share: in use, idle, waiting; opened, closed, evicted; acquired, hits.
+pub type Figures = ((u32, u32, u32), (u64, u64, u64), (u64, u64));
+
+pub fn figures(share: ShareStats) -> Figures {
+    let now = (share.connections.in_use, share.connections.idle, share.waiting);
+    (now, (share.opened, share.closed, share.evicted), (share.acquired, share.hits))
 }
 
 /// The server's own count, for each workspace, for the system database and in all, is what the pool says.

@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::rig::{BUDGET, CEILING, Outcome, Rig, SOON, Suite, all_at_once, is_missing};
+use crate::support::figures;
 
 /// Runs `load`, and returns the most sessions that a witness counted meanwhile, if there is one.
 async fn watched<A: Suite>(rig: &Rig<A>, load: impl Future<Output = Outcome>) -> Outcome<Option<usize>> {
@@ -156,12 +157,7 @@ pub async fn idle_connection_cleanup<A: Suite>() -> Outcome {
 pub async fn connection_stats_accuracy<A: Suite>() -> Outcome {
     let rig = Rig::<A>::new().await?;
     let ids = rig.workspaces(20).await?;
-    // What the figures are to be: in use, idle, waiting; opened, closed, evicted; acquired, hits.
-    let figures = || {
-        let share = rig.pools.stats().workspaces;
-        let now = (share.connections.in_use, share.connections.idle, share.waiting);
-        (now, (share.opened, share.closed, share.evicted), (share.acquired, share.hits))
-    };
+    let figures = || figures(rig.pools.stats().workspaces);
     assert_eq!(figures(), ((0, 0, 0), (0, 0, 0), (0, 0)));
     for again in [0, 5] {
         let leases = rig.hold(&ids[..5]).await?;
@@ -182,11 +178,23 @@ pub async fn connection_stats_accuracy<A: Suite>() -> Outcome {
     rig.pools.acquire(&missing).await.err().ok_or("a database that is not there was opened")?;
     assert_eq!(figures(), ((0, 15, 0), (20, 5, 5), (30, 10)));
 
-    // One workspace at its ceiling, and three callers that wait for it.
-    let leases = rig.hold(&vec![ids[19].clone(); CEILING as usize]).await?;
+    callers_at_a_ceiling_are_counted_while_they_wait(&rig, &ids[19]).await?;
+    rig.pools.close_workspace(&ids[19]).await?;
+    assert_eq!(figures(), ((0, 5, 0), (29, 24, 14), (40, 11)));
+    rig.settled().await?;
+    rig.end().await
+}
+
+/// One workspace at its ceiling, and three callers that wait for it.
+async fn callers_at_a_ceiling_are_counted_while_they_wait<A: Suite>(
+    rig: &Rig<A>,
+    id: &WorkspaceId,
+) -> Outcome {
+    let figures = || figures(rig.pools.stats().workspaces);
+    let leases = rig.hold(&vec![id.clone(); CEILING as usize]).await?;
     let mut waiters = JoinSet::new();
     for _ in 0..3 {
-        let (pools, id) = (rig.pools.clone(), ids[19].clone());
+        let (pools, id) = (rig.pools.clone(), id.clone());
         waiters.spawn(async move { pools.acquire(&id).await.map(drop) });
     }
     rig.queue_is(3).await?;
@@ -194,10 +202,7 @@ pub async fn connection_stats_accuracy<A: Suite>() -> Outcome {
     waiters.shutdown().await;
     assert_eq!(figures(), ((10, 5, 0), (29, 14, 14), (40, 11)), "a caller that has gone is not counted");
     drop(leases);
-    rig.pools.close_workspace(&ids[19]).await?;
-    assert_eq!(figures(), ((0, 5, 0), (29, 24, 14), (40, 11)));
-    rig.settled().await?;
-    rig.end().await
+    Ok(())
 }
 
 pub async fn max_open_connections_per_database<A: Suite>() -> Outcome {

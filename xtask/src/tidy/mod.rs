@@ -12,6 +12,7 @@ mod modules;
 mod paths;
 mod reliability;
 mod size;
+mod suites;
 mod tokens;
 mod trees;
 
@@ -74,7 +75,7 @@ pub fn tidy(interrupts: &Interrupts) -> Result<(), Failure> {
     let denied = !deny(interrupts)?;
     if violations.is_empty() && !denied {
         say(&format!(
-            "{GOOD}tidy{GOOD:#}: layers, trees, features, modules, circles, clauses, the table of faults and file sizes are in order"
+            "{GOOD}tidy{GOOD:#}: layers, trees, features, modules, circles, clauses, the table of faults, file sizes and test sizes are in order"
         ));
         return Ok(());
     }
@@ -90,6 +91,7 @@ pub fn tidy(interrupts: &Interrupts) -> Result<(), Failure> {
 fn check_sources(root: &Path) -> Result<Vec<Violation>, Failure> {
     let sources = sources(root)?;
     let mut violations = size::check(&sources);
+    violations.extend(suites::check(&sources));
     violations.extend(modules::check(&sources));
     violations.extend(circles::check(&sources));
     let contract = std::fs::read_to_string(root.join(clauses::CONTRACT)).ok();
@@ -153,6 +155,9 @@ mod tests {
         fs::write(core.join("ids.rs"), "use crate::registry::Registry;\n").unwrap();
         fs::write(core.join("registry.rs"), "//! Long.\n".repeat(501)).unwrap();
         fs::write(core.join("error.rs"), "fn (\n").unwrap();
+        fs::create_dir_all(root.path().join("tests")).unwrap();
+        let long = format!("#[test]\nfn shows() {{\n{}}}\n", "step();\n".repeat(39));
+        fs::write(root.path().join("tests/limits.rs"), long).unwrap();
         fs::write(root.path().join("docs/contract.md"), "### B1 budget\n\n- test: `b1_absent`\n").unwrap();
 
         let found = check_sources(root.path()).unwrap();
@@ -165,6 +170,7 @@ mod tests {
             ("file-size", "crates/pool-core/src/registry.rs:501"),
             ("modules", "crates/pool-core/src/ids.rs:1"),
             ("readable", "crates/pool-core/src/error.rs:1"),
+            ("test-size", "tests/limits.rs:2"),
         ];
         assert_eq!(rules, expected.map(|(rule, place)| (rule, place.to_owned())));
     }

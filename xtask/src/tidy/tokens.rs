@@ -12,6 +12,8 @@ pub struct Function {
     pub name: String,
     /// The line of its name.
     pub line: usize,
+    /// The line on which its body ends; that of its name where it has none.
+    pub last: usize,
     /// Whether an attribute in front of it makes it a test.
     pub is_test: bool,
 }
@@ -33,6 +35,7 @@ pub fn functions(tokens: TokenStream) -> Vec<Function> {
 
 fn collect_functions(tokens: TokenStream, found: &mut Vec<Function>) {
     let mut is_test = false;
+    let mut without_body = None; // where the function is in `found` whose body comes next
     let mut tokens = tokens.into_iter().peekable();
     while let Some(token) = tokens.next() {
         match token {
@@ -43,14 +46,24 @@ fn collect_functions(tokens: TokenStream, found: &mut Vec<Function>) {
             }
             TokenTree::Ident(word) if word == "fn" => {
                 if let Some(TokenTree::Ident(name)) = tokens.peek() {
-                    found.push(Function { name: name.to_string(), line: name.span().start().line, is_test });
+                    let line = name.span().start().line;
+                    without_body = Some(found.len());
+                    found.push(Function { name: name.to_string(), line, last: line, is_test });
                 }
             }
             TokenTree::Group(group) if group.delimiter() != Delimiter::Bracket => {
-                is_test &= group.delimiter() != Delimiter::Brace; // a body ends what the attribute was for
+                if group.delimiter() == Delimiter::Brace {
+                    is_test = false; // a body ends what the attribute was for
+                    if let Some(function) = without_body.take().and_then(|at| found.get_mut(at)) {
+                        function.last = group.span_close().end().line;
+                    }
+                }
                 collect_functions(group.stream(), found);
             }
-            TokenTree::Punct(punct) if punct.as_char() == ';' => is_test = false,
+            TokenTree::Punct(punct) if punct.as_char() == ';' => {
+                is_test = false;
+                without_body = None;
+            }
             _ => {}
         }
     }
@@ -98,5 +111,16 @@ mod tests {
             ("verb", 14, false),
         ];
         assert_eq!(found, expected.map(|(name, line, test)| (name.to_owned(), line, test)));
+    }
+
+    #[test]
+    fn a_function_ends_where_its_own_body_does() {
+        let text = "trait T {\nfn verb(&self)\n-> [u8; 2];\n}\n\
+            mod m {\nfn outer<F>(f: F)\nwhere\nF: Fn(fn() -> u8),\n{\nfn inner() {\n}\n}\n}\n\
+            m! { $(fn $case() {})+ fn one_line() {} }\n";
+        let found: Vec<(String, usize, usize)> =
+            functions(parse(text).unwrap()).into_iter().map(|f| (f.name, f.line, f.last)).collect();
+        let expected = [("verb", 2, 2), ("outer", 6, 12), ("inner", 10, 11), ("one_line", 14, 14)];
+        assert_eq!(found, expected.map(|(name, line, last)| (name.to_owned(), line, last)));
     }
 }
