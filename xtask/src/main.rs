@@ -218,7 +218,7 @@ enum Task {
     /// Holds the ephemeral server until it is told to end: what `--keep-server` leaves running.
     #[command(hide = true)]
     HoldServer,
-    /// Checks what the compiler does not: layers, a test for every clause, a row for every fault, file sizes, licences.
+    /// Checks what the compiler does not: layers, a test for every clause, a row for every fault, sizes of files and tests, licences.
     #[command(after_long_help = EXIT_CODES)]
     Tidy,
     /// Runs the fault matrix on servers of its own, and writes docs/reliability.md from what it observed.

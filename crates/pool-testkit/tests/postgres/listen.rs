@@ -18,7 +18,7 @@ async fn one_place() -> (TestPool, WorkspaceId) {
 }
 
 async fn heard(listener: &mut PgWorkspaceListener) -> String {
-    let notification = timeout(SOON, listener.recv()).await.expect("a notification").unwrap();
+    let notification = timeout(SOON, listener.recv()).await.unwrap().unwrap();
     notification.payload().to_owned()
 }
 
