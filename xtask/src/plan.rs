@@ -105,7 +105,7 @@ impl Case {
     }
 
     /// The name that is shown and may be typed; it is the path, but for a case outside of all suites.
-    fn listed(&self) -> String {
+    pub fn listed(&self) -> String {
         format!("{}::{}", self.suite, self.name)
     }
 }

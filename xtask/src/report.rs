@@ -318,8 +318,7 @@ impl Run {
         let failed = self.results.iter().filter(|result| self.verdict(result) == Ending::Failed);
         let lines: Vec<String> = failed
             .map(|result| {
-                let path = format!("{}::{}", result.case.suite, result.case.name);
-                let path = &if result.case.adapter == Adapter::Postgres { result.case.path.clone() } else { path };
+                let path = result.case.listed();
                 let leaked = result.ending == Ending::Passed;
                 let why = if leaked { " (passed, but leaked)" } else { "" };
                 let check = if leaked { " --leak-check" } else { "" };

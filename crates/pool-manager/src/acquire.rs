@@ -78,7 +78,7 @@ fn tell<D: Driver>(
     let waited = now.saturating_duration_since(caller.since);
     match outcome {
         Ok(lease) => {
-            let Some(connection) = lease.is_held_since(now) else { return };
+            let Some(connection) = lease.hold_since(now) else { return };
             engine.emit(&Event::Acquired { target, connection, waited });
         }
         Err(AcquireError::TimedOut { after, .. }) => engine.emit(&Event::TimedOut { target, waited: *after }),
@@ -181,15 +181,15 @@ async fn wait<D: Driver>(
                 engine.perform_for(Orderer::Waits, share, effects);
                 // The background tasks may have ended since this caller looked.
                 engine.revive();
-                let leased = queue(queued, target, caller, deadline).await?;
-                let connection = leased.debt.connection();
-                share.with("held", |registry, _| note_holder::<D>(registry, connection, Some(caller.at)));
-                leased
+                queue(queued, target, caller, deadline).await?
             }
             Acquire::Refused(error) => return Err(error),
         };
         let Leased { conn, debt, check_first, waited } = leased;
         let mut lease = Lease::new(Arc::clone(engine), target.clone(), conn, debt);
+        share.with("held", |registry, _| {
+            note_holder::<D>(registry, lease.connection(), Some(caller.at));
+        });
         let was_hit = waited.is_none();
         if is_ready(&lease, check_first, was_hit) {
             return Ok(lease);
@@ -204,13 +204,8 @@ async fn wait<D: Driver>(
                 let Some((conn, debt)) = lease.take() else {
                     unreachable!("a checked lease is not dropped yet")
                 };
-                let (again, mut effects) = share.with("replace", |registry, now| {
-                    let (again, effects) = registry.replace(debt, conn, error, now);
-                    if let Acquire::Leased(leased) = &again {
-                        note_holder::<D>(registry, leased.debt.connection(), Some(caller.at));
-                    }
-                    (again, effects)
-                });
+                let (again, mut effects) =
+                    share.with("replace", |registry, now| registry.replace(debt, conn, error, now));
                 engine.breakage.notify_one();
                 engine.health.suspect();
                 if let Acquire::Queued(ticket, more) = again {

@@ -92,7 +92,7 @@ impl<D: Driver> Lease<D> {
     }
 
     /// It is in its caller's hands now, of which somebody is told.
-    pub(crate) fn is_held_since(&mut self, now: Instant) -> Option<ConnectionId> {
+    pub(crate) fn hold_since(&mut self, now: Instant) -> Option<ConnectionId> {
         self.held_since = Some(now);
         Some(self.held.as_ref()?.debt.connection())
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::stream::{self, Stream, StreamExt as _};
 use pool_core::{
     AcquireError, CatalogError, CatalogKind, CloseError, DatabaseName, Driver, Health, Limits, LimitsError,
     PoolStats, PoolView, Target, Terms, WorkspaceId, WorkspacePools, WorkspaceStats, Workspaces,
@@ -242,6 +243,30 @@ impl<D: Driver> PoolManager<D> {
     /// Dropping the future loses nothing.
     pub async fn list_workspaces(&self) -> Result<Vec<WorkspaceId>, CatalogError> {
         self.databases.list_workspaces().await
+    }
+
+    /// Does some work for each of these workspaces, so many at a time but no more than there are slots for workspaces, and gives
+    /// what came of each as soon as it is done, in no particular order. Nothing is done while nobody asks for the next item.
+    ///
+    /// # Cancel safety
+    /// Dropping the stream drops the work under way.
+    pub fn each<I, F, W>(
+        &self,
+        workspaces: I,
+        concurrency: usize,
+        work: F,
+    ) -> impl Stream<Item = (WorkspaceId, W::Output)> + Send + use<D, I, F, W>
+    where
+        I: IntoIterator<Item = WorkspaceId, IntoIter: Send>,
+        F: Fn(&WorkspaceId) -> W + Send,
+        W: Future<Output: Send> + Send,
+    {
+        let slots = usize::try_from(self.stats().workspaces.limit).unwrap_or(usize::MAX);
+        let work = move |workspace: WorkspaceId| {
+            let work = work(&workspace);
+            async move { (workspace, work.await) }
+        };
+        stream::iter(workspaces).map(work).buffer_unordered(concurrency.clamp(1, slots.max(1)))
     }
 
     /// Changes the limits while running. Where they grow, waiting callers are served at once; where they shrink, idle

@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use crate::catch_panics::catch_panics;
 use crate::classify::kind_of;
 use crate::config::PostgresConfig;
-use crate::password::{Generation, Passwords};
+use crate::password::{Answer, Generation, Passwords};
 use crate::relay::{Opening, Relay};
 use crate::session::SessionKind;
 use crate::tag::Tag;
@@ -88,28 +88,23 @@ impl Connector {
         kind: SessionKind,
         tag: &Tag,
     ) -> Result<NewSession, Error> {
-        let options = self.config.session_options(database, kind, tag);
-        let Some(passwords) = &self.passwords else {
-            let (conn, opening) = self.connect_with(&options).await?;
-            return Ok(NewSession { conn, generation: Generation::default(), opening });
-        };
-        let answer = passwords.ask().await?;
-        let (conn, opening) = self.connect_with(&options.password(&answer.password)).await?;
-        Ok(NewSession { conn, generation: passwords.opened(&answer), opening })
+        let (options, answer) = self.options(database, kind, tag).await?;
+        let (conn, opening) = self.connect_with(&options).await?;
+        let opened = self.passwords.as_ref().zip(answer).map(|(passwords, answer)| passwords.opened(&answer));
+        Ok(NewSession { conn, generation: opened.unwrap_or_default(), opening })
     }
 
-    /// What a session that sqlx opens by itself is opened with, with the password of this moment.
+    /// What a session is opened with, and the provider's answer in it if there is a provider.
     pub(crate) async fn options(
         &self,
         database: &str,
         kind: SessionKind,
         tag: &Tag,
-    ) -> Result<PgConnectOptions, Error> {
+    ) -> Result<(PgConnectOptions, Option<Answer>), Error> {
         let options = self.config.session_options(database, kind, tag);
-        match &self.passwords {
-            None => Ok(options),
-            Some(passwords) => Ok(options.password(&passwords.ask().await?.password)),
-        }
+        let Some(passwords) = &self.passwords else { return Ok((options, None)) };
+        let answer = passwords.ask().await?;
+        Ok((options.password(&answer.password), Some(answer)))
     }
 
     /// Asks a full server again a few times.

@@ -88,7 +88,7 @@ impl PgDriver {
         kind: SessionKind,
         tag: &Tag,
     ) -> Result<PgConnectOptions, Error> {
-        self.connector.options(database, kind, tag).await
+        self.connector.options(database, kind, tag).await.map(|(options, _)| options)
     }
 
     /// Ends a session, and returns when the server no longer counts it.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_core::Stream;
 use futures_core::future::BoxFuture;
-use futures_util::{StreamExt, stream};
+use futures_util::StreamExt;
 use pool_core::{CatalogError, WorkspaceId};
 use sqlx::migrate::{AppliedMigration, Migrate, MigrateError, Migration, Migrator};
 use sqlx::postgres::PgConnection;
@@ -104,15 +104,10 @@ impl PgPools {
         I: IntoIterator<Item = WorkspaceId, IntoIter: Send>,
     {
         let pools = self.clone();
-        let slots = usize::try_from(pools.stats().workspaces.limit).unwrap_or(usize::MAX);
-        let migrate = move |workspace: WorkspaceId| {
-            let db = pools.workspace(&workspace);
-            async move {
-                let outcome = db.migrate(migrator).await;
-                (workspace, outcome)
-            }
-        };
-        stream::iter(workspaces).map(migrate).buffer_unordered(concurrency.clamp(1, slots.max(1)))
+        self.manager().each(workspaces, concurrency, move |workspace| {
+            let db = pools.workspace(workspace);
+            async move { db.migrate(migrator).await }
+        })
     }
 
     /// Applies to every workspace that exists the migrations that it does not have yet, so many at a time, and goes on past

@@ -97,6 +97,10 @@ impl PgPools {
         self.manager.try_acquire(workspace).map_ok(|idle| idle.map(PgLease::new))
     }
 
+    pub(crate) fn manager(&self) -> &PoolManager<PgDriver> {
+        &self.manager
+    }
+
     /// Changes the limits while running; no lease is cut.
     ///
     /// # Errors

@@ -1,7 +1,6 @@
 //! Migrations of workspaces' databases, by sqlx's `Migrator`: one, or many within the budget.
 
 use futures_core::Stream;
-use futures_util::{StreamExt, stream};
 use pool_core::WorkspaceId;
 use sqlx::SqlStr;
 use sqlx::migrate::{MigrateError, Migrator};
@@ -73,14 +72,9 @@ impl SqlitePools {
         I: IntoIterator<Item = WorkspaceId, IntoIter: Send>,
     {
         let pools = self.clone();
-        let slots = usize::try_from(pools.stats().workspaces.limit).unwrap_or(usize::MAX);
-        let migrate = move |workspace: WorkspaceId| {
-            let db = pools.workspace(&workspace);
-            async move {
-                let outcome = db.migrate(migrator).await;
-                (workspace, outcome)
-            }
-        };
-        stream::iter(workspaces).map(migrate).buffer_unordered(concurrency.clamp(1, slots.max(1)))
+        self.manager().each(workspaces, concurrency, move |workspace| {
+            let db = pools.workspace(workspace);
+            async move { db.migrate(migrator).await }
+        })
     }
 }

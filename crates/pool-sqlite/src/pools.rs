@@ -92,6 +92,10 @@ impl SqlitePools {
         self.manager.try_acquire(workspace).map_ok(|idle| idle.map(SqliteLease::new))
     }
 
+    pub(crate) fn manager(&self) -> &PoolManager<SqliteDriver> {
+        &self.manager
+    }
+
     /// Changes the limits while running; no lease is cut.
     ///
     /// # Errors
