@@ -223,10 +223,9 @@ impl<C, S> Registry<C, S> {
         self.promise(effects);
     }
 
-    /// The target that stands first for the slot of a connection of `own`, as the order is at this moment.
+    /// The target for which a connection of `own` makes room: the first of those that stand ready, as the order is at this moment.
     pub(super) fn first_in_line(&self, own: &Target) -> Option<Target> {
-        let in_line = self.fair.ready().chain(self.fair.later());
-        in_line.map(|ws| &self.workspace(ws).target).find(|target| *target != own).cloned()
+        self.fair.ready().map(|ws| &self.workspace(ws).target).find(|target| *target != own).cloned()
     }
 
     /// The target that gets the next free slot. Those that stand ready go first: a slot may have been made for them.

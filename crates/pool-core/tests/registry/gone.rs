@@ -38,9 +38,9 @@ fn l2_connections_of_a_runtime_that_has_ended_are_closed_now_or_when_they_come_b
 #[test]
 fn s4_what_is_in_use_is_known_with_its_target_and_since_when_and_what_is_idle_is_not() {
     let mut world = World::new(2, 2);
-    world.idle("a");
+    world.idle("b");
     world.now += Duration::from_secs(1);
-    let held = world.lease("b");
+    let held = world.hit("b");
     let (id, since) = (held.debt.connection(), world.now);
     world.now += Duration::from_secs(1);
     let leases: Vec<_> = world.registry.leases().map(|(id, of, since, ())| (id, of.clone(), since)).collect();
@@ -61,7 +61,7 @@ fn s4_a_session_is_found_by_its_own_id_and_by_no_other() {
     world.close_all_owed();
     let next = world.lease("a");
     assert_eq!(next.debt.connection().index(), id.index(), "in the same place");
-    assert!(world.registry.session_mut(id).is_none());
+    assert!(world.registry.session_mut(id).is_none() && world.registry.session(id).is_none());
     world.release(next);
 }
 

@@ -33,6 +33,20 @@ struct Chaos {
     cut: Vec<ConnectionId>,
 }
 
+/// Law S4: what makes room says for whom, and that is never the target whose connection goes.
+fn makes_room_for_another(close: &CloseDebt) {
+    let makes_room = matches!(close.reason(), CloseReason::Evicted | CloseReason::Yielded);
+    let for_another = close.for_whom().is_some_and(|whom| whom != close.target());
+    assert_eq!(
+        makes_room,
+        for_another,
+        "{} for {:?}: {:?}",
+        close.target(),
+        close.for_whom(),
+        close.reason()
+    );
+}
+
 impl Chaos {
     fn new(seed: u64) -> Self {
         let mut dice = fastrand::Rng::with_seed(seed);
@@ -76,7 +90,9 @@ impl Chaos {
 
     fn perform(&mut self, effects: Effects<Conn>) {
         self.opens.extend(effects.opens);
-        self.closes.extend(effects.closes.into_iter().map(|work| work.split().1));
+        let closes: Vec<CloseDebt> = effects.closes.into_iter().map(|work| work.split().1).collect();
+        closes.iter().for_each(makes_room_for_another);
+        self.closes.extend(closes);
         self.retries.extend(effects.retry_at);
         self.due_at = effects.due_at.into_iter().chain(self.due_at).min();
         self.look_ups.extend(effects.look_ups);
