@@ -2,17 +2,14 @@
 //!
 //! Cheap steps come first and the first failure ends it. The last step is `test-pools`, whose last line ends this run too.
 
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::time::Instant;
 
 use anstyle::Style;
-
-use crate::display::{complain, say};
-use crate::failure::Failure;
-use crate::plan::Adapter;
-use crate::process::{Interrupts, cargo};
-use crate::test_pools::{Options, test_pools};
-use crate::tidy::tidy;
+use xtask::display::{complain, say};
+use xtask::failure::Failure;
+use xtask::process::{Interrupts, cargo};
+use xtask::tidy::tidy;
 
 const HEAD: Style = Style::new().bold();
 
@@ -28,8 +25,8 @@ enum Work {
     Cargo(&'static [&'static str], Option<(&'static str, &'static str)>),
     /// By `cargo xtask tidy`, in this process.
     Tidy,
-    /// By `cargo xtask test-pools`, in this process.
-    TestPools,
+    /// By `cargo xtask` with these arguments, whose exit code is told as it is.
+    Xtask(&'static [&'static str]),
 }
 
 const STEPS: &[Step] = &[
@@ -67,7 +64,8 @@ const STEPS: &[Step] = &[
             Some(("CARGO_TARGET_DIR", "target")),
         ),
     },
-    Step { name: "test-pools", work: Work::TestPools },
+    // On a machine without PostgreSQL that is no success.
+    Step { name: "test-pools", work: Work::Xtask(&["test-pools", "--adapter", "postgres"]) },
 ];
 
 /// Runs every step until one fails.
@@ -83,7 +81,7 @@ pub fn ci(interrupts: &Interrupts) -> Result<(), Failure> {
         let seconds = started.elapsed().as_secs_f64();
         match done {
             // Its own last line has to stay the last one, and its summary has the time.
-            done if matches!(work, Work::TestPools) => return done,
+            done if matches!(work, Work::Xtask(_)) => return done,
             Ok(()) => say(&format!("{name}: done in {seconds:.1} s")),
             Err(failure) => {
                 complain(&format!("ci stops at step {number}, {name}, after {seconds:.1} s"));
@@ -103,7 +101,7 @@ impl Work {
                 format!("  {set}cargo {}", arguments.join(" "))
             }
             Self::Tidy => "  cargo xtask tidy".into(),
-            Self::TestPools => "  cargo xtask test-pools --adapter postgres".into(),
+            Self::Xtask(arguments) => format!("  cargo xtask {}", arguments.join(" ")),
         }
     }
 
@@ -116,13 +114,18 @@ impl Work {
                 if status.success() { Ok(()) } else { Err(Failure::FOUND) }
             }
             Self::Tidy => tidy(interrupts),
-            // On a machine without PostgreSQL that is no success.
-            Self::TestPools => {
-                let options = Options { adapter: Some(Adapter::Postgres), ..Options::default() };
-                test_pools(&options, interrupts)
+            Self::Xtask(arguments) => {
+                let this = std::env::current_exe().map_err(|why| Failure::while_doing("find xtask", why))?;
+                let status = interrupts.run(Command::new(this).args(*arguments))?;
+                if status.success() { Ok(()) } else { Err(Failure::Told(code(status))) }
             }
         }
     }
+}
+
+/// What a command of ours has ended with; one that a signal has ended could not do its work.
+fn code(status: ExitStatus) -> u8 {
+    status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(3)
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@
 
 use std::process::ExitCode;
 
+use crate::display::complain;
+
 /// Why a command did not end well.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -45,10 +47,13 @@ impl Failure {
     }
 }
 
-impl From<&Failure> for ExitCode {
-    fn from(failure: &Failure) -> Self {
-        Self::from(failure.code())
+/// Says what stopped a command, unless that has been said, and gives its exit code.
+pub fn ended_with(outcome: Result<(), Failure>) -> ExitCode {
+    let Err(failure) = outcome else { return ExitCode::SUCCESS };
+    if !matches!(failure, Failure::Told(_)) {
+        complain(&failure.to_string());
     }
+    ExitCode::from(failure.code())
 }
 
 /// The name of the signals that [`crate::process`] listens for.

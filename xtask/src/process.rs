@@ -154,12 +154,13 @@ fn pass_on_signal(signal: Signal, group: Pid) {
     let _ = killpg(group, signal);
 }
 
-/// The directory of the workspace, wherever the command was typed.
+/// The directory of the workspace, wherever the command was typed: the nearest one with a lock file above the package that runs.
 pub fn workspace_root() -> PathBuf {
     let here =
         std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| OsString::from(env!("CARGO_MANIFEST_DIR")));
     let here = PathBuf::from(here);
-    here.parent().map_or_else(|| here.clone(), Path::to_path_buf)
+    let root = here.ancestors().find(|directory| directory.join("Cargo.lock").is_file());
+    root.map_or_else(|| here.clone(), Path::to_path_buf)
 }
 
 /// The cargo that runs us, so that a toolchain override stays in force, started at the root of the workspace.

@@ -13,9 +13,8 @@ use nix::unistd::Pid;
 use pool_testkit::server::{TestServer, kept_server};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-
-use crate::display::say;
-use crate::failure::Failure;
+use xtask::display::say;
+use xtask::failure::Failure;
 
 /// What the holder says once it holds.
 const HOLDS: &str = "holds";

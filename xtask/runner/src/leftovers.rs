@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use pool_testkit::run::{self, Cleaned, RunId, TaggedConnection};
 use pool_testkit::server::{Ephemeral, TestServer, reap_orphans};
+use xtask::display::say;
+use xtask::failure::Failure;
 
-use crate::display::say;
-use crate::failure::Failure;
 use crate::kept;
 
 /// As much of a statement as fits into a line.
@@ -16,8 +16,10 @@ const QUERY_CHARS: usize = 100;
 /// Shows the sessions that carry the tag of a run, and ends them on request.
 ///
 /// # Errors
-/// [`Failure::Infrastructure`] when the server cannot be asked.
-pub fn connections(terminate: bool, run: Option<&RunId>) -> Result<(), Failure> {
+/// [`Failure::Usage`] when no run can be called so, [`Failure::Infrastructure`] when the server cannot be asked.
+pub fn connections(terminate: bool, run: Option<&str>) -> Result<(), Failure> {
+    let run = run.map(run_id).transpose()?;
+    let run = run.as_ref();
     let Some(server) = running()? else {
         say("no server: the environment names none, and no ephemeral one runs");
         return Ok(());
@@ -40,6 +42,12 @@ pub fn connections(terminate: bool, run: Option<&RunId>) -> Result<(), Failure> 
         if left.iter().any(|one| one.lives) { " (those that live belong to a run that goes on)" } else { "" };
     say(&format!("{} connections of runs{whose}, {} ended", left.len(), ended.len()));
     Ok(())
+}
+
+fn run_id(text: &str) -> Result<RunId, Failure> {
+    let no_name =
+        || Failure::Usage(format!("`{text}` names no run: a run is called by six characters of a-z and 0-9"));
+    RunId::parse(text).ok_or_else(no_name)
 }
 
 /// Removes what runs have left whose processes are gone.

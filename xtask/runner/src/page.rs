@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use crate::failure::Failure;
-use crate::process::workspace_root;
+use xtask::failure::Failure;
+use xtask::process::workspace_root;
 
 /// The page that shows figures.
 pub const PERFORMANCE: &str = "docs/performance.md";

@@ -6,6 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use xtask::choices::Adapter;
+
 /// Where the tests live that are in no module of their own; a suite is a module of the test binary.
 const ROOT_SUITE: &str = "main";
 
@@ -20,32 +22,6 @@ const ALIKE: f64 = 0.75;
 
 /// Where the tests live that show the same on every adapter: in a module for each.
 const ADAPTERS: &str = "adapters";
-
-/// What the suites run on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, clap::ValueEnum)]
-pub enum Adapter {
-    /// A real PostgreSQL: the suites themselves, which show what only a server has, too.
-    #[default]
-    Postgres,
-    /// Files, one for each workspace: the cases that hold for every adapter.
-    Sqlite,
-    /// A server in memory and virtual time: the same cases.
-    Memory,
-}
-
-impl Adapter {
-    /// Those that need no server.
-    pub const EMBEDDED: [Self; 2] = [Self::Sqlite, Self::Memory];
-
-    /// Its name for people, which is that of its module.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Postgres => "postgres",
-            Self::Sqlite => "sqlite",
-            Self::Memory => "memory",
-        }
-    }
-}
 
 /// One case of one suite.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

@@ -9,11 +9,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anstyle::Style;
-
-use crate::display::{complain, say};
-use crate::failure::Failure;
-use crate::process::{Interrupts, cargo, workspace_root};
-use crate::run::Planted;
+use xtask::choices::Planted;
+use xtask::display::{complain, say};
+use xtask::failure::Failure;
+use xtask::process::{Interrupts, cargo, workspace_root};
 
 const HEAD: Style = Style::new().bold();
 /// What a test prints before what it has covered.

@@ -7,11 +7,10 @@ use std::time::Duration;
 
 use anstyle::Style;
 use pool_testkit::faults::{RELIABILITY_ENV, Row, read_rows};
-
-use crate::display::{complain, say};
-use crate::failure::Failure;
-use crate::process::{Interrupts, cargo, workspace_root};
-use crate::tidy::{RELIABILITY_TABLE, fault_tests};
+use xtask::display::{complain, say};
+use xtask::failure::Failure;
+use xtask::process::{Interrupts, cargo, workspace_root};
+use xtask::tidy::{RELIABILITY_TABLE, fault_tests};
 
 const HEAD: Style = Style::new().bold();
 

@@ -10,11 +10,12 @@ use std::time::{Duration, SystemTime};
 
 use anstyle::{AnsiColor, Style};
 use pool_testkit::run::{Figure, LeftConnection, LeftDatabase, Record, Replaced, Sampled, in_tag};
+use xtask::choices::Adapter;
+use xtask::choices::Planted;
 
 use crate::case_result::{CaseResult, Ending};
-use crate::plan::{Adapter, Case};
+use crate::plan::Case;
 use crate::repeat::Tries;
-use crate::run::Planted;
 use crate::secrets::Searched;
 
 /// Everything that the summary is made from.

@@ -15,13 +15,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pool_testkit::run::{RECORDS_ENV, RUN_ENV, RunId, SEED_ENV};
+use xtask::artifact::{self, Missing};
+use xtask::choices::{Planted, Runner};
+use xtask::failure::Failure;
+use xtask::process::{Interrupts, Running, cargo, has_subcommand};
 
 use crate::case_result::{CaseResult, Ending};
-use crate::display::Progress;
 use crate::events::{Event, Libtest, Nextest, Parser, nextest_ending};
-use crate::failure::Failure;
 use crate::plan::{Case, Catalogue};
-use crate::process::{Interrupts, Running, cargo, has_subcommand};
+use crate::progress::Progress;
 
 /// The test target that holds the suites, which is in package `pool-suites`. Chosen from the whole workspace, it is built
 /// with the features that `cargo test --workspace` uses, so that neither of the two builds what the other has built.
@@ -32,47 +34,6 @@ const TAIL_LINES: usize = 40;
 
 /// How long to wait for more output once the runner is gone: something it started may hold its pipes open for ever.
 const DRAIN: Duration = Duration::from_secs(2);
-
-/// Who runs the cases.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Runner {
-    /// cargo-nextest: a process for each case.
-    Nextest,
-    /// cargo test: a thread for each case.
-    Cargo,
-}
-
-/// A fault that is built into the tests on purpose, to prove that it is found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Planted {
-    /// A case that leaves a session and a database behind: `--leak-check` names it.
-    Leak,
-    /// An answered waiter is not woken: `--race` tells how.
-    LostWakeUp,
-    /// A cancelled caller takes the connection granted to it along: `--race` tells how.
-    LostGrant,
-}
-
-impl Planted {
-    /// The suite that holds what was planted.
-    pub const SUITE: &str = "planted";
-
-    fn arguments(planted: Option<Self>) -> &'static [&'static str] {
-        match planted {
-            Some(Self::Leak) => &["--features", "pool-suites/planted-leak"],
-            Some(Self::LostWakeUp | Self::LostGrant) | None => &[],
-        }
-    }
-
-    /// What the schedule enumerator calls it, if it is planted there.
-    pub fn in_the_registry(self) -> Option<&'static str> {
-        match self {
-            Self::Leak => None,
-            Self::LostWakeUp => Some("lost-wake-up"),
-            Self::LostGrant => Some("lost-grant"),
-        }
-    }
-}
 
 /// What to run, and how.
 #[derive(Debug, Clone)]
@@ -95,62 +56,62 @@ pub struct Job<'a> {
     pub verbose: bool,
 }
 
-impl Runner {
-    /// The best one that is installed.
-    pub fn installed() -> Self {
-        if has_subcommand("nextest") { Self::Nextest } else { Self::Cargo }
-    }
+/// The best runner that is installed.
+pub fn best_installed() -> Runner {
+    if has_subcommand("nextest") { Runner::Nextest } else { Runner::Cargo }
+}
 
-    /// Its name for people.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Nextest => "cargo nextest",
-            Self::Cargo => "cargo test",
-        }
-    }
-
-    fn command(self, job: &Job<'_>) -> Command {
+impl Job<'_> {
+    fn command(&self) -> Command {
         let mut command = cargo();
-        match self {
-            Self::Nextest => nextest_arguments(&mut command, job),
-            Self::Cargo => {
+        match self.runner {
+            Runner::Nextest => nextest_arguments(&mut command, self),
+            Runner::Cargo => {
                 command
                     .arg("test")
                     .args(TARGET)
-                    .args(Planted::arguments(job.planted))
+                    .args(features(self.planted))
                     .env("CARGO_TERM_QUIET", "false"); // quiet would turn lines into dots
-                command.args(["--", "--color", "never"]).args(job.verbose.then_some("--show-output"));
+                command.args(["--", "--color", "never"]).args(self.verbose.then_some("--show-output"));
             }
         }
-        command.arg("--exact").args(job.cases.iter().map(|case| &case.path));
-        command.env(RUN_ENV, job.run.to_string()).env(RECORDS_ENV, job.records);
-        command.env(SEED_ENV, job.seed.to_string());
-        if let Some(scratch) = job.scratch {
+        command.arg("--exact").args(self.cases.iter().map(|case| &case.path));
+        command.env(RUN_ENV, self.run.to_string()).env(RECORDS_ENV, self.records);
+        command.env(SEED_ENV, self.seed.to_string());
+        if let Some(scratch) = self.scratch {
             command.env("TMPDIR", scratch);
         }
         command
     }
+}
 
-    /// Exit codes that mean "the cases have run", well or not.
-    fn has_run_them(self, status: ExitStatus) -> bool {
-        match self {
-            Self::Nextest => matches!(status.code(), Some(0 | 100)),
-            Self::Cargo => matches!(status.code(), Some(0 | 101)),
-        }
+/// Exit codes of a runner that mean "the cases have run", well or not.
+fn has_run_them(runner: Runner, status: ExitStatus) -> bool {
+    match runner {
+        Runner::Nextest => matches!(status.code(), Some(0 | 100)),
+        Runner::Cargo => matches!(status.code(), Some(0 | 101)),
     }
+}
 
-    fn parser(self) -> Box<dyn Parser> {
-        match self {
-            Self::Nextest => Box::new(Nextest),
-            Self::Cargo => Box::new(Libtest::default()),
-        }
+fn parser(runner: Runner) -> Box<dyn Parser> {
+    match runner {
+        Runner::Nextest => Box::new(Nextest),
+        Runner::Cargo => Box::new(Libtest::default()),
+    }
+}
+
+/// What cargo is told to build a fault in.
+fn features(planted: Option<Planted>) -> &'static [&'static str] {
+    match planted {
+        Some(Planted::Leak) => &["--features", "pool-suites/planted-leak"],
+        Some(Planted::LostWakeUp | Planted::LostGrant) | None => &[],
     }
 }
 
 /// JSON on standard output for us; on standard error only what JSON does not tell (the signal that killed a case, and the
 /// output of passed cases).
 fn nextest_arguments(command: &mut Command, job: &Job<'_>) {
-    command.args(["nextest", "run"]).args(TARGET).args(Planted::arguments(job.planted)).args([
+    command.args(["nextest", "run"]).args(TARGET).args(features(job.planted)).args([
         "--no-fail-fast",
         "--cargo-quiet",
         "--color",
@@ -169,40 +130,13 @@ fn nextest_arguments(command: &mut Command, job: &Job<'_>) {
 /// [`Failure::Infrastructure`] when cargo fails, [`Failure::Interrupted`].
 pub fn build(planted: Option<Planted>, interrupts: &Interrupts) -> Result<PathBuf, Failure> {
     let mut command = cargo();
-    command.arg("test").args(TARGET).args(Planted::arguments(planted)).args([
-        "--no-run",
-        "--message-format",
-        "json-render-diagnostics",
-    ]);
-    let mut running = interrupts.spawn(command.stdout(Stdio::piped()))?;
-    let mut messages = String::new();
-    if let Some(stdout) = &mut running.child.stdout {
-        stdout
-            .read_to_string(&mut messages)
-            .map_err(|why| Failure::while_doing("read what cargo built", why))?;
-    }
-    let status = running.wait()?;
-    interrupts.check()?;
-    if !status.success() {
-        return Err(Failure::Infrastructure(
-            "the suites do not build; cargo's message is above, and `cargo test --workspace --test suites --no-run` repeats it".into(),
-        ));
-    }
-    executable(&messages).ok_or_else(|| {
-        Failure::Infrastructure(
-            "cargo built no test named `suites` in package `pool-suites`; is it still in tests/?".into(),
-        )
+    command.arg("test").args(TARGET).args(features(planted)).arg("--no-run");
+    artifact::build(&mut command, "suites", interrupts)?.map_err(|missing| {
+        Failure::Infrastructure(match missing {
+            Missing::NotBuilt => "the suites do not build; cargo's message is above, and `cargo test --workspace --test suites --no-run` repeats it".into(),
+            Missing::NotThere => "cargo built no test named `suites` in package `pool-suites`; is it still in tests/?".into(),
+        })
     })
-}
-
-/// The path of the test binary among cargo's messages.
-fn executable(messages: &str) -> Option<PathBuf> {
-    let artifacts =
-        messages.lines().filter_map(|line| serde_json::from_str::<cargo_metadata::Artifact>(line).ok());
-    artifacts
-        .filter(|artifact| artifact.target.name == "suites")
-        .find_map(|artifact| artifact.executable)
-        .map(Into::into)
 }
 
 /// Asks the test binary for its cases.
@@ -255,7 +189,7 @@ pub fn execute(
     interrupts: &Interrupts,
     over: &dyn Fn(&str),
 ) -> Result<Vec<CaseResult>, Failure> {
-    let mut command = job.runner.command(job);
+    let mut command = job.command();
     let mut running = interrupts.spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()))?;
     let transcript = File::create(job.records.join(format!("transcript-{}.txt", job.seed)));
     let transcript = transcript.map_err(|why| Failure::while_doing("keep what the cases write", why))?;
@@ -263,7 +197,7 @@ pub fn execute(
     let mut collector = Collector::new(job, Progress::start(job.cases.len()), over, transcript);
     let status = pump(&mut running, &mut collector)?;
     interrupts.check()?;
-    if job.runner.has_run_them(status) {
+    if has_run_them(job.runner, status) {
         return Ok(collector.into_results(job, status));
     }
     let (name, tail) = (job.runner.name(), collector.tail());
@@ -352,7 +286,7 @@ impl<'a> Collector<'a> {
         Self {
             transcript,
             over,
-            parser: job.runner.parser(),
+            parser: parser(job.runner),
             progress,
             forward: job.verbose && job.runner == Runner::Nextest,
             known,

@@ -7,10 +7,10 @@ use std::process::ExitStatus;
 
 use pool_testkit::run::RunId;
 
-use super::{Collector, Job, Planted, Runner, executable};
+use super::{Collector, Job, Planted, Runner, has_run_them};
 use crate::case_result::{CaseResult, Ending};
-use crate::display::Progress;
 use crate::plan::{Case, Catalogue, Selection};
+use crate::progress::Progress;
 
 const TERSE: &str =
     "limits::aborts: test\nlimits::full_cleanup: test\nlifecycle::pool_initialization: test\n";
@@ -82,7 +82,7 @@ fn a_case_that_told_nothing_has_failed_and_says_so() {
 fn both_runners_are_told_the_exact_cases_and_where_to_leave_records() {
     let (cases, run) = (cases(), RunId::fresh());
     for runner in [Runner::Nextest, Runner::Cargo] {
-        let command = runner.command(&job(runner, &cases, &run));
+        let command = job(runner, &cases, &run).command();
         let arguments: Vec<&str> = command.get_args().filter_map(|argument| argument.to_str()).collect();
         let exact = arguments.iter().position(|argument| *argument == "--exact").unwrap();
         assert!(arguments[..exact].contains(&"--"), "the names are for the test binary: {arguments:?}");
@@ -122,25 +122,17 @@ fn what_is_planted_is_built_by_whoever_runs_it() {
         let has = |command: std::process::Command| {
             command.get_args().any(|argument| argument == "pool-suites/planted-leak")
         };
-        assert!(has(runner.command(&planted)));
-        assert!(!has(runner.command(&job(runner, &cases, &run))));
+        assert!(has(planted.command()));
+        assert!(!has(job(runner, &cases, &run).command()));
     }
 }
 
 #[test]
 fn only_codes_that_mean_the_cases_ran_are_believed() {
     let code = |code: i32| ExitStatus::from_raw(code << 8);
-    assert!(Runner::Nextest.has_run_them(code(0)) && Runner::Nextest.has_run_them(code(100)));
-    assert!(Runner::Cargo.has_run_them(code(0)) && Runner::Cargo.has_run_them(code(101)));
-    assert!(!Runner::Nextest.has_run_them(code(95)), "nextest without its experimental flag ran nothing");
-    assert!(!Runner::Nextest.has_run_them(ExitStatus::from_raw(9)), "killed");
-    assert!(!Runner::Cargo.has_run_them(code(1)));
-}
-
-#[test]
-fn the_test_binary_is_found_among_cargos_messages() {
-    let artifact = r#"{"reason":"compiler-artifact","package_id":"path+file:///w/tests#pool-suites@0.1.0","manifest_path":"/w/tests/Cargo.toml","target":{"kind":["test"],"crate_types":["bin"],"name":"suites","src_path":"/w/tests/main.rs","edition":"2024","doc":false,"doctest":false,"test":true},"profile":{"opt_level":"0","debuginfo":2,"debug_assertions":true,"overflow_checks":true,"test":true},"features":[],"filenames":["/w/target/debug/deps/suites-4d11"],"executable":"/w/target/debug/deps/suites-4d11","fresh":false}"#;
-    let messages = format!("{artifact}\n{{\"reason\":\"build-finished\",\"success\":true}}\n");
-    assert_eq!(executable(&messages).as_deref(), Some(Path::new("/w/target/debug/deps/suites-4d11")));
-    assert_eq!(executable("{\"reason\":\"build-finished\",\"success\":true}\n"), None);
+    assert!(has_run_them(Runner::Nextest, code(0)) && has_run_them(Runner::Nextest, code(100)));
+    assert!(has_run_them(Runner::Cargo, code(0)) && has_run_them(Runner::Cargo, code(101)));
+    assert!(!has_run_them(Runner::Nextest, code(95)), "nextest without its experimental flag ran nothing");
+    assert!(!has_run_them(Runner::Nextest, ExitStatus::from_raw(9)), "killed");
+    assert!(!has_run_them(Runner::Cargo, code(1)));
 }

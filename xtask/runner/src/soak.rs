@@ -1,8 +1,8 @@
 //! `cargo xtask soak`: the soak test for as long as one likes, with what it says shown as it goes.
 
-use crate::display::say;
-use crate::failure::Failure;
-use crate::process::{Interrupts, cargo};
+use xtask::display::say;
+use xtask::failure::Failure;
+use xtask::process::{Interrupts, cargo};
 
 /// Runs the soak for so many minutes of load.
 ///

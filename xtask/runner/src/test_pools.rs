@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::hash::{BuildHasher as _, RandomState};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Instant, SystemTime};
 
 use anstyle::{AnsiColor, Style};
@@ -15,18 +15,21 @@ use pool_testkit::hostile::password_of;
 use pool_testkit::run::{RunId, Sampler, read_figures, read_records, read_replaced};
 use pool_testkit::server::{ServerError, TestServer};
 use tempfile::TempDir;
+use xtask::choices::{Adapter, Planted};
+use xtask::cli::TestPools;
+use xtask::display::{complain, say};
+use xtask::failure::Failure;
+use xtask::process::Interrupts;
 
 use crate::case_result::{CaseResult, Ending};
-use crate::display::{complain, say, spinner};
-use crate::failure::Failure;
 use crate::kept;
 use crate::leftovers;
-use crate::plan::{Adapter, Case, Catalogue, Selection};
-use crate::process::Interrupts;
+use crate::plan::{Case, Catalogue, Selection};
+use crate::progress::spinner;
 use crate::publish;
 use crate::repeat::{merge, seed_of};
 use crate::report::Run;
-use crate::run::{self, Job, Planted, Runner};
+use crate::run::{self, Job};
 use crate::secrets::Search;
 
 /// Why a case is not run with `--short`.
@@ -39,41 +42,11 @@ const NOT_ON_POSTGRES: &str = "NOT ON POSTGRESQL: there is none here, so the sui
 
 const ODD: Style = AnsiColor::Yellow.on_default();
 
-/// What the command line asks for.
-#[derive(Debug, Default)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
-pub struct Options {
-    /// The cases to run.
-    pub selection: Selection,
-    /// What they run on; a server, unless named, and what needs none where there is none.
-    pub adapter: Option<Adapter>,
-    /// Leave out the suite that measures.
-    pub short: bool,
-    /// Only say which there are.
-    pub list: bool,
-    /// Show the output of passed cases too.
-    pub verbose: bool,
-    /// Who runs them; the best one installed unless named.
-    pub runner: Option<Runner>,
-    /// What the tests that choose at random begin with; random unless named.
-    pub seed: Option<u64>,
-    /// How many rounds to make; one unless named.
-    pub repeat: Option<u32>,
-    /// Where to leave the report.
-    pub report: Option<PathBuf>,
-    /// Look after each case whether it has left anything.
-    pub leak_check: bool,
-    /// Leave an ephemeral server running.
-    pub keep_server: bool,
-    /// What is built into the tests on purpose.
-    pub planted: Option<Planted>,
-}
-
 /// Runs the command. Where there is no PostgreSQL, and none was asked for, the suites run on what needs no server.
 ///
 /// # Errors
 /// See [`Failure`]; what was found in the cases is printed, and comes back as [`Failure::Told`].
-pub fn test_pools(options: &Options, interrupts: &Interrupts) -> Result<(), Failure> {
+pub fn test_pools(options: &TestPools, interrupts: &Interrupts) -> Result<(), Failure> {
     if let Some(adapter @ (Adapter::Sqlite | Adapter::Memory)) = options.adapter
         && (options.keep_server || options.planted.is_some())
     {
@@ -102,7 +75,7 @@ pub fn test_pools(options: &Options, interrupts: &Interrupts) -> Result<(), Fail
 
 /// Runs the cases of a catalogue that were asked for. The notice is said once more at the end.
 fn run_on(
-    options: &Options,
+    options: &TestPools,
     binary: &Path,
     catalogue: &Catalogue,
     notice: Option<&str>,
@@ -133,8 +106,8 @@ fn run_on(
 }
 
 /// The cases that the command line means: what was planted runs alone unless others are named.
-fn selection(options: &Options) -> Selection {
-    let mut selection = options.selection.clone();
+fn selection(options: &TestPools) -> Selection {
+    let mut selection = Selection { suites: options.suites.clone(), cases: options.cases.clone() };
     if options.planted.is_some() && selection.suites.is_empty() && selection.cases.is_empty() {
         selection.suites.push(Planted::SUITE.to_owned());
     }
@@ -142,7 +115,7 @@ fn selection(options: &Options) -> Selection {
 }
 
 /// Holds a server while the cases run, and lets it go.
-fn supervise(options: &Options, cases: &[&Case], interrupts: &Interrupts) -> Result<Run, Failure> {
+fn supervise(options: &TestPools, cases: &[&Case], interrupts: &Interrupts) -> Result<Run, Failure> {
     let server = obtain_server()?;
     leftovers::remove(&server)?;
     let described = server.describe();
@@ -158,7 +131,7 @@ fn supervise(options: &Options, cases: &[&Case], interrupts: &Interrupts) -> Res
 /// Runs the cases, as often as is asked for, while a sampler watches the server. A sampler that fails does not take
 /// the results with it.
 fn sampled_run(
-    options: &Options,
+    options: &TestPools,
     cases: &[&Case],
     server: &TestServer,
     interrupts: &Interrupts,
@@ -191,7 +164,7 @@ fn sampled_run(
 }
 
 /// Runs cases that need no server; what they leave in the directory for their temporary files fails the run.
-fn run_embedded(options: &Options, cases: &[&Case], interrupts: &Interrupts) -> Result<Run, Failure> {
+fn run_embedded(options: &TestPools, cases: &[&Case], interrupts: &Interrupts) -> Result<Run, Failure> {
     let (records, scratch) = (temporary("the records")?, temporary("what the cases write")?);
     let id = RunId::fresh();
     let job = job(options, cases, &id, records.path(), Some(scratch.path()));
@@ -213,14 +186,14 @@ fn temporary(what: &str) -> Result<TempDir, Failure> {
 
 /// What to run, told to whoever waits for it.
 fn job<'a>(
-    options: &Options,
+    options: &TestPools,
     cases: &[&'a Case],
     run: &'a RunId,
     records: &'a Path,
     scratch: Option<&'a Path>,
 ) -> Job<'a> {
     let seed = options.seed.unwrap_or_else(random_seed);
-    let runner = options.runner.unwrap_or_else(Runner::installed);
+    let runner = options.runner.unwrap_or_else(run::best_installed);
     let adapters: BTreeSet<&str> = cases.iter().map(|case| case.adapter.name()).collect();
     let adapters = Vec::from_iter(adapters).join(" and ");
     say(&format!(
@@ -244,7 +217,7 @@ fn run_of(job: &Job<'_>, rounds: Vec<(u64, Vec<CaseResult>)>) -> Run {
 
 /// The results of each round, with its seed. `over` hears of each case when it is over; `settle` is called after each round.
 fn rounds(
-    options: &Options,
+    options: &TestPools,
     job: &Job<'_>,
     interrupts: &Interrupts,
     over: &dyn Fn(&str),
@@ -299,7 +272,7 @@ fn skipped(case: &Case, reasons: &BTreeMap<String, String>) -> CaseResult {
 }
 
 /// Prints what a run ends with, leaves the report, and turns it into an exit code.
-fn conclude(mut run: Run, options: &Options, notice: Option<&str>) -> Result<(), Failure> {
+fn conclude(mut run: Run, options: &TestPools, notice: Option<&str>) -> Result<(), Failure> {
     for result in &run.results {
         if !result.output.trim().is_empty() && (options.verbose || result.ending == Ending::Failed) {
             say(&format!("\n---- {} ----\n{}", result.case.path, result.output.trim_end()));

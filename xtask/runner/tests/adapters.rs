@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-const XTASK: &str = env!("CARGO_BIN_EXE_xtask");
+const RUNNER: &str = env!("CARGO_BIN_EXE_suite-runner");
 /// Hides every PostgreSQL of this machine from what runs behind it.
 const HIDE: &str = r#"
 for place in /usr/lib/postgresql /usr/local/pgsql /opt/homebrew; do
@@ -32,7 +32,7 @@ fn told(command: &mut Command) -> Told {
 
 #[test]
 fn a_suite_runs_in_memory_without_a_server_under_the_same_names() {
-    let told = told(Command::new(XTASK).args(["test-pools", "--adapter", "memory", "--suite", "lifecycle"]));
+    let told = told(Command::new(RUNNER).args(["test-pools", "--adapter", "memory", "--suite", "lifecycle"]));
     assert_eq!(told.code, Some(0), "{}", told.context);
     assert_eq!(told.out.lines().last(), Some("9 passed, 0 failed, 0 skipped"), "{}", told.context);
     assert!(!told.out.contains("server  "), "{}", told.context);
@@ -41,7 +41,7 @@ fn a_suite_runs_in_memory_without_a_server_under_the_same_names() {
 #[test]
 fn what_an_adapter_has_nothing_of_is_replaced_and_counted() {
     let case = "limits::connection_limit_protects_system";
-    let told = told(Command::new(XTASK).args(["test-pools", "--adapter", "sqlite", "--case", case]));
+    let told = told(Command::new(RUNNER).args(["test-pools", "--adapter", "sqlite", "--case", case]));
     assert_eq!(told.code, Some(0), "{}", told.context);
     for expected in ["replaced: 1 of 1 cases", &format!("  sqlite::{case}: there is no system database")] {
         assert!(told.out.contains(expected), "{expected:?} is not in\n{}", told.context);
@@ -50,7 +50,7 @@ fn what_an_adapter_has_nothing_of_is_replaced_and_counted() {
 
 #[test]
 fn a_server_is_not_kept_where_there_is_none() {
-    let told = told(Command::new(XTASK).args(["test-pools", "--adapter", "sqlite", "--keep-server"]));
+    let told = told(Command::new(RUNNER).args(["test-pools", "--adapter", "sqlite", "--keep-server"]));
     assert_eq!(told.code, Some(2), "{}", told.context);
 }
 
@@ -60,7 +60,7 @@ fn without_postgresql_the_suites_run_on_the_others_and_say_so_first_and_last() {
     let own = tempfile::tempdir().unwrap();
     let hidden = |arguments: &[&str]| {
         let mut command = Command::new("unshare");
-        command.args(["--mount", "sh", "-c", HIDE, "sh", XTASK]).args(arguments);
+        command.args(["--mount", "sh", "-c", HIDE, "sh", RUNNER]).args(arguments);
         // The directories that hold no server's binaries.
         let path = std::env::var("PATH").unwrap_or_default();
         let path = path.split(':').filter(|dir| !Path::new(dir).join("initdb").exists());

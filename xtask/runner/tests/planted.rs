@@ -6,7 +6,7 @@ use rstest::rstest;
 
 #[test]
 fn a_case_that_leaks_on_purpose_is_named_with_its_session_and_its_database() {
-    let run = Command::new(env!("CARGO_BIN_EXE_xtask"))
+    let run = Command::new(env!("CARGO_BIN_EXE_suite-runner"))
         .args(["test-pools", "--planted", "leak", "--leak-check", "--seed", "42"])
         .output()
         .unwrap();
@@ -35,7 +35,7 @@ fn a_case_that_leaks_on_purpose_is_named_with_its_session_and_its_database() {
 #[case::w3_an_answered_waiter_that_is_not_woken("lost-wake-up", "law W3 is broken")]
 #[case::w4_a_grant_that_a_cancelled_caller_takes_along("lost-grant", "law W4 is broken")]
 fn a_race_planted_in_the_registry_is_found_with_its_schedule(#[case] bug: &str, #[case] law: &str) {
-    let run = Command::new(env!("CARGO_BIN_EXE_xtask"))
+    let run = Command::new(env!("CARGO_BIN_EXE_suite-runner"))
         .args(["test-pools", "--race", "--planted", bug])
         .output()
         .unwrap();

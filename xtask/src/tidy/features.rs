@@ -13,8 +13,8 @@ use super::Violation;
 use super::trees::tree;
 use crate::failure::Failure;
 
-/// What asks for the features that xtask lacks.
-const ASKS: &str = "tests/Cargo.toml";
+/// The programs that `cargo xtask` builds, each with the manifest that asks for the features that it lacks.
+const PROGRAMS: [(&str, &str); 2] = [("xtask", "xtask/Cargo.toml"), ("suite-runner", "tests/Cargo.toml")];
 /// What says how crates are built for the host.
 const PROFILES: &str = "Cargo.toml";
 /// As many crates may have other features for the host (for macros and build scripts) than for the target.
@@ -31,13 +31,15 @@ pub fn check(cargo: impl Fn() -> Command, root: &Path) -> Result<Vec<Violation>,
     const FORMAT: [&str; 2] = ["--format", "{p}|{f}"];
     let whole = ["--workspace", "--edges", "normal,build,dev"];
     let tests = tree(&cargo, root, &[whole.as_slice(), &FORMAT].concat())?;
-    let xtask = ["-p", "xtask", "--edges", "normal,build"];
-    let xtask = tree(&cargo, root, &[xtask.as_slice(), &FORMAT].concat())?;
     let profiles = fs::read_to_string(root.join(PROFILES))
         .map_err(|why| Failure::while_doing("read the manifest of the workspace", why))?;
     let tests = built(&tests);
-    let mut found = differing(&built(&xtask), &tests);
-    found.extend(twins(&tests));
+    let mut found = Vec::from_iter(twins(&tests));
+    for (program, asks) in PROGRAMS {
+        let program = ["-p", program, "--edges", "normal,build"];
+        let program = tree(&cargo, root, &[program.as_slice(), &FORMAT].concat())?;
+        found.extend(differing(&built(&program), &tests, asks));
+    }
     found.extend(undecided(&profiles));
     Ok(found)
 }
@@ -54,15 +56,15 @@ fn built(printed: &str) -> Built<'_> {
     built
 }
 
-/// What xtask is built with, and the tests are not.
-fn differing(xtask: &Built<'_>, tests: &Built<'_>) -> Vec<Violation> {
+/// What a program is built with, and the tests are not.
+fn differing(program: &Built<'_>, tests: &Built<'_>, asks: &str) -> Vec<Violation> {
     let mut found = Vec::new();
-    for (package, sets) in xtask {
+    for (package, sets) in program {
         let known = tests.get(package).cloned().unwrap_or_default();
         for set in sets.difference(&known) {
             // A crate that is built for the host, too, has two sets; the nearer one is meant.
             let nearest = known.iter().min_by_key(|known| distance(known, set)).copied().unwrap_or_default();
-            found.push(differs(package, set, nearest));
+            found.push(differs(package, set, nearest, asks));
         }
     }
     found
@@ -76,7 +78,7 @@ fn distance(one: &str, other: &str) -> usize {
     names(one).symmetric_difference(&names(other)).count()
 }
 
-fn differs(package: &str, xtask: &str, tests: &str) -> Violation {
+fn differs(package: &str, xtask: &str, tests: &str, asks: &str) -> Violation {
     let (xtask, tests) = (names(xtask), names(tests));
     let adds = |command: &str, names: Vec<&str>| {
         (!names.is_empty()).then(|| format!("`{command}` adds `{}`", names.join("`, `")))
@@ -85,11 +87,11 @@ fn differs(package: &str, xtask: &str, tests: &str) -> Violation {
     let besides = adds("cargo xtask", xtask.difference(&tests).copied().collect());
     let differences: Vec<String> = more.into_iter().chain(besides).collect();
     Violation {
-        file: ASKS.into(),
+        file: asks.into(),
         line: 1,
         rule: "features",
         what: format!("`{}` is built twice: {}", name(package), differences.join(", ")),
-        remedy: format!("ask for what xtask lacks under [dependencies] of {ASKS}; xtask depends on it"),
+        remedy: format!("ask for what it lacks under [dependencies] of {asks}"),
     }
 }
 
@@ -142,17 +144,19 @@ mod tests {
 
     #[test]
     fn a_feature_that_only_the_tests_ask_for_is_named_with_its_crate() {
-        let found = differing(&built("tokio v1.0.0|rt\nmacros v1.0.0 (proc-macro)|\n"), &built(TESTS));
+        let found =
+            differing(&built("tokio v1.0.0|rt\nmacros v1.0.0 (proc-macro)|\n"), &built(TESTS), "Cargo.toml");
         let [violation] = found.as_slice() else { panic!("{found:?}") };
         assert_eq!(violation.what, "`tokio` is built twice: `cargo test --workspace` adds `test-util`");
     }
 
     #[test]
     fn a_crate_that_the_host_has_too_is_compared_with_the_nearer_one() {
-        assert_eq!(differing(&built("log v0.4.0|\nlog v0.4.0|alloc,std\n"), &built(TESTS)), []);
+        assert_eq!(differing(&built("log v0.4.0|\nlog v0.4.0|alloc,std\n"), &built(TESTS), "Cargo.toml"), []);
         let found = differing(
             &built("log v0.4.0|alloc,rc,serde\n"),
             &built("log v0.4.0|\nlog v0.4.0|alloc,rc,std\n"),
+            "Cargo.toml",
         );
         let [violation] = found.as_slice() else { panic!("{found:?}") };
         let expected =

@@ -11,11 +11,12 @@ use std::process::{ChildStdout, ExitStatus, Stdio};
 
 use anstyle::{AnsiColor, Style};
 use pool_testkit::run::Measured;
+use xtask::cli::Measure;
+use xtask::display::say;
+use xtask::failure::Failure;
+use xtask::process::{Interrupts, cargo};
 
-use crate::display::say;
-use crate::failure::Failure;
 use crate::page;
-use crate::process::{Interrupts, cargo};
 
 const GOOD: Style = AnsiColor::Green.on_default();
 const BAD: Style = AnsiColor::Red.on_default().bold();
@@ -27,25 +28,12 @@ const USAGE: i32 = 2;
 /// With more processes at work than this before it begins, figures say as much about them as about the pool.
 const QUIET_LOAD: f64 = 0.5;
 
-/// What was asked for.
-#[derive(Debug, Default)]
-pub struct Options {
-    /// Names of worlds; all if there are none.
-    pub worlds: Vec<String>,
-    /// Only say which there are.
-    pub list: bool,
-    /// How long each contestant works.
-    pub seconds: u64,
-    /// Whether the page is written.
-    pub write_docs: bool,
-}
-
 /// Measures the worlds that were asked for.
 ///
 /// # Errors
 /// [`Failure::FOUND`] when a goal was missed, [`Failure::Usage`] for a world that does not exist,
 /// [`Failure::Infrastructure`] when the benchmark cannot be built or does not end well, or the page cannot be written.
-pub fn measure(asked: &Options, interrupts: &Interrupts) -> Result<(), Failure> {
+pub fn measure(asked: &Measure, interrupts: &Interrupts) -> Result<(), Failure> {
     build(interrupts)?;
     let load = load_average();
     let mut command = cargo();

@@ -15,9 +15,9 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use pool_testkit::run::{Figure, Point, in_tag};
 use serde::Serialize;
+use xtask::failure::Failure;
 
 use crate::case_result::{CaseResult, Ending};
-use crate::failure::Failure;
 use crate::repeat::{Try, Unsteady};
 use crate::report::Run;
 

@@ -5,15 +5,16 @@ mod sweeps;
 mod tables;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anstyle::{AnsiColor, Style};
 use pool_explore::simulate::{Case, Judged, cases};
+use xtask::cli::Simulate;
+use xtask::display::{complain, say};
+use xtask::failure::Failure;
+use xtask::process::workspace_root;
 
-use crate::display::{complain, say};
-use crate::failure::Failure;
 use crate::page;
-use crate::process::workspace_root;
 
 const GOOD: Style = AnsiColor::Green.on_default();
 const BAD: Style = AnsiColor::Red.on_default().bold();
@@ -22,21 +23,6 @@ const BAD: Style = AnsiColor::Red.on_default().bold();
 const PAGE_PLOTS: &str = "docs/performance";
 /// The block of the page begins with this line.
 const BEGIN: &str = "<!-- cargo xtask simulate --write-docs -->";
-
-/// What was asked for.
-#[derive(Debug, Default)]
-pub struct Options {
-    /// Names of worlds and sweeps; all if there are none.
-    pub worlds: Vec<String>,
-    /// Only say which there are.
-    pub list: bool,
-    /// Where figures go.
-    pub csv: Option<PathBuf>,
-    /// Where plots go.
-    pub plots: Option<PathBuf>,
-    /// Whether the page is written.
-    pub write_docs: bool,
-}
 
 /// A case and what came of it.
 pub struct Outcome {
@@ -49,7 +35,7 @@ pub struct Outcome {
 /// # Errors
 /// [`Failure::FOUND`] when a goal was missed or a law broken, [`Failure::Usage`] for a world that does not exist,
 /// [`Failure::Infrastructure`] when something cannot be written.
-pub fn simulate(asked: &Options) -> Result<(), Failure> {
+pub fn simulate(asked: &Simulate) -> Result<(), Failure> {
     let chosen = choose(cases(), &asked.worlds)?;
     if asked.list {
         for case in chosen {
