@@ -146,7 +146,7 @@ async fn end_own_sessions(conn: &mut PgConnection, name: &DatabaseName) -> Resul
     sqlx::query(end).bind(name.as_str()).execute(conn).await.map(drop)
 }
 
-async fn find(conn: &mut PgConnection, name: &DatabaseName) -> Result<bool, Error> {
+pub(crate) async fn find(conn: &mut PgConnection, name: &DatabaseName) -> Result<bool, Error> {
     let exists = "select exists(select from pg_catalog.pg_database where datname operator(pg_catalog.=) $1)";
     sqlx::query_scalar(exists).bind(name.as_str()).fetch_one(conn).await
 }

@@ -13,9 +13,11 @@ const UNREADABLE: &str = "the server sent a message that cannot be read";
 
 /// Does `work`, and makes an error of a panic in it. The connection that it used must not be used again before
 /// it has been made clean: what was left on the wire is unknown.
-pub(crate) async fn catch_panics<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+pub(crate) async fn catch_panics<T, E: From<Error>>(
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
     let outcome = AssertUnwindSafe(work).catch_unwind().await;
-    outcome.unwrap_or_else(|_| Err(Error::Protocol(UNREADABLE.into())))
+    outcome.unwrap_or_else(|_| Err(Error::Protocol(UNREADABLE.into()).into()))
 }
 
 #[cfg(test)]
@@ -26,6 +28,6 @@ mod tests {
     async fn a_panic_is_an_error_and_an_outcome_stays_what_it_is() {
         let broken = catch_panics(async { if true { panic!("advance past the end") } else { Ok(()) } }).await;
         assert!(matches!(broken, Err(Error::Protocol(why)) if why == UNREADABLE));
-        assert_eq!(catch_panics(async { Ok(7) }).await.unwrap(), 7);
+        assert_eq!(catch_panics(async { Ok::<_, Error>(7) }).await.unwrap(), 7);
     }
 }

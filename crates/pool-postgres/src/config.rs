@@ -355,6 +355,11 @@ impl PostgresConfig {
         }
     }
 
+    /// What the names of templates begin with; the fingerprint of their migrations follows.
+    pub(crate) fn template_stem(&self) -> String {
+        format!("{}_template_", self.prefix)
+    }
+
     /// `host:port/database`, for errors.
     pub fn address(&self, database: &str) -> String {
         format!("{}:{}/{database}", self.host(), self.get_port())

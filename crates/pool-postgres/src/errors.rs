@@ -8,6 +8,7 @@ use std::sync::Arc;
 use pool_core::{AcquireError, DriverError, DriverErrorKind};
 use pool_manager::StartError;
 use sqlx::error::{BoxDynError, DatabaseError, ErrorKind};
+use sqlx::migrate::MigrateError;
 use thiserror::Error;
 
 use crate::config_error::ConfigError;
@@ -28,6 +29,14 @@ pub enum BuildError {
     /// The limits cannot hold, or there is no runtime.
     #[error(transparent)]
     Start(#[from] StartError),
+    /// A migration that new workspaces are to begin with cannot be applied; nothing of it is left.
+    #[error("the template {database} for new workspaces cannot be made")]
+    Template {
+        /// What it was to be called.
+        database: String,
+        /// The cause.
+        source: MigrateError,
+    },
     /// The server could not be reached or refused us; host, port, database and phase are named.
     #[error(transparent)]
     Connect(#[from] Arc<DriverError>),

@@ -38,7 +38,7 @@
 //! let migrator = sqlx::migrate::Migrator::new(std::path::Path::new("migrations")).await?;
 //! db.migrate(&migrator).await?;                                  // sqlx's; or every workspace, 8 at a time, within the budget:
 //! let report = pools.migrate_all(&migrator, 8).await?;           // goes on past failures; once more is cheap
-//! assert!(report.is_complete(), "{:?}", report.failures);
+//! assert!(report.is_complete(), "{:?}", report.failures);        // new workspaces begin with them: `.migrations(…)` of the builder
 //!
 //! pools.acquire_within(&acme, Duration::from_millis(50)).await?; // with a time limit of its own
 //! let idle = pools.try_acquire(&acme).await?;                    // what is idle, or nothing; nobody waits
@@ -113,6 +113,7 @@ mod relay;
 mod session;
 mod statement;
 mod tag;
+mod templates;
 mod tls;
 mod tracked;
 mod transaction;
@@ -141,5 +142,6 @@ pub use pools::{PgPools, PgPoolsBuilder};
 pub use raw_lease::PgRawLease;
 pub use session::{Reset, TargetRole};
 pub use tag::{APPLICATION_NAME_MAX, without_tag};
+pub use templates::{fingerprint, make_template};
 pub use transaction::PgTransaction;
 pub use workspace_pool::PgWorkspacePool;

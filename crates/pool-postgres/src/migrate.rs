@@ -4,18 +4,22 @@
 //! did not get to the end is therefore closed, which gives the lock up for certain, and nobody else gets it before.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_core::Stream;
 use futures_core::future::BoxFuture;
 use futures_util::StreamExt;
-use pool_core::{CatalogError, WorkspaceId};
+use pool_core::{CatalogError, Phase, Target, WorkspaceId};
 use sqlx::migrate::{AppliedMigration, Migrate, MigrateError, Migration, Migrator};
 use sqlx::postgres::PgConnection;
 
+use crate::catch_panics::catch_panics;
+use crate::classify::driver_error;
 use crate::errors::into_sqlx;
 use crate::lease::PgLease;
 use crate::pools::PgPools;
+use crate::templates::{drop_others, fingerprint};
 use crate::workspace_pool::PgWorkspacePool;
 
 /// What became of the workspaces of a [`PgPools::migrate_all`].
@@ -134,6 +138,27 @@ impl PgPools {
             report.add(workspace, outcome);
         }
         Ok(report)
+    }
+}
+
+impl PgPools {
+    /// Drops the templates of this prefix with other migrations than these, and says how many there were. To be called when no process
+    /// runs any more that was built with others ([`migrations`](crate::PgPoolsBuilder::migrations)), such as at the end of a deployment: such a
+    /// process could create no workspace until it is built again.
+    ///
+    /// # Errors
+    /// [`CatalogError`]: no system connection, or the server refuses.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the rest of the templates.
+    pub async fn drop_other_templates(&self, than: &Migrator) -> Result<usize, CatalogError> {
+        let mut lease = self.system().acquire().await?;
+        let stem = self.config().template_stem();
+        let dropped = catch_panics(drop_others(lease.conn().raw_mut(), &stem, &fingerprint(than))).await;
+        dropped.map_err(|error| CatalogError::Driver {
+            target: Target::System,
+            source: Arc::new(driver_error(error, Phase::Catalog, self.config().address(&format!("{stem}*")))),
+        })
     }
 }
 

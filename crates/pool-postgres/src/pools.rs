@@ -1,5 +1,6 @@
 //! `PgPools`: the manager, the driver and the catalog, put together.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use pool_core::{
     WorkspaceStats, Workspaces,
 };
 use pool_manager::{PolicyFactory, PoolManager, Settings};
+use sqlx::migrate::Migrator;
 use tokio::time::timeout;
 
 use crate::catalog::{DatabaseSource, PgCatalog, Template};
@@ -21,6 +23,7 @@ use crate::driver::PgDriver;
 use crate::errors::BuildError;
 use crate::lease::PgLease;
 use crate::listener::{ListenError, PgWorkspaceListener};
+use crate::templates::Migrations;
 use crate::workspace_pool::PgWorkspacePool;
 
 /// Every connection to every workspace's database of one `PostgreSQL` server, under one hard budget.
@@ -39,6 +42,7 @@ pub struct PgPoolsBuilder {
     limits: Option<Limits>,
     naming: Option<Arc<dyn DatabaseNaming>>,
     source: Option<Arc<dyn DatabaseSource>>,
+    migrations: Option<Migrations>,
     adjust: Vec<Adjustment>,
     listeners: u32,
 }
@@ -46,7 +50,15 @@ pub struct PgPoolsBuilder {
 impl PgPools {
     /// Begins to build. `limits` must be given: only the owner of the server knows what it can spare.
     pub fn builder(config: PostgresConfig) -> PgPoolsBuilder {
-        PgPoolsBuilder { config, limits: None, naming: None, source: None, adjust: Vec::new(), listeners: 0 }
+        PgPoolsBuilder {
+            config,
+            limits: None,
+            naming: None,
+            source: None,
+            migrations: None,
+            adjust: Vec::new(),
+            listeners: 0,
+        }
     }
 
     /// A lease on a connection to `workspace`'s database.
@@ -379,6 +391,20 @@ impl PgPoolsBuilder {
         self
     }
 
+    /// New workspaces begin with these migrations: they are copies of a template, `<prefix>_template_<fingerprint>`, that
+    /// [`build`](Self::build) makes if there is none, once however many processes start. So a new workspace has all migrations for the price
+    /// of a copy, and [`migrate`](PgWorkspacePool::migrate) with the same ones finds nothing to do.
+    ///
+    /// The template is made from what [`template`](Self::template) or [`databases_from`](Self::databases_from) gives. Other migrations have
+    /// another template, so that two versions of a program do not disturb each other; see
+    /// [`drop_other_templates`](PgPools::drop_other_templates). Workspaces that exist are migrated by [`migrate_all`](PgPools::migrate_all).
+    ///
+    /// Takes a `&'static Migrator`, as `sqlx::migrate!` makes them, a `Migrator`, or an `Arc` of one.
+    pub fn migrations(mut self, migrator: impl Borrow<Migrator> + Send + Sync + 'static) -> Self {
+        self.migrations = Some(Migrations(Box::new(migrator)));
+        self
+    }
+
     /// Changes how the server is reached, what sessions begin with, and when they are reset.
     pub fn configure(mut self, change: impl FnOnce(PostgresConfig) -> PostgresConfig) -> Self {
         self.config = change(self.config);
@@ -395,12 +421,12 @@ impl PgPoolsBuilder {
     ///
     /// # Errors
     /// [`BuildError`]: the limits are missing, they or the configuration cannot be used, or the server cannot be reached;
-    /// that one names host, port, database and phase.
+    /// that one names host, port, database and phase. Or a migration for new workspaces fails.
     ///
     /// # Cancel safety
     /// Dropping the future closes what it has opened.
     pub async fn build(self) -> Result<PgPools, BuildError> {
-        let Self { config, limits, naming, source, adjust, listeners } = self;
+        let Self { config, limits, naming, source, migrations, adjust, listeners } = self;
         config.check()?;
         let system_database = config.get_system_database()?;
         let naming = match naming {
@@ -423,7 +449,11 @@ impl PgPoolsBuilder {
             PgDriver::start(config.clone(), system_database.as_str(), limit).await.map_err(Arc::new)?;
         let driver = driver.with_listeners(listeners);
         settings.limits = budget_on(&driver, settings.limits, limit).await;
-        let source = source.unwrap_or_else(|| Arc::new(Template::default()));
+        let mut source = source.unwrap_or_else(|| Arc::new(Template::default()));
+        if let Some(migrations) = migrations {
+            let template = migrations.template(&driver, &*source).await?;
+            source = Arc::new(Template(Some(template)));
+        }
         let catalog = Arc::new(PgCatalog::new(config, naming, source));
         let catalog = CatalogKind::OverSystem { system: system_database, catalog };
         Ok(PgPools { manager: PoolManager::start(driver, catalog, settings)? })

@@ -198,7 +198,7 @@ impl Admin {
             .execute(&mut conn)
             .await
             .map_err(failed("marking the pool alive"))?;
-        Ok(Self { conn, tag: name.tag(), prefix: format!("{}_ws_", name.prefix()) })
+        Ok(Self { conn, tag: name.tag(), prefix: format!("{}_", name.prefix()) })
     }
 
     /// The sessions of this pool on the server, all of which were there at one moment: the server walks

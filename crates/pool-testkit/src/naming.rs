@@ -111,7 +111,8 @@ impl fmt::Display for PoolName {
 pub(crate) fn serial_of_database(name: &str) -> Option<i32> {
     let (run, rest) = name.strip_prefix('t')?.split_at_checked(RUN_CHARS)?;
     let pool = rest.strip_prefix('_')?.get(..POOL_CHARS)?;
-    let marked = rest.get(1 + POOL_CHARS..)?.starts_with("_ws_");
+    let rest = rest.get(1 + POOL_CHARS..)?;
+    let marked = rest.starts_with("_ws_") || rest.starts_with("_template_");
     (is_run(run) && marked).then(|| serial(pool))?
 }
 
@@ -219,7 +220,9 @@ mod tests {
     fn a_database_tells_its_pool(#[case] serial: i32) {
         let name = PoolName { run: RunId::fresh(), serial, suite: "s".into(), case: "c".into() };
         assert!(name.prefix().len() <= 20);
-        assert_eq!(serial_of_database(&format!("{}_ws_x", name.prefix())), Some(serial));
+        for kind in ["ws", "template"] {
+            assert_eq!(serial_of_database(&format!("{}_{kind}_x", name.prefix())), Some(serial));
+        }
     }
 
     #[rstest]

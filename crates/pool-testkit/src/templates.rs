@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use pool_core::DatabaseName;
-use pool_postgres::PostgresConfig;
+use pool_postgres::{DatabaseSource as _, PostgresConfig, Template, fingerprint, make_template};
 use sqlx::migrate::Migrator;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection, Error};
@@ -17,8 +17,6 @@ use crate::run::drop_database;
 const PREFIX: &str = "tk_";
 /// Copies to have at hand, of each schema.
 const STOCK: usize = 4;
-/// The class of the locks under which templates are built.
-const BUILD_CLASS: i32 = 0x6275_696c;
 /// The lock that every janitor shares while it lives.
 const PRESENCE: (i32, i32) = (0x7072_6573, 0);
 /// A database cannot be renamed while a session that has just left it is still counted.
@@ -59,15 +57,11 @@ impl Schema {
     /// The schema that these migrations make, so that tests begin where a workspace of the application does: `db.migrate` with the
     /// same ones then finds nothing to do.
     pub fn migrated(migrator: Migrator) -> Self {
-        let bytes = migrator.iter().flat_map(|migration| {
-            let number = migration.version.to_be_bytes();
-            number.into_iter().chain(migration.checksum.iter().copied())
-        });
-        let hash = fnv1a(&bytes.collect::<Vec<u8>>());
+        let hash = fnv1a(fingerprint(&migrator).as_bytes());
         Self { made: Made::Migrations(Arc::new(migrator)), hash }
     }
 
-    /// What tells schemas apart: FNV-1a, 64 bits, of the text, or of the migrations' numbers and checksums.
+    /// What tells schemas apart: FNV-1a, 64 bits, of the text, or of the migrations' [`fingerprint`].
     pub fn hash(&self) -> u64 {
         self.hash
     }
@@ -98,40 +92,21 @@ pub(crate) async fn build(
     config: &PostgresConfig,
     schema: &Schema,
 ) -> Result<(), Error> {
-    if exists(system, &schema.template()).await? {
-        return Ok(());
-    }
-    let key = i32::from_be_bytes(schema.hash.to_be_bytes().first_chunk().copied().unwrap_or_default());
-    sqlx::query("select pg_advisory_lock($1, $2)").bind(BUILD_CLASS).bind(key).execute(&mut *system).await?;
-    let built = build_alone(system, config, schema).await;
-    sqlx::query("select pg_advisory_unlock($1, $2)").bind(BUILD_CLASS).bind(key).execute(system).await?;
-    built
+    let source = Template(Some(named("template0")?));
+    make_template(system, &named(&schema.template())?, &source, async |site| {
+        fill(config, schema, &site).await
+    })
+    .await
 }
 
-async fn build_alone(
-    system: &mut PgConnection,
-    config: &PostgresConfig,
-    schema: &Schema,
-) -> Result<(), Error> {
-    if exists(system, &schema.template()).await? {
-        return Ok(());
-    }
-    // Under another name until it is whole, so that nobody copies half a schema.
-    let site = schema.fresh('b');
-    create(system, &site, "template0").await?;
-    let mut conn = PgConnection::connect_with(&config.connect_options(&site)).await?;
-    let built = match &schema.made {
+async fn fill(config: &PostgresConfig, schema: &Schema, site: &DatabaseName) -> Result<(), Error> {
+    let mut conn = PgConnection::connect_with(&config.connect_options(site.as_str())).await?;
+    let filled = match &schema.made {
         Made::Script(sql) => sqlx::raw_sql(AssertSqlSafe(sql.as_str())).execute(&mut conn).await.map(drop),
         Made::Migrations(migrator) => migrator.run_direct(None, &mut conn, false).await.map_err(Error::from),
     };
     conn.close().await?;
-    match built {
-        Ok(()) => rename(system, &site, &schema.template()).await.map(drop),
-        Err(error) => {
-            drop_database(system, &site).await?;
-            Err(error)
-        }
-    }
+    filled
 }
 
 /// Makes the database of this name: a stocked copy gets it, or a new copy is made. Says whether the stock has shrunk.
@@ -198,22 +173,13 @@ async fn names(system: &mut PgConnection, prefix: &str) -> Result<Vec<String>, E
     sqlx::query_scalar(names).bind(prefix).fetch_all(system).await
 }
 
-async fn exists(system: &mut PgConnection, name: &str) -> Result<bool, Error> {
-    Ok(names(system, name).await?.iter().any(|other| other == name))
-}
-
 async fn copy(system: &mut PgConnection, schema: &Schema, name: &str) -> Result<(), Error> {
-    create(system, name, &schema.template()).await
-}
-
-async fn create(system: &mut PgConnection, name: &str, template: &str) -> Result<(), Error> {
-    let create = format!("create database {} template {}", quoted(name)?, quoted(template)?);
-    sqlx::raw_sql(AssertSqlSafe(create)).execute(system).await.map(drop)
+    Template(Some(named(&schema.template())?)).make(system, &named(name)?).await
 }
 
 /// Renames a database that nobody uses. False if it is not there any more.
 async fn rename(system: &mut PgConnection, from: &str, to: &str) -> Result<bool, Error> {
-    let rename = format!("alter database {} rename to {}", quoted(from)?, quoted(to)?);
+    let rename = format!("alter database {} rename to {}", named(from)?.quoted(), named(to)?.quoted());
     for _ in 0..RENAME_TRIES {
         match sqlx::raw_sql(AssertSqlSafe(rename.as_str())).execute(&mut *system).await {
             Ok(_) => return Ok(true),
@@ -229,7 +195,6 @@ async fn rename(system: &mut PgConnection, from: &str, to: &str) -> Result<bool,
     Ok(false)
 }
 
-fn quoted(name: &str) -> Result<String, Error> {
-    let name = DatabaseName::new(name).map_err(|error| Error::Configuration(error.into()))?;
-    Ok(name.quoted())
+fn named(name: &str) -> Result<DatabaseName, Error> {
+    DatabaseName::new(name).map_err(|error| Error::Configuration(error.into()))
 }

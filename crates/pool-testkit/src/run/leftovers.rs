@@ -165,7 +165,7 @@ async fn end(conn: &mut PgConnection, sessions: &[TaggedConnection]) -> Result<(
 /// a run under supervision are left to whoever looks after it, who counts them before they are dropped.
 pub(crate) async fn reap_databases(conn: &mut PgConnection) -> Result<Vec<String>, Error> {
     let mut names: Vec<String> = sqlx::query_scalar(
-        "select datname::text from pg_database where datname ~ '^t[0-9a-z]{6}_[0-9a-z]{7}_ws_' and pg_has_role(datdba, 'USAGE') order by 1",
+        "select datname::text from pg_database where datname ~ '^t[0-9a-z]{6}_[0-9a-z]{7}_(ws|template)_' and pg_has_role(datdba, 'USAGE') order by 1",
     )
     .fetch_all(&mut *conn)
     .await?;

@@ -25,4 +25,5 @@ mod runtimes;
 mod stall;
 mod support;
 mod tap;
+mod templates;
 mod tracked;

@@ -7,22 +7,15 @@ use futures_util::future::join_all;
 use pool_postgres::{Limits, Reset, WorkspaceId};
 use pool_testkit::{TestPool, execute_outside, wait_for_condition};
 use rstest::rstest;
-use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
-use sqlx::{Row, SqlSafeStr};
+use sqlx::Row;
+use sqlx::migrate::MigrateError;
 
-use crate::support::{SOON, id};
+use crate::support::{SOON, id, migrator};
 
 const NOTE: &str = "create table note (id int); insert into note values (1)";
 const MORE: &str = "alter table note add column word text default 'more'";
 const WRONG: &str = "create table other (id int); select 1/0";
 const SLOW: &str = "create table other (id int); select pg_sleep(60)";
-
-fn migrator(statements: &[&'static str]) -> Migrator {
-    let migration = |(number, sql): (i64, &&'static str)| {
-        Migration::new(number, "a test".into(), MigrationType::Simple, sql.into_sql_str(), false)
-    };
-    Migrator::with_migrations((1..).zip(statements).map(migration).collect())
-}
 
 /// A pool with so many connections for workspaces, and two of them at most for each.
 async fn pool(connections: u32, reset: Reset) -> TestPool {

@@ -4,8 +4,18 @@ use std::time::Duration;
 
 use pool_postgres::{Limits, WorkspaceId};
 use pool_testkit::TestPool;
+use sqlx::SqlSafeStr as _;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
 
 pub const SOON: Duration = Duration::from_secs(10);
+
+/// Migrations with the numbers 1, 2 and so on.
+pub fn migrator(statements: &[&'static str]) -> Migrator {
+    let migration = |(number, sql): (i64, &&'static str)| {
+        Migration::new(number, "a test".into(), MigrationType::Simple, sql.into_sql_str(), false)
+    };
+    Migrator::with_migrations((1..).zip(statements).map(migration).collect())
+}
 
 pub fn id(name: &str) -> WorkspaceId {
     WorkspaceId::new(name).unwrap()
