@@ -29,13 +29,40 @@ enum Work {
     Xtask(&'static [&'static str]),
 }
 
+/// The examples have workspaces of their own, and are built into the directory of this one.
+const ADAPTER: &str = "examples/own-adapter/Cargo.toml";
+const SERVICE: &str = "examples/notes-axum/Cargo.toml";
+const BESIDE: Option<(&str, &str)> = Some(("CARGO_TARGET_DIR", "target"));
+
 const STEPS: &[Step] = &[
     Step { name: "format", work: Work::Cargo(&["fmt", "--all", "--check"], None) },
+    Step {
+        name: "format of an adapter of one's own",
+        work: Work::Cargo(&["fmt", "--manifest-path", ADAPTER, "--check"], None),
+    },
+    Step {
+        name: "format of a service",
+        work: Work::Cargo(&["fmt", "--manifest-path", SERVICE, "--check"], None),
+    },
     Step {
         name: "clippy",
         work: Work::Cargo(
             &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"],
             None,
+        ),
+    },
+    Step {
+        name: "clippy on an adapter of one's own",
+        work: Work::Cargo(
+            &["clippy", "--manifest-path", ADAPTER, "--all-targets", "--locked", "--", "-D", "warnings"],
+            BESIDE,
+        ),
+    },
+    Step {
+        name: "clippy on a service",
+        work: Work::Cargo(
+            &["clippy", "--manifest-path", SERVICE, "--all-targets", "--locked", "--", "-D", "warnings"],
+            BESIDE,
         ),
     },
     Step { name: "tidy", work: Work::Tidy },
@@ -52,17 +79,11 @@ const STEPS: &[Step] = &[
     },
     Step {
         name: "example: an adapter of one's own",
-        work: Work::Cargo(
-            &["test", "--manifest-path", "examples/own-adapter/Cargo.toml", "--locked"],
-            Some(("CARGO_TARGET_DIR", "target")),
-        ),
+        work: Work::Cargo(&["test", "--manifest-path", ADAPTER, "--locked"], BESIDE),
     },
     Step {
         name: "example: a service",
-        work: Work::Cargo(
-            &["test", "--manifest-path", "examples/notes-axum/Cargo.toml", "--locked"],
-            Some(("CARGO_TARGET_DIR", "target")),
-        ),
+        work: Work::Cargo(&["test", "--manifest-path", SERVICE, "--locked"], BESIDE),
     },
     // On a machine without PostgreSQL that is no success.
     Step { name: "test-pools", work: Work::Xtask(&["test-pools", "--adapter", "postgres"]) },
@@ -138,7 +159,11 @@ mod tests {
         let steps: Vec<String> = STEPS.iter().map(|step| step.work.repeated_by().trim().to_owned()).collect();
         let expected = [
             "cargo fmt --all --check",
+            "cargo fmt --manifest-path examples/own-adapter/Cargo.toml --check",
+            "cargo fmt --manifest-path examples/notes-axum/Cargo.toml --check",
             "cargo clippy --workspace --all-targets --locked -- -D warnings",
+            "CARGO_TARGET_DIR=\"target\" cargo clippy --manifest-path examples/own-adapter/Cargo.toml --all-targets --locked -- -D warnings",
+            "CARGO_TARGET_DIR=\"target\" cargo clippy --manifest-path examples/notes-axum/Cargo.toml --all-targets --locked -- -D warnings",
             "cargo xtask tidy",
             "RUSTDOCFLAGS=\"-D warnings\" cargo doc --workspace --no-deps --locked",
             "cargo test --workspace --locked",
