@@ -15,6 +15,7 @@ mod look_ups;
 mod maintenance;
 mod manager;
 mod moments;
+mod report;
 mod roster;
 mod server;
 mod settings;
@@ -24,5 +25,6 @@ mod workspace_pool;
 
 pub use lease::Lease;
 pub use manager::{PoolManager, StartError};
+pub use report::MigrationReport;
 pub use settings::{PolicyFactory, Settings};
 pub use workspace_pool::WorkspacePool;

@@ -3,7 +3,6 @@
 //! sqlx serialises migrations of a database by an advisory lock of the session, and keeps it when one fails. A session that
 //! did not get to the end is therefore closed, which gives the lock up for certain, and nobody else gets it before.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,31 +22,7 @@ use crate::templates::{drop_others, fingerprint};
 use crate::workspace_pool::PgWorkspacePool;
 
 /// What became of the workspaces of a [`PgPools::migrate_all`].
-#[derive(Debug, Default)]
-#[must_use = "it tells which workspaces could not be migrated"]
-#[non_exhaustive]
-pub struct MigrationReport {
-    /// How many workspaces have all migrations now, also those that had them before.
-    pub migrated: usize,
-    /// Why each of the others has not.
-    pub failures: BTreeMap<WorkspaceId, MigrateError>,
-}
-
-impl MigrationReport {
-    /// Whether no workspace failed.
-    pub fn is_complete(&self) -> bool {
-        self.failures.is_empty()
-    }
-
-    fn add(&mut self, workspace: WorkspaceId, outcome: Result<(), MigrateError>) {
-        match outcome {
-            Ok(()) => self.migrated += 1,
-            Err(error) => {
-                self.failures.insert(workspace, error);
-            }
-        }
-    }
-}
+pub type MigrationReport = pool_manager::MigrationReport<MigrateError>;
 
 impl PgWorkspacePool {
     /// Applies the migrations that this database does not have yet, on a connection of its own.
@@ -129,15 +104,7 @@ impl PgPools {
         concurrency: usize,
     ) -> Result<MigrationReport, CatalogError> {
         let workspaces = self.list_workspaces().await?;
-        let mut outcomes = std::pin::pin!(self.migrate_each(workspaces, migrator, concurrency));
-        let mut report = MigrationReport::default();
-        while let Some((workspace, outcome)) = outcomes.next().await {
-            if let Err(error) = &outcome {
-                tracing::warn!(%workspace, %error, "a workspace was not migrated");
-            }
-            report.add(workspace, outcome);
-        }
-        Ok(report)
+        Ok(self.migrate_each(workspaces, migrator, concurrency).collect().await)
     }
 }
 

@@ -53,6 +53,7 @@ pub use connection::{SqliteConn, SqliteSession};
 pub use driver::SqliteDriver;
 pub use errors::{BuildError, acquire_error, into_sqlx};
 pub use lease::SqliteLease;
+pub use migrate::MigrationReport;
 pub use pool_core::{
     AcquireError, Answers, CallSite, CatalogError, CloseError, CloseReason, ConnectionId, Counts,
     DatabaseName, DatabaseNaming, DriverError, DriverErrorKind, Event, EvictionPolicy, Health, LeaseView,

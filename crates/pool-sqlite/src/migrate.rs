@@ -1,7 +1,8 @@
 //! Migrations of workspaces' databases, by sqlx's `Migrator`: one, or many within the budget.
 
 use futures_core::Stream;
-use pool_core::WorkspaceId;
+use futures_util::StreamExt as _;
+use pool_core::{CatalogError, WorkspaceId};
 use sqlx::SqlStr;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{SqliteConnection, SqliteTransactionManager};
@@ -14,6 +15,9 @@ use crate::workspace_pool::SqliteWorkspacePool;
 
 /// Takes the right to write at once: who reads first and writes later may find that others have migrated meanwhile.
 const BEGIN: SqlStr = SqlStr::from_static("begin immediate");
+
+/// What became of the workspaces of a [`SqlitePools::migrate_all`].
+pub type MigrationReport = pool_manager::MigrationReport<MigrateError>;
 
 impl SqliteWorkspacePool {
     /// Applies the migrations that this database does not have yet, in one transaction. Others who migrate or write, here or in
@@ -76,5 +80,23 @@ impl SqlitePools {
             let db = pools.workspace(workspace);
             async move { db.migrate(migrator).await }
         })
+    }
+
+    /// Applies to every workspace that exists the migrations that it does not have yet, so many at a time, and goes on past
+    /// failures; see [`migrate_each`](Self::migrate_each), which tells of each at once, and takes any workspaces. It is simply called
+    /// again after a failure, or when it was dropped.
+    ///
+    /// # Errors
+    /// [`CatalogError`] when the workspaces cannot be listed. Failures of migrations are in the report, and are logged as they happen.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the migrations under way, as for [`SqliteWorkspacePool::migrate`]; workspaces that are done stay so.
+    pub async fn migrate_all(
+        &self,
+        migrator: &Migrator,
+        concurrency: usize,
+    ) -> Result<MigrationReport, CatalogError> {
+        let workspaces = self.list_workspaces().await?;
+        Ok(self.migrate_each(workspaces, migrator, concurrency).collect().await)
     }
 }
