@@ -10,7 +10,7 @@ use notes_axum::app::App;
 use notes_axum::config::{Config, Database};
 use notes_axum::handlers::router;
 use notes_axum::notes::Notes;
-use notes_axum::schema::{Schema, migrate_all};
+use notes_axum::schema::{POSTGRES, Schema, migrate_all};
 use notes_axum::shutdown;
 use pool_core::{WorkspacePools, Workspaces};
 use pool_postgres::{Limits, PgPools, PostgresConfig};
@@ -40,7 +40,8 @@ async fn start() -> Result<(), Box<dyn Error>> {
             let server = PostgresConfig::from_url(url)?.prefix(&config.prefix);
             // Of the budget, three are for the pool's own questions and for making databases.
             let limits = Limits::new(config.connections).system(3);
-            let pools = PgPools::builder(server).limits(limits);
+            // A new tenant is a copy that has all tables, however many migrations there are.
+            let pools = PgPools::builder(server).limits(limits).migrations(&POSTGRES);
             run(pools.build().await?, &config).await
         }
         Database::Sqlite(directory) => {

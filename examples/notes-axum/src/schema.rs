@@ -8,7 +8,8 @@ use pool_postgres::PgPools;
 use pool_sqlite::SqlitePools;
 use sqlx::migrate::{MigrateError, Migrator};
 
-static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
+/// The tables on PostgreSQL.
+pub static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
 static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// So many workspaces at a time. They are migrated within the pool's budget, whatever this says.
