@@ -17,7 +17,7 @@ use crate::connect::{Connector, NewSession};
 use crate::connection::{PgConn, Session, session_of};
 use crate::control::Control;
 use crate::password::Generation;
-use crate::places::Places;
+use crate::places::{Counted, Places};
 use crate::plans::AllPlans;
 use crate::session::{SessionKind, TargetRole};
 use crate::tag::Tag;
@@ -34,6 +34,8 @@ const WHO_LIMIT: Duration = Duration::from_millis(250);
 /// The pause between two questions whether a session that was asked for is counted; also added to the time in which it may
 /// authenticate.
 const FORGOTTEN_MARGIN: Duration = Duration::from_secs(1);
+/// The pause between two looks whether the session of a listener, which may have begun, is there.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How long saying goodbye may take before the session is ended from outside.
 const GOODBYE_LIMIT: Duration = Duration::from_millis(500);
 
@@ -91,14 +93,20 @@ impl PgDriver {
         self.connector.options(database, kind, tag).await.map(|(options, _)| options)
     }
 
-    /// Ends a session, and returns when the server no longer counts it.
-    pub(crate) async fn ends(&self, session: Session) {
-        self.control.wait_for_exit(session, true).await;
-    }
-
-    /// Whether nothing is to be seen of a session with `tag`; none if the server could not be asked.
-    pub(crate) async fn is_uncounted(&self, tag: &Tag, database: &str) -> Option<bool> {
-        self.control.is_uncounted(tag.clone(), database.to_owned()).await
+    /// Ends what is counted in a place, and returns when the server counts it no longer. One that was asked for and did not come is
+    /// looked for until it is not shown any more, for the connect timeout at most.
+    pub(crate) async fn ends(&self, counted: Counted) {
+        match counted {
+            Counted::Session(session) => self.control.wait_for_exit(session, true).await,
+            Counted::Asked(tag, database) => {
+                let gone = async {
+                    while self.control.is_uncounted(tag.clone(), database.clone()).await == Some(false) {
+                        sleep(LOOK_EVERY).await;
+                    }
+                };
+                let _ = timeout(self.connect_timeout, gone).await;
+            }
+        }
     }
 
     /// The configuration.
@@ -364,7 +372,11 @@ impl Driver for PgDriver {
 
     async fn capacity(&self, own: Vec<PgHandle>) -> Result<Option<Capacity>, DriverError> {
         let own = own.into_iter().map(|PgHandle(session, _)| session);
-        Ok(self.control.capacity(own.chain(self.places.sessions()).collect()).await)
+        let listening = self.places.counted().into_iter().filter_map(|counted| match counted {
+            Counted::Session(session) => Some(session),
+            Counted::Asked(..) => None,
+        });
+        Ok(self.control.capacity(own.chain(listening).collect()).await)
     }
 
     fn control_connections(&self) -> u32 {
@@ -376,7 +388,7 @@ impl Driver for PgDriver {
     }
 
     async fn shutdown(&self) {
-        let listeners = self.places.sessions().into_iter().map(|session| self.ends(session));
+        let listeners = self.places.counted().into_iter().map(|counted| self.ends(counted));
         futures_util::future::join_all(listeners).await;
         self.control.shutdown().await;
     }

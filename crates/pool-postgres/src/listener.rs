@@ -2,7 +2,6 @@
 //! budget. sqlx's listener does the work, over a pool of one connection; here are its place, and its way back after a loss.
 
 use std::fmt;
-use std::time::Duration;
 
 use pool_core::{Target, WorkspaceId};
 use pool_manager::PoolManager;
@@ -10,17 +9,14 @@ use sqlx::postgres::{PgListener, PgNotification, PgPoolOptions};
 use sqlx::{Acquire, Error};
 use thiserror::Error as ThisError;
 use tokio::runtime::Handle;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use crate::catch_panics::catch_panics;
 use crate::connection::{Session, session_of};
 use crate::driver::PgDriver;
-use crate::places::Place;
+use crate::places::Counted;
 use crate::session::SessionKind;
 use crate::tag::Tag;
-
-/// The pause between two looks whether a session that may have begun is there.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Why there is no listener.
 #[derive(Debug, ThisError)]
@@ -54,9 +50,6 @@ pub struct PgWorkspaceListener {
     database: String,
     at: usize,
     live: Option<PgListener>,
-    session: Option<Session>,
-    /// By which a session was asked for that has not come.
-    asked: Option<Tag>,
     channels: Vec<String>,
     reconnects: u64,
     /// sqlx says goodbye in a task.
@@ -73,23 +66,13 @@ impl PgWorkspaceListener {
             return Err(ListenError::Guarded);
         }
         let places = driver.places();
-        let Some((at, before)) = places.take() else {
+        let Some(at) = places.take() else {
             return Err(ListenError::NoPlace { places: places.count() });
         };
         let database = manager.database(workspace).as_str().to_owned();
         let (target, runtime) = (Target::from(workspace), Handle::current());
-        let mut listener = Self {
-            manager,
-            target,
-            database,
-            at,
-            live: None,
-            session: before,
-            asked: None,
-            channels: Vec::new(),
-            reconnects: 0,
-            runtime,
-        };
+        let mut listener =
+            Self { manager, target, database, at, live: None, channels: Vec::new(), reconnects: 0, runtime };
         listener.connected().await?;
         Ok(listener)
     }
@@ -154,12 +137,16 @@ impl PgWorkspaceListener {
     /// A session that listens to all channels.
     async fn connected(&mut self) -> Result<&mut PgListener, Error> {
         if self.live.is_none() {
-            self.wait_for_the_last().await;
+            // Its place has one session at a time.
+            if let Some(last) = self.driver().places().counted_at(self.at) {
+                self.driver().ends(last).await;
+                self.now_counts(None);
+            }
             if self.manager.is_closed() {
                 return Err(Error::PoolClosed);
             }
             let tag = Tag::fresh();
-            self.asked = Some(tag.clone());
+            self.now_counts(Some(Counted::Asked(tag.clone(), self.database.clone())));
             let limit = self.driver().connect_timeout();
             let options = self.driver().options_of(&self.database, SessionKind::Lent, &tag).await?;
             let pool = PgPoolOptions::new()
@@ -172,9 +159,7 @@ impl PgWorkspaceListener {
             match begun.unwrap_or(Err(Error::PoolTimedOut)) {
                 Ok((mut listener, session)) => {
                     listener.eager_reconnect(false);
-                    self.asked = None;
-                    self.session = Some(session);
-                    self.driver().places().set(self.at, Place::Taken(Some(session)));
+                    self.now_counts(Some(Counted::Session(session)));
                     self.live = Some(listener);
                 }
                 Err(error) => return Err(error),
@@ -186,29 +171,8 @@ impl PgWorkspaceListener {
         }
     }
 
-    /// Its place has one session at a time: the next one begins when the server no longer counts the last, nor shows one that was asked
-    /// for and did not come.
-    async fn wait_for_the_last(&mut self) {
-        if let Some(tag) = &self.asked {
-            self.forget(tag).await;
-            self.asked = None;
-        }
-        if let Some(last) = self.session {
-            self.driver().ends(last).await;
-            self.session = None;
-            self.driver().places().set(self.at, Place::Taken(None));
-        }
-    }
-
-    /// Waits until nothing is seen of a session that was asked for and did not come.
-    async fn forget(&self, tag: &Tag) {
-        let limit = self.driver().connect_timeout();
-        let gone = async {
-            while self.driver().is_uncounted(tag, &self.database).await == Some(false) {
-                sleep(LOOK_EVERY).await;
-            }
-        };
-        let _ = timeout(limit, gone).await;
+    fn now_counts(&self, counted: Option<Counted>) {
+        self.driver().places().set(self.at, counted);
     }
 
     fn lost_if_failed(&mut self, heard: Result<(), Error>) -> Result<(), Error> {
@@ -247,8 +211,7 @@ async fn introduced(pool: &sqlx::PgPool, channels: &[String]) -> Result<(PgListe
 impl Drop for PgWorkspaceListener {
     fn drop(&mut self) {
         self.let_go();
-        let place = self.session.map_or(Place::Free, Place::Leaving);
-        self.driver().places().set(self.at, place);
+        self.driver().places().give_back(self.at);
     }
 }
 

@@ -110,3 +110,30 @@ async fn o4_a_listener_of_a_database_that_is_not_there_is_told_so_and_leaves_its
     drop(pool.pools().listener(&a).await.unwrap());
     pool.cleanup().await.unwrap();
 }
+
+/// Sessions that wait for the lock on their database before they begin.
+async fn at_the_door(pool: &TestPool, a: &WorkspaceId) -> i64 {
+    let waiting = "select count(*) from pg_locks where locktype = 'object' and classid = 'pg_database'::regclass \
+                   and objid = (select oid from pg_database where datname = $1) and not granted";
+    let waiting = sqlx::query_scalar(waiting).bind(pool.database_of(a));
+    waiting.fetch_one(&pool.system()).await.unwrap()
+}
+
+/// A session that waits for the lock on its database does not see that its client has gone.
+#[tokio::test]
+async fn b1_a_listener_that_is_dropped_while_it_connects_has_its_place_until_the_server_has_let_go_of_it() {
+    let (pool, a) = one_place().await;
+    let mut locks = pool.system().begin().await.unwrap();
+    let lock = format!("alter database \"{}\" rename to elsewhere_{}", pool.database_of(&a), pool.prefix());
+    sqlx::query(sqlx::AssertSqlSafe(lock)).execute(&mut *locks).await.unwrap();
+    let begins = tokio::time::timeout(Duration::from_secs(1), pool.pools().listener(&a));
+    assert!(begins.await.is_err(), "it was to be dropped while it waits");
+    assert_eq!(at_the_door(&pool, &a).await, 1, "its session still waits");
+
+    let mut next = Box::pin(pool.pools().listener(&a));
+    assert!(timeout(Duration::from_millis(500), &mut next).await.is_err());
+    assert_eq!(at_the_door(&pool, &a).await, 1, "the next one has not asked for another");
+    locks.rollback().await.unwrap();
+    timeout(SOON, next).await.unwrap().unwrap().listen("Jobs").await.unwrap();
+    pool.cleanup().await.unwrap();
+}
