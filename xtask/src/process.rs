@@ -2,7 +2,7 @@
 //!
 //! Each child leads a process group of its own and a signal to xtask is passed on to that group, so Ctrl-C in a terminal
 //! and `kill` from a script do the same thing: the runner gets one signal and can stop its tests in good order (a second
-//! one would make nextest kill them), while xtask lives on to let the test server go.
+//! one would make nextest kill them), while we live on, as the runner to let the test server go.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt as _;

@@ -142,6 +142,11 @@ impl<D: Driver> PoolManager<D> {
         WorkspacePool::new(Arc::clone(&self.engine), workspace.into())
     }
 
+    /// A handle on the catalog's own sessions with the system database, for the statements of an adapter: no caller's settings reach them.
+    pub fn catalog(&self) -> WorkspacePool<D> {
+        WorkspacePool::new(Arc::clone(&self.engine), Target::Catalog)
+    }
+
     /// A handle on the system database, which is served from the reserved share. Where the adapter has none, each acquire is
     /// refused with [`AcquireError::NoSystemDatabase`].
     pub fn system(&self) -> WorkspacePool<D> {

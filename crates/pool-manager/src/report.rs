@@ -5,7 +5,8 @@ use std::fmt::Display;
 
 use pool_core::WorkspaceId;
 
-/// What became of the workspaces of a migration. A stream of outcomes can be collected into one; each failure is logged as it comes.
+/// What became of the workspaces of one run of migrations. The stream of their outcomes can be collected into it; each failure is logged as
+/// it comes.
 ///
 /// ```
 /// use pool_core::WorkspaceId;

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use pool_core::{Catalog, DatabaseName, DatabaseNaming, DriverError, Phase, WorkspaceId};
+use pool_core::{Catalog, DatabaseName, DatabaseNaming, DriverError, DriverErrorKind, Phase, WorkspaceId};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Error, Row};
 
@@ -190,7 +190,14 @@ impl DatabaseNaming for PgCatalog {
 impl Catalog<PgConn> for PgCatalog {
     async fn ensure(&self, system: &mut PgConn, workspace: &WorkspaceId) -> Result<bool, DriverError> {
         let created = catch_panics(self.create(system.raw_mut(), workspace)).await;
-        created.map_err(|error| self.error(error, self.naming.database(workspace).as_str()))
+        created.map_err(|error| {
+            let mut error = self.error(error, self.naming.database(workspace).as_str());
+            // What is missing is what it was to be a copy of, and not the workspace.
+            if error.kind == DriverErrorKind::DatabaseMissing {
+                error.kind = DriverErrorKind::Other;
+            }
+            error
+        })
     }
 
     async fn drop(&self, system: &mut PgConn, workspace: &WorkspaceId) -> Result<bool, DriverError> {

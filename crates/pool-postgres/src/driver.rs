@@ -36,6 +36,8 @@ const WHO_LIMIT: Duration = Duration::from_millis(250);
 const FORGOTTEN_MARGIN: Duration = Duration::from_secs(1);
 /// The pause between two looks whether the session of a listener, which may have begun, is there.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How long a close waits for the sessions of listeners.
+const LISTENERS_LIMIT: Duration = Duration::from_secs(1);
 /// How long saying goodbye may take before the session is ended from outside.
 const GOODBYE_LIMIT: Duration = Duration::from_millis(500);
 
@@ -93,20 +95,21 @@ impl PgDriver {
         self.connector.options(database, kind, tag).await.map(|(options, _)| options)
     }
 
-    /// Ends what is counted in a place, and returns when the server counts it no longer. One that was asked for and did not come is
-    /// looked for until it is not shown any more, for the connect timeout at most.
-    pub(crate) async fn ends(&self, counted: Counted) {
-        match counted {
-            Counted::Session(session) => self.control.wait_for_exit(session, true).await,
-            Counted::Asked(tag, database) => {
-                let gone = async {
-                    while self.control.is_uncounted(tag.clone(), database.clone()).await == Some(false) {
-                        sleep(LOOK_EVERY).await;
+    /// Ends what is counted in a place, within the connect timeout. True when the server counts it no longer: also, as far as the server shows
+    /// it, a session that was asked for and did not come.
+    pub(crate) async fn ends(&self, counted: Counted) -> bool {
+        let gone = async {
+            match counted {
+                Counted::Session(session) => self.control.wait_for_exit(session, true).await,
+                Counted::Asked(tag, database) => {
+                    if let Some(session) = self.control.who(tag.clone()).await {
+                        self.control.wait_for_exit(session, true).await;
                     }
-                };
-                let _ = timeout(self.connect_timeout, gone).await;
+                    self.is_nowhere(&tag, &database, LOOK_EVERY).await;
+                }
             }
-        }
+        };
+        timeout(self.connect_timeout, gone).await.is_ok()
     }
 
     /// The configuration.
@@ -156,12 +159,17 @@ impl PgDriver {
     /// among the locks.
     async fn is_forgotten(&self, tag: &Tag, database: &str) {
         sleep(self.control.authentication_limit() + FORGOTTEN_MARGIN).await;
-        // Twice: between the lock on its database and its being shown, a session is nowhere to be seen.
+        self.is_nowhere(tag, database, FORGOTTEN_MARGIN).await;
+    }
+
+    /// Returns when the server has twice shown nothing of a session with `tag`: between the lock on its database and its being shown,
+    /// a session is nowhere to be seen.
+    async fn is_nowhere(&self, tag: &Tag, database: &str, pause: Duration) {
         let mut times = 0;
         while times < 2 {
             let is_uncounted = self.control.is_uncounted(tag.clone(), database.to_owned()).await;
             times = if is_uncounted == Some(true) { times + 1 } else { 0 };
-            sleep(FORGOTTEN_MARGIN).await;
+            sleep(pause).await;
         }
     }
 
@@ -388,8 +396,11 @@ impl Driver for PgDriver {
     }
 
     async fn shutdown(&self) {
+        self.places.close();
         let listeners = self.places.counted().into_iter().map(|counted| self.ends(counted));
-        futures_util::future::join_all(listeners).await;
+        if timeout(LISTENERS_LIMIT, futures_util::future::join_all(listeners)).await.is_err() {
+            tracing::warn!("the server did not end the sessions of listeners in time");
+        }
         self.control.shutdown().await;
     }
 }

@@ -65,12 +65,13 @@ impl PgWorkspaceListener {
         if driver.config().is_guarded() {
             return Err(ListenError::Guarded);
         }
+        let database = manager.database(workspace).as_str().to_owned();
+        let (target, runtime) = (Target::from(workspace), Handle::current());
+        // Last, since nobody gives it back before there is a listener.
         let places = driver.places();
         let Some(at) = places.take() else {
             return Err(ListenError::NoPlace { places: places.count() });
         };
-        let database = manager.database(workspace).as_str().to_owned();
-        let (target, runtime) = (Target::from(workspace), Handle::current());
         let mut listener =
             Self { manager, target, database, at, live: None, channels: Vec::new(), reconnects: 0, runtime };
         listener.connected().await?;
@@ -119,7 +120,8 @@ impl PgWorkspaceListener {
     ///
     /// # Errors
     /// `PoolClosed` after [`PgPools::close`](crate::PgPools::close), and what the server says to another session: that there is no such database, that it
-    /// refuses. Called once more, it tries once more.
+    /// refuses. `PoolTimedOut` when the connect took too long, or when the server has not let go of the last session in that time. Called once
+    /// more, it tries once more.
     ///
     /// # Cancel safety
     /// Dropping the future loses no notification that has come in.
@@ -137,38 +139,42 @@ impl PgWorkspaceListener {
     /// A session that listens to all channels.
     async fn connected(&mut self) -> Result<&mut PgListener, Error> {
         if self.live.is_none() {
-            // Its place has one session at a time.
-            if let Some(last) = self.driver().places().counted_at(self.at) {
-                self.driver().ends(last).await;
-                self.now_counts(None);
-            }
-            if self.manager.is_closed() {
-                return Err(Error::PoolClosed);
-            }
-            let tag = Tag::fresh();
-            self.now_counts(Some(Counted::Asked(tag.clone(), self.database.clone())));
-            let limit = self.driver().connect_timeout();
-            let options = self.driver().options_of(&self.database, SessionKind::Lent, &tag).await?;
-            let pool = PgPoolOptions::new()
-                .max_connections(1)
-                .max_lifetime(None)
-                .idle_timeout(None)
-                .acquire_timeout(limit)
-                .connect_lazy_with(options);
-            let begun = timeout(limit, catch_panics(introduced(&pool, &self.channels))).await;
-            match begun.unwrap_or(Err(Error::PoolTimedOut)) {
-                Ok((mut listener, session)) => {
-                    listener.eager_reconnect(false);
-                    self.now_counts(Some(Counted::Session(session)));
-                    self.live = Some(listener);
-                }
-                Err(error) => return Err(error),
-            }
+            self.begin_session().await?;
         }
-        match &mut self.live {
-            Some(listener) => Ok(listener),
-            None => Err(Error::PoolClosed),
+        self.live.as_mut().ok_or(Error::PoolClosed)
+    }
+
+    async fn begin_session(&mut self) -> Result<(), Error> {
+        // Its place has one session at a time.
+        if let Some(last) = self.driver().places().counted_at(self.at) {
+            if !self.driver().ends(last).await {
+                return Err(Error::PoolTimedOut);
+            }
+            self.now_counts(None);
         }
+        if self.manager.is_closed() {
+            return Err(Error::PoolClosed);
+        }
+        let tag = Tag::fresh();
+        self.now_counts(Some(Counted::Asked(tag.clone(), self.database.clone())));
+        let limit = self.driver().connect_timeout();
+        let options = self.driver().options_of(&self.database, SessionKind::Lent, &tag).await?;
+        let pool = PgPoolOptions::new()
+            .max_connections(1)
+            .max_lifetime(None)
+            .idle_timeout(None)
+            .acquire_timeout(limit)
+            .connect_lazy_with(options);
+        let begun = tokio::select! {
+            biased;
+            () = self.driver().places().closed() => return Err(Error::PoolClosed),
+            begun = timeout(limit, catch_panics(introduced(&pool, &self.channels))) => begun,
+        };
+        let (mut listener, session) = begun.unwrap_or(Err(Error::PoolTimedOut))?;
+        listener.eager_reconnect(false);
+        self.now_counts(Some(Counted::Session(session)));
+        self.live = Some(listener);
+        Ok(())
     }
 
     fn now_counts(&self, counted: Option<Counted>) {

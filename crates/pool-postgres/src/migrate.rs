@@ -10,11 +10,13 @@ use futures_core::Stream;
 use futures_core::future::BoxFuture;
 use futures_util::StreamExt;
 use pool_core::{CatalogError, Phase, Target, WorkspaceId};
+use pool_manager::Lease;
 use sqlx::migrate::{AppliedMigration, Migrate, MigrateError, Migration, Migrator};
 use sqlx::postgres::PgConnection;
 
 use crate::catch_panics::catch_panics;
 use crate::classify::driver_error;
+use crate::driver::PgDriver;
 use crate::errors::into_sqlx;
 use crate::lease::PgLease;
 use crate::pools::PgPools;
@@ -111,7 +113,8 @@ impl PgPools {
 impl PgPools {
     /// Drops the templates of this prefix with other migrations than these, and says how many there were. To be called when no process
     /// runs any more that was built with others ([`migrations`](crate::PgPoolsBuilder::migrations)), such as at the end of a deployment: such a
-    /// process could create no workspace until it is built again.
+    /// process could create no workspace until it is built again. Those that somebody is making stay; what a maker has left that was cut short
+    /// goes, too. They are known by the configuration's [`prefix`](crate::PostgresConfig::prefix), so each application needs one of its own.
     ///
     /// # Errors
     /// [`CatalogError`]: no system connection, or the server refuses.
@@ -119,13 +122,25 @@ impl PgPools {
     /// # Cancel safety
     /// Dropping the future leaves the rest of the templates.
     pub async fn drop_other_templates(&self, than: &Migrator) -> Result<usize, CatalogError> {
-        let mut lease = self.system().acquire().await?;
+        let mut lease = Closed(Some(self.manager().catalog().acquire().await?));
+        let Some(session) = lease.0.as_deref_mut() else { return Ok(0) };
         let stem = self.config().template_stem();
-        let dropped = catch_panics(drop_others(lease.conn().raw_mut(), &stem, &fingerprint(than))).await;
+        let dropped = catch_panics(drop_others(session.raw_mut(), &stem, &fingerprint(than))).await;
         dropped.map_err(|error| CatalogError::Driver {
-            target: Target::System,
+            target: Target::Catalog,
             source: Arc::new(driver_error(error, Phase::Catalog, self.config().address(&format!("{stem}*")))),
         })
+    }
+}
+
+/// A session that is closed whatever becomes of the work on it, since it may hold a lock.
+struct Closed(Option<Lease<PgDriver>>);
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        if let Some(lease) = self.0.take() {
+            lease.discard();
+        }
     }
 }
 

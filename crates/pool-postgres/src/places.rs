@@ -2,12 +2,17 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::watch;
+
 use crate::connection::Session;
 use crate::tag::Tag;
 
 /// The places that are kept for listeners.
 #[derive(Debug, Default)]
-pub(crate) struct Places(Mutex<Vec<Place>>);
+pub(crate) struct Places {
+    all: Mutex<Vec<Place>>,
+    are_closed: watch::Sender<bool>,
+}
 
 /// What the server may count in a place.
 #[derive(Clone, Debug)]
@@ -18,7 +23,7 @@ pub(crate) enum Counted {
     Asked(Tag, String),
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Place {
     is_taken: bool,
     counted: Option<Counted>,
@@ -26,11 +31,11 @@ struct Place {
 
 impl Places {
     pub(crate) fn new(count: u32) -> Self {
-        Self(Mutex::new((0..count).map(|_| Place { is_taken: false, counted: None }).collect()))
+        Self { all: Mutex::new((0..count).map(|_| Place::default()).collect()), ..Self::default() }
     }
 
     fn all(&self) -> MutexGuard<'_, Vec<Place>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn count(&self) -> u32 {
@@ -42,10 +47,11 @@ impl Places {
         self.all().iter().filter_map(|place| place.counted.clone()).collect()
     }
 
-    /// A place that nobody has; what may be counted there is of whoever had it before.
+    /// A place that nobody has, if possible one in which nothing is counted any more of whoever had it before.
     pub(crate) fn take(&self) -> Option<usize> {
         let mut all = self.all();
-        let at = all.iter().position(|place| !place.is_taken)?;
+        let free = |(_, place): &(usize, &Place)| !place.is_taken;
+        let (at, _) = all.iter().enumerate().filter(free).min_by_key(|(_, place)| place.counted.is_some())?;
         all[at].is_taken = true;
         Some(at)
     }
@@ -63,5 +69,34 @@ impl Places {
     /// Gives a place back, with what may be counted there.
     pub(crate) fn give_back(&self, at: usize) {
         self.all()[at].is_taken = false;
+    }
+
+    /// No session begins in a place any more.
+    pub(crate) fn close(&self) {
+        self.are_closed.send_replace(true);
+    }
+
+    /// Returns when no session may begin any more.
+    pub(crate) async fn closed(&self) {
+        // It fails only when the places are gone, and then nobody asks.
+        let _ = self.are_closed.subscribe().wait_for(|are_closed| *are_closed).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn o1_a_place_in_which_nothing_is_counted_is_taken_first() {
+        let places = Places::new(3);
+        assert_eq!((places.take(), places.take(), places.count()), (Some(0), Some(1), 3));
+        places.set(0, Some(Counted::Asked(Tag::fresh(), "hangs".to_owned())));
+        places.give_back(0);
+        places.give_back(1);
+        assert_eq!([places.take(), places.take()], [Some(1), Some(2)]);
+        assert_eq!(places.take(), Some(0), "if there is no other");
+        assert!(matches!(places.counted_at(0), Some(Counted::Asked(..))) && places.counted().len() == 1);
+        assert_eq!(places.take(), None);
     }
 }

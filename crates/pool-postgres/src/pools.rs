@@ -216,7 +216,7 @@ impl PgPools {
     /// [`ListenError`]: no place is left, or no session can be had.
     ///
     /// # Cancel safety
-    /// Dropping the future gives the place back.
+    /// Dropping the future gives the place back. Whoever takes it next waits until the server has let go of the session that was asked for.
     pub async fn listener(&self, workspace: &WorkspaceId) -> Result<PgWorkspaceListener, ListenError> {
         PgWorkspaceListener::begin(self.manager.clone(), workspace).await
     }
@@ -395,9 +395,14 @@ impl PgPoolsBuilder {
     /// [`build`](Self::build) makes if there is none, once however many processes start. So a new workspace has all migrations for the price
     /// of a copy, and [`migrate`](PgWorkspacePool::migrate) with the same ones finds nothing to do.
     ///
-    /// The template is made from what [`template`](Self::template) or [`databases_from`](Self::databases_from) gives. Other migrations have
-    /// another template, so that two versions of a program do not disturb each other; see
-    /// [`drop_other_templates`](PgPools::drop_other_templates). Workspaces that exist are migrated by [`migrate_all`](PgPools::migrate_all).
+    /// The template is made from what [`template`](Self::template) or [`databases_from`](Self::databases_from) gives, which is asked for the
+    /// template alone and not for each workspace. Other migrations have another template, so that two versions of a program do not disturb
+    /// each other; see [`drop_other_templates`](PgPools::drop_other_templates). The fingerprint is that of the migrations: after a change of
+    /// anything else that the template was made with, drop it. Workspaces that exist are migrated by [`migrate_all`](PgPools::migrate_all).
+    ///
+    /// A copy has what is *in* a database. What `PostgreSQL` keeps beside it is not copied: `alter database … set`, `grant` and `revoke … on
+    /// database`, and comments. Migrations with such statements are for [`migrate`](PgWorkspacePool::migrate), after the workspace is made;
+    /// settings are for [`session_default`](PostgresConfig::session_default).
     ///
     /// Takes a `&'static Migrator`, as `sqlx::migrate!` makes them, a `Migrator`, or an `Arc` of one.
     pub fn migrations(mut self, migrator: impl Borrow<Migrator> + Send + Sync + 'static) -> Self {
@@ -424,7 +429,8 @@ impl PgPoolsBuilder {
     /// that one names host, port, database and phase. Or a migration for new workspaces fails.
     ///
     /// # Cancel safety
-    /// Dropping the future closes what it has opened.
+    /// Dropping the future closes what it has opened. A statement that was sent goes on at the server; half a template
+    /// ([`migrations`](Self::migrations)) is removed by whoever makes it next.
     pub async fn build(self) -> Result<PgPools, BuildError> {
         let Self { config, limits, naming, source, migrations, adjust, listeners } = self;
         config.check()?;

@@ -3,13 +3,14 @@
 
 use std::borrow::Borrow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pool_core::{DatabaseName, Driver as _, DriverError, DriverErrorKind, Endpoint, Phase, Target};
 use sha2::{Digest as _, Sha256};
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Error};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::catalog::{DatabaseSource, drop_database, find};
 use crate::catch_panics::catch_panics;
@@ -20,23 +21,27 @@ use crate::driver::PgDriver;
 use crate::errors::BuildError;
 
 /// The class of the locks under which templates are made, each with the beginning of its name's hash.
-const MAKING: i32 = 0x706f_6f6c;
+const MAKING: i32 = 0x746d_706c;
+/// The pause between two looks whether somebody else has made it. To wait for the lock at the server would leave a session there when the
+/// client has gone.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How long a fingerprint is.
 const FINGERPRINT_CHARS: usize = 16;
 /// What ends the name of a template that is not whole yet.
 const SITE: &str = "_new";
 
-/// Makes the database `name` unless it exists, once however many ask: `source` makes it, `fill` is to fill it, over connections of
-/// its own that it closes. Nobody sees it before it is whole, and nobody can connect to it afterwards, so it can be copied at any time.
+/// Makes the database `name` unless it exists, once however many ask: `source` creates it, and `fill` then fills it over its own connections,
+/// and closes them. Nobody sees it before it is whole, and nobody can connect to it afterwards, so it can be copied at any time. Whoever
+/// asks while somebody else makes it waits for that.
 ///
-/// `system` is a connection to another database of the server, whose role may create databases.
+/// `system` is a connection to another database of the server, the same one for all who ask, whose role may create databases. The name has at
+/// most 59 bytes.
 ///
 /// # Errors
-/// The server's, and those of `fill`: then nothing of the database is left.
+/// The server's, and those of `fill`: then the database is dropped, as far as the server lets it.
 ///
 /// # Cancel safety
-/// Dropping the future may leave a database `<name>_new`, which the next call removes, and leaves `system` with an advisory lock: it is to be
-/// closed.
+/// Dropping the future may leave a database `<name>_new`, which the next call removes, and an advisory lock of `system`: close `system` then.
 pub async fn make_template<E, F>(
     system: &mut PgConnection,
     name: &DatabaseName,
@@ -47,21 +52,22 @@ where
     E: From<Error>,
     F: Future<Output = Result<(), E>>,
 {
-    if find(system, name).await? {
-        return Ok(());
+    let site = site_of(name)?;
+    while !find(system, name).await? {
+        if !try_lock(system, name).await? {
+            sleep(LOOK_EVERY).await;
+            continue;
+        }
+        // Somebody else may have been faster.
+        let made = match find(system, name).await {
+            Ok(false) => make_alone(system, name, site, source, fill).await,
+            found => found.map(drop).map_err(E::from),
+        };
+        let unlocked = unlock(system, name).await;
+        made?;
+        unlocked?;
+        break;
     }
-    let hash = Sha256::digest(name.as_str());
-    let key = i32::from_be_bytes(hash.first_chunk().copied().unwrap_or_default());
-    sqlx::query("select pg_catalog.pg_advisory_lock($1, $2)")
-        .bind(MAKING)
-        .bind(key)
-        .execute(&mut *system)
-        .await?;
-    let made = make_alone(system, name, source, fill).await;
-    let unlock = sqlx::query("select pg_catalog.pg_advisory_unlock($1, $2)").bind(MAKING).bind(key);
-    let unlocked = unlock.execute(system).await;
-    made?;
-    unlocked?;
     Ok(())
 }
 
@@ -69,6 +75,7 @@ where
 async fn make_alone<E, F>(
     system: &mut PgConnection,
     name: &DatabaseName,
+    site: DatabaseName,
     source: &dyn DatabaseSource,
     fill: impl FnOnce(DatabaseName) -> F,
 ) -> Result<(), E>
@@ -76,26 +83,44 @@ where
     E: From<Error>,
     F: Future<Output = Result<(), E>>,
 {
-    if find(system, name).await? {
-        return Ok(());
-    }
-    let site = DatabaseName::new(format!("{}{SITE}", name.as_str()))
-        .map_err(|why| Error::Configuration(why.into()))?;
-    // Of somebody who was cut short: nobody else is at it now.
+    // A maker that was cut short may have left it. We hold the lock, so nobody is using it.
     drop_database(system, &site).await?;
-    source.make(system, &site).await?;
-    if let Err(error) = fill(site.clone()).await {
-        drop_database(system, &site).await?;
-        return Err(error);
+    let made = async {
+        source.make(system, &site).await?;
+        fill(site.clone()).await?;
+        for change in ["with allow_connections false".to_owned(), format!("rename to {}", name.quoted())] {
+            let change = format!("alter database {} {change}", site.quoted());
+            sqlx::raw_sql(AssertSqlSafe(change)).execute(&mut *system).await?;
+        }
+        Ok(())
+    };
+    let made = made.await;
+    if made.is_err()
+        && let Err(error) = drop_database(system, &site).await
+    {
+        tracing::warn!(database = site.as_str(), %error, "a template that could not be made is left");
     }
-    let (old, new) = (site.quoted(), name.quoted());
-    for statement in [
-        format!("alter database {old} with allow_connections false"),
-        format!("alter database {old} rename to {new}"),
-    ] {
-        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *system).await?;
-    }
-    Ok(())
+    made
+}
+
+fn site_of(template: &DatabaseName) -> Result<DatabaseName, Error> {
+    let name = format!("{}{SITE}", template.as_str());
+    DatabaseName::new(name).map_err(|why| Error::Configuration(why.into()))
+}
+
+/// Whether this session alone may make the template from now on.
+async fn try_lock(system: &mut PgConnection, name: &DatabaseName) -> Result<bool, Error> {
+    let lock = sqlx::query_scalar("select pg_catalog.pg_try_advisory_lock($1, $2)");
+    lock.bind(MAKING).bind(key(name)).fetch_one(system).await
+}
+
+async fn unlock(system: &mut PgConnection, name: &DatabaseName) -> Result<(), Error> {
+    let unlock = sqlx::query("select pg_catalog.pg_advisory_unlock($1, $2)");
+    unlock.bind(MAKING).bind(key(name)).execute(system).await.map(drop)
+}
+
+fn key(name: &DatabaseName) -> i32 {
+    i32::from_be_bytes(Sha256::digest(name.as_str()).first_chunk().copied().unwrap_or_default())
 }
 
 /// What tells migrations apart: the first 64 bits of a SHA-256 over their numbers and checksums, in hexadecimal digits.
@@ -137,6 +162,7 @@ impl Migrations {
     ) -> Result<DatabaseName, BuildError> {
         let migrator = (*self.0).borrow();
         let config = driver.config();
+        config.naming()?; // else the prefix may be too long for a name
         let name =
             DatabaseName::new(config.template_stem() + &fingerprint(migrator)).map_err(ConfigError::from)?;
         let system = Endpoint { target: Target::Catalog, database: config.get_system_database()? };
@@ -170,32 +196,40 @@ async fn migrated(driver: &PgDriver, database: DatabaseName, migrator: &Migrator
     // A session as callers get it, as for the migrations of a workspace.
     let site = Endpoint { target: Target::System, database };
     let mut conn = connect(driver, &site).await.map_err(Failed::Connect)?;
-    let run = async { migrator.run_direct(None, conn.own(), false).await.map_err(Failed::Migration) };
+    let run = async { migrator.run_direct(None, conn.raw_mut(), false).await.map_err(Failed::Migration) };
     let run = catch_panics(run).await;
     driver.close(conn).await;
     run
 }
 
-/// Drops the templates that begin with `stem`, but for the one with the fingerprint `own` and those that are being made, over a
-/// connection to another database.
-/// Says how many there were.
+/// Drops the templates that begin with `stem`, but for the one with the fingerprint `own` and those that somebody is making. What makers
+/// that were cut short have left goes, too. Over a connection as makers have it; says how many there were.
 pub(crate) async fn drop_others(system: &mut PgConnection, stem: &str, own: &str) -> Result<usize, Error> {
     let all = "select datname::pg_catalog.text from pg_catalog.pg_database \
                where pg_catalog.starts_with(datname::pg_catalog.text, $1)";
     let all: Vec<String> = sqlx::query_scalar(all).bind(stem).fetch_all(&mut *system).await?;
     let mut dropped = 0;
-    let others = all.iter().filter(|name| is_template(name, stem) && !name.ends_with(own));
-    for name in others.filter_map(|name| DatabaseName::new(name).ok()) {
-        dropped += usize::from(drop_database(system, &name).await?);
+    for name in &all {
+        let (Some(print), Ok(database)) = (fingerprint_in(name, stem), DatabaseName::new(name)) else {
+            continue;
+        };
+        let Ok(template) = DatabaseName::new(format!("{stem}{print}")) else { continue };
+        if print == own || !try_lock(system, &template).await? {
+            continue;
+        }
+        let gone = drop_database(system, &database).await;
+        unlock(system, &template).await?;
+        dropped += usize::from(gone?);
     }
     Ok(dropped)
 }
 
-/// Whether a name is the stem and a fingerprint, as those of templates are that are whole.
-fn is_template(name: &str, stem: &str) -> bool {
+/// The fingerprint in the name of a template, whole or not, that begins with `stem`.
+fn fingerprint_in<'n>(name: &'n str, stem: &str) -> Option<&'n str> {
+    let rest = name.strip_prefix(stem)?;
+    let print = rest.strip_suffix(SITE).unwrap_or(rest);
     let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-    name.strip_prefix(stem)
-        .is_some_and(|print| print.len() == FINGERPRINT_CHARS && print.bytes().all(is_digit))
+    (print.len() == FINGERPRINT_CHARS && print.bytes().all(is_digit)).then_some(print)
 }
 
 #[cfg(test)]
@@ -223,18 +257,19 @@ mod tests {
         ]
         .map(|migrator| fingerprint(&migrator));
         for (at, print) in prints.iter().enumerate() {
-            assert!(is_template(&format!("stem{print}"), "stem"), "{print}");
+            assert_eq!(fingerprint_in(&format!("stem{print}"), "stem"), Some(print.as_str()));
             assert!(!prints[..at].contains(print), "{prints:?}");
         }
         assert_eq!(prints[1], fingerprint(&migrator(&[(1, "select 1")])));
     }
 
     #[test]
-    fn only_whole_templates_are_taken_for_some() {
+    fn only_templates_are_taken_for_some() {
+        assert_eq!(fingerprint_in("stem0123456789abcdef_new", "stem"), Some("0123456789abcdef"));
         for other in
-            ["stem0123456789abcdef_new", "stem0123456789abcde", "stem0123456789abcdeg", "0123456789abcdef"]
+            ["stem0123456789abcde", "stem0123456789abcdeg", "stem0123456789abcdef_old", "0123456789abcdef"]
         {
-            assert!(!is_template(other, "stem"), "{other}");
+            assert_eq!(fingerprint_in(other, "stem"), None, "{other}");
         }
     }
 }

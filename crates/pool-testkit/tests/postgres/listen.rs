@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use pool_postgres::{Limits, ListenError, PgWorkspaceListener, WorkspaceId};
+use pool_postgres::{Limits, ListenError, PgPoolsBuilder, PgTransaction, PgWorkspaceListener, WorkspaceId};
 use pool_testkit::{TestPool, eventually};
+use sqlx::{Connection as _, PgConnection};
 use tokio::time::timeout;
 
 use crate::support::{SOON, id};
@@ -119,21 +120,69 @@ async fn at_the_door(pool: &TestPool, a: &WorkspaceId) -> i64 {
     waiting.fetch_one(&pool.system()).await.unwrap()
 }
 
-/// A session that waits for the lock on its database does not see that its client has gone.
-#[tokio::test]
-async fn b1_a_listener_that_is_dropped_while_it_connects_has_its_place_until_the_server_has_let_go_of_it() {
-    let (pool, a) = one_place().await;
+/// A place for a listener, and a transaction with a lock on the database of `a`: a session that waits for that does not see that its
+/// client has gone.
+async fn behind_a_lock() -> (TestPool, WorkspaceId, PgTransaction) {
+    let limits = Limits::new(8).system(5);
+    let adjust = |builder: PgPoolsBuilder| builder.listeners(1).connect_timeout(Duration::from_secs(1));
+    let pool = TestPool::builder().limits(limits).adjust(adjust).build().await.unwrap();
+    let a = id("a");
+    pool.ensure_workspace(&a).await.unwrap();
     let mut locks = pool.system().begin().await.unwrap();
     let lock = format!("alter database \"{}\" rename to elsewhere_{}", pool.database_of(&a), pool.prefix());
     sqlx::query(sqlx::AssertSqlSafe(lock)).execute(&mut *locks).await.unwrap();
-    let begins = tokio::time::timeout(Duration::from_secs(1), pool.pools().listener(&a));
-    assert!(begins.await.is_err(), "it was to be dropped while it waits");
-    assert_eq!(at_the_door(&pool, &a).await, 1, "its session still waits");
+    (pool, a, locks)
+}
 
-    let mut next = Box::pin(pool.pools().listener(&a));
-    assert!(timeout(Duration::from_millis(500), &mut next).await.is_err());
-    assert_eq!(at_the_door(&pool, &a).await, 1, "the next one has not asked for another");
+async fn one_waits(pool: &TestPool, a: &WorkspaceId) {
+    eventually("one session that waits", SOON, || async { at_the_door(pool, a).await == 1 }).await.unwrap();
+}
+
+#[tokio::test]
+async fn b1_a_listener_that_is_dropped_while_it_connects_has_its_place_until_the_server_has_let_go_of_it() {
+    let (pool, a, locks) = behind_a_lock().await;
+    let (pools, whose) = (pool.pools().clone(), a.clone());
+    let dropped = tokio::spawn(async move { pools.listener(&whose).await.map(drop) });
+    one_waits(&pool, &a).await;
+    dropped.abort();
+    assert!(dropped.await.unwrap_err().is_cancelled());
+
+    for _ in 0..2 {
+        let refused = timeout(SOON, pool.pools().listener(&a)).await.unwrap().unwrap_err();
+        assert!(matches!(refused, ListenError::Sqlx(sqlx::Error::PoolTimedOut)), "{refused}");
+        assert_eq!(at_the_door(&pool, &a).await, 1, "no other was asked for");
+    }
     locks.rollback().await.unwrap();
-    timeout(SOON, next).await.unwrap().unwrap().listen("Jobs").await.unwrap();
+    timeout(SOON, pool.pools().listener(&a)).await.unwrap().unwrap().listen("Jobs").await.unwrap();
+    pool.cleanup().await.unwrap();
+}
+
+#[tokio::test]
+async fn c2_a_close_gives_up_a_listener_that_connects_and_leaves_nothing_once_the_server_goes_on() {
+    let (pool, a, locks) = behind_a_lock().await;
+    let (pools, whose) = (pool.pools().clone(), a.clone());
+    let connects = tokio::spawn(async move { pools.listener(&whose).await.map(drop) });
+    one_waits(&pool, &a).await;
+    locks.rollback().await.unwrap();
+    pool.pools().close().await.unwrap();
+    assert_eq!(pool.active_connection_count().await.unwrap(), 0, "whatever it had come to");
+    let _ = timeout(SOON, connects).await.expect("it is told or served, and does not hang");
+    pool.cleanup().await.unwrap();
+}
+
+#[tokio::test]
+async fn c2_a_close_does_not_wait_for_a_session_that_the_server_holds_up() {
+    let (pool, a) = one_place().await;
+    let mut locks = PgConnection::connect_with(&pool.config().connect_options("postgres")).await.unwrap();
+    let lock =
+        format!("begin; alter database \"{}\" rename to elsewhere_{}", pool.database_of(&a), pool.prefix());
+    sqlx::raw_sql(sqlx::AssertSqlSafe(lock)).execute(&mut locks).await.unwrap();
+    let (pools, whose) = (pool.pools().clone(), a.clone());
+    let connects = tokio::spawn(async move { pools.listener(&whose).await.map(drop) });
+    one_waits(&pool, &a).await;
+    timeout(SOON, pool.pools().close()).await.expect("it does not hang").unwrap();
+    let told = timeout(SOON, connects).await.expect("it is told").unwrap().unwrap_err();
+    assert!(matches!(told, ListenError::Sqlx(sqlx::Error::PoolClosed)), "{told}");
+    locks.close().await.unwrap();
     pool.cleanup().await.unwrap();
 }
