@@ -136,8 +136,7 @@ impl Work {
             }
             Self::Tidy => tidy(interrupts),
             Self::Xtask(arguments) => {
-                let this = std::env::current_exe().map_err(|why| Failure::while_doing("find xtask", why))?;
-                let status = interrupts.run(Command::new(this).args(*arguments))?;
+                let status = interrupts.run(cargo().arg("xtask").args(*arguments))?;
                 if status.success() { Ok(()) } else { Err(Failure::Told(code(status))) }
             }
         }

@@ -194,7 +194,7 @@ pub enum Task {
         #[arg(long, value_name = "ID")]
         run: Option<String>,
     },
-    /// Removes servers, databases and connections of runs that were killed; those of a run that lives stay.
+    /// Removes servers, databases, connections and directories of runs that were killed; those of a run that lives stay.
     #[command(after_long_help = EXIT_CODES)]
     Clean {
         /// End a server too that `test-pools --keep-server` has left running.

@@ -95,18 +95,13 @@ impl PgDriver {
         self.connector.options(database, kind, tag).await.map(|(options, _)| options)
     }
 
-    /// Ends what is counted in a place, within the connect timeout. True when the server counts it no longer: also, as far as the server shows
-    /// it, a session that was asked for and did not come.
+    /// Ends a session that is counted in a place, or waits for the end of one that was asked for and given up; within the connect timeout.
+    /// True when the server counts it no longer, as far as it shows.
     pub(crate) async fn ends(&self, counted: Counted) -> bool {
         let gone = async {
             match counted {
                 Counted::Session(session) => self.control.wait_for_exit(session, true).await,
-                Counted::Asked(tag, database) => {
-                    if let Some(session) = self.control.who(tag.clone()).await {
-                        self.control.wait_for_exit(session, true).await;
-                    }
-                    self.is_nowhere(&tag, &database, LOOK_EVERY).await;
-                }
+                Counted::Asked(tag, database) => self.is_nowhere(&tag, &database, LOOK_EVERY).await,
             }
         };
         timeout(self.connect_timeout, gone).await.is_ok()

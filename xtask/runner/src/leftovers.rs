@@ -9,6 +9,7 @@ use xtask::display::say;
 use xtask::failure::Failure;
 
 use crate::kept;
+use crate::scratch;
 
 /// As much of a statement as fits into a line.
 const QUERY_CHARS: usize = 100;
@@ -55,6 +56,7 @@ fn run_id(text: &str) -> Result<RunId, Failure> {
 /// # Errors
 /// [`Failure::Infrastructure`] when the server cannot be asked, or does not end.
 pub fn clean(server: bool) -> Result<(), Failure> {
+    scratch::remove_left();
     for reaped in reap_orphans(&Ephemeral::base_directory()) {
         let pid =
             reaped.postmaster_pid.map(|pid| format!(", and ended its process {pid}")).unwrap_or_default();

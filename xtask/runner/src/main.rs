@@ -17,6 +17,7 @@ mod reliability;
 mod repeat;
 mod report;
 mod run;
+mod scratch;
 mod secrets;
 mod simulate;
 mod soak;

@@ -138,10 +138,9 @@ fn watch(what: &str, command: &mut Command, interrupts: &Interrupts) -> Result<(
 
 /// Runs the concurrency suite again, as a person would, on a runtime of so many threads.
 fn repeat_suite(threads: &str, rounds: u32, interrupts: &Interrupts) -> Result<(), Failure> {
-    let program = std::env::current_exe().map_err(|why| Failure::while_doing("find xtask", why))?;
-    let mut command = Command::new(program);
-    command.current_dir(workspace_root()).env("POOL_TEST_THREADS", threads);
-    command.args(["test-pools", "--suite", "concurrency", "--repeat", &rounds.to_string()]);
+    let mut command = cargo();
+    command.env("POOL_TEST_THREADS", threads);
+    command.args(["xtask", "test-pools", "--suite", "concurrency", "--repeat", &rounds.to_string()]);
     if interrupts.run(&mut command)?.success() { Ok(()) } else { Err(Failure::FOUND) }
 }
 

@@ -12,6 +12,8 @@ use xtask::failure::Failure;
 use xtask::process::{Interrupts, cargo, workspace_root};
 use xtask::tidy::{RELIABILITY_TABLE, fault_tests};
 
+use crate::scratch;
+
 const HEAD: Style = Style::new().bold();
 
 /// The head of the table, which is replaced in a page that says what it means.
@@ -22,8 +24,7 @@ const COLUMNS: &str = "| fault | law | seen by callers | other workspaces | reco
 /// # Errors
 /// [`Failure::FOUND`] when a test failed or left no row, [`Failure::Infrastructure`] when the table cannot be written.
 pub fn reliability(interrupts: &Interrupts) -> Result<(), Failure> {
-    let rows =
-        tempfile::tempdir().map_err(|why| Failure::while_doing("make a directory for the rows", why))?;
+    let rows = scratch::directory("the rows")?;
     let mut command = cargo();
     command.args(["test", "--locked", "--workspace", "--test", "faults"]);
     command.args(["--", "--test-threads", "2"]); // on one thread, a test does not know its name

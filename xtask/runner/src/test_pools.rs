@@ -14,7 +14,6 @@ use anstyle::{AnsiColor, Style};
 use pool_testkit::hostile::password_of;
 use pool_testkit::run::{RunId, Sampler, read_figures, read_records, read_replaced};
 use pool_testkit::server::{ServerError, TestServer};
-use tempfile::TempDir;
 use xtask::choices::{Adapter, Planted};
 use xtask::cli::TestPools;
 use xtask::display::{complain, say};
@@ -30,6 +29,7 @@ use crate::publish;
 use crate::repeat::{merge, seed_of};
 use crate::report::Run;
 use crate::run::{self, Job};
+use crate::scratch;
 use crate::secrets::Search;
 
 /// Why a case is not run with `--short`.
@@ -90,6 +90,7 @@ fn run_on(
         say(&listing(&chosen));
         return Ok(());
     }
+    scratch::remove_left();
     let mut reasons = run::reasons(binary, &chosen)?;
     let is_left_out = |case: &Case| options.short && case.is_long();
     let long = chosen.iter().filter(|case| is_left_out(case) && !case.ignored);
@@ -137,7 +138,7 @@ fn sampled_run(
     interrupts: &Interrupts,
 ) -> Result<Run, Failure> {
     let watch = "watch the connections on the server";
-    let records = temporary("the records")?;
+    let records = scratch::directory("the records")?;
     let id = RunId::fresh();
     let job = job(options, cases, &id, records.path(), None);
     let sampler = Sampler::start(server, &id).map_err(|why| Failure::while_doing(watch, why))?;
@@ -165,7 +166,8 @@ fn sampled_run(
 
 /// Runs cases that need no server; what they leave in the directory for their temporary files fails the run.
 fn run_embedded(options: &TestPools, cases: &[&Case], interrupts: &Interrupts) -> Result<Run, Failure> {
-    let (records, scratch) = (temporary("the records")?, temporary("what the cases write")?);
+    let (records, scratch) =
+        (scratch::directory("the records")?, scratch::directory("what the cases write")?);
     let id = RunId::fresh();
     let job = job(options, cases, &id, records.path(), Some(scratch.path()));
     let (started, began) = (Instant::now(), SystemTime::now());
@@ -178,10 +180,6 @@ fn run_embedded(options: &TestPools, cases: &[&Case], interrupts: &Interrupts) -
         fs::read_dir(scratch.path()).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
     run.note(left, |run, files| run.left_files = files);
     Ok(run)
-}
-
-fn temporary(what: &str) -> Result<TempDir, Failure> {
-    tempfile::tempdir().map_err(|why| Failure::while_doing(&format!("make a directory for {what}"), why))
 }
 
 /// What to run, told to whoever waits for it.

@@ -2,12 +2,20 @@
 
 use std::time::Duration;
 
-use pool_postgres::{Limits, ListenError, PgPoolsBuilder, PgTransaction, PgWorkspaceListener, WorkspaceId};
+use pool_postgres::{
+    Limits, ListenError, PgPools, PgPoolsBuilder, PgTransaction, PgWorkspaceListener, WorkspaceId,
+};
+use pool_testkit::faults::{Link, Proxy};
+use pool_testkit::server::{DedicatedServer, config_of};
 use pool_testkit::{TestPool, eventually};
 use sqlx::{Connection as _, PgConnection};
 use tokio::time::timeout;
 
 use crate::support::{SOON, id};
+
+/// Ends the sessions of listeners, seen from a session with the same database.
+const LOSE: &str = "select pg_terminate_backend(pid) from pg_stat_activity \
+                    where query ~* '^(un)?listen' and datname = current_database()";
 
 async fn one_place() -> (TestPool, WorkspaceId) {
     let limits = Limits::new(8).system(5);
@@ -69,8 +77,7 @@ async fn b1_a_listener_whose_session_is_lost_listens_again_and_says_so() {
     let (pool, a) = one_place().await;
     let mut listener = pool.pools().listener(&a).await.unwrap();
     listener.listen("Jobs").await.unwrap();
-    let lose = "select pg_terminate_backend(pid) from pg_stat_activity where query like 'LISTEN%' and datname = current_database()";
-    sqlx::query(lose).execute(&pool.workspace(&a)).await.unwrap();
+    sqlx::query(LOSE).execute(&pool.workspace(&a)).await.unwrap();
     assert_eq!(listener.reconnects(), 0);
     let hears = async {
         let mut waiting = Box::pin(listener.recv());
@@ -97,6 +104,52 @@ async fn c2_a_close_ends_listeners_and_tells_them() {
     assert_eq!(pool.active_connection_count().await.unwrap(), 0, "nothing is left on the server");
     let told = timeout(SOON, listener.recv()).await.expect("it is told").unwrap_err();
     assert!(matches!(told, sqlx::Error::PoolClosed), "{told}");
+    pool.cleanup().await.unwrap();
+}
+
+#[tokio::test]
+async fn c2_a_pool_that_is_closing_has_no_new_listeners() {
+    let (pool, a) = one_place().await;
+    let held = pool.acquire(&a).await.unwrap();
+    let pools = pool.pools().clone();
+    let closing = tokio::spawn(async move { pools.close().await });
+    eventually("the close", SOON, || async { pool.pools().is_closed() }).await.unwrap();
+    let told = pool.pools().listener(&a).await.unwrap_err();
+    assert!(matches!(told, ListenError::Sqlx(sqlx::Error::PoolClosed)), "{told}");
+    drop(held);
+    closing.await.unwrap().unwrap();
+    pool.cleanup().await.unwrap();
+}
+
+/// Whatever finds out that the session is lost, and what was asked for before.
+#[tokio::test]
+async fn a_listener_listens_after_a_loss_to_what_it_was_told_to_and_to_nothing_else() {
+    let (pool, a) = one_place().await;
+    let mut listener = pool.pools().listener(&a).await.unwrap();
+    listener.listen("Left").await.unwrap();
+    listener.unlisten("Left").await.unwrap();
+    sqlx::query(LOSE).execute(&pool.workspace(&a)).await.unwrap();
+    let again = async {
+        while listener.listen("Jobs").await.is_err() {
+            tokio::task::yield_now().await; // so that the limit is seen
+        }
+        listener
+    };
+    let mut listener = timeout(SOON, again).await.expect("it finds its way back");
+    assert_eq!(listener.reconnects(), 1);
+    sqlx::query("select pg_notify('Left', 'no')").execute(&pool.workspace(&a)).await.unwrap();
+    notify(&pool, &a, "yes").await;
+    assert_eq!(heard(&mut listener).await, "yes");
+    drop(listener);
+    pool.cleanup().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_pool_that_guards_its_sessions_has_no_listeners_and_says_so() {
+    let guarded = |builder: PgPoolsBuilder| builder.listeners(1).configure(|config| config.guarded(true));
+    let pool = TestPool::builder().adjust(guarded).build().await.unwrap();
+    let told = pool.pools().listener(&id("a")).await.unwrap_err();
+    assert!(matches!(told, ListenError::Guarded), "{told}");
     pool.cleanup().await.unwrap();
 }
 
@@ -155,6 +208,37 @@ async fn b1_a_listener_that_is_dropped_while_it_connects_has_its_place_until_the
     locks.rollback().await.unwrap();
     timeout(SOON, pool.pools().listener(&a)).await.unwrap().unwrap().listen("Jobs").await.unwrap();
     pool.cleanup().await.unwrap();
+}
+
+/// What the server does not say is not so.
+#[tokio::test]
+async fn b1_the_place_of_a_listener_is_not_free_while_the_server_cannot_be_asked() {
+    let server = DedicatedServer::start().await.unwrap();
+    let proxy = Proxy::start(([127, 0, 0, 1], server.address().port()).into()).await.unwrap();
+    let config = config_of(server.address());
+    let pools = PgPools::builder(config.clone().port(proxy.address().port()));
+    let pools = pools.limits(Limits::new(8).system(5)).listeners(1).connect_timeout(Duration::from_secs(1));
+    let pools = pools.build().await.unwrap();
+    let a = id("a");
+    pools.ensure_workspace(&a).await.unwrap();
+    let mut outside = PgConnection::connect_with(&config.connect_options("postgres")).await.unwrap();
+    let lock = format!("begin; alter database {} rename to elsewhere", pools.database(&a).quoted());
+    sqlx::raw_sql(sqlx::AssertSqlSafe(lock)).execute(&mut outside).await.unwrap();
+    let waiting = "select count(*) from pg_locks where locktype = 'object' and not granted";
+    timeout(SOON, pools.listener(&a)).await.unwrap().unwrap_err();
+    assert_eq!(sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut outside).await.unwrap(), 1);
+
+    proxy.set("postgres", Link::Dark);
+    for _ in 0..2 {
+        timeout(SOON, pools.listener(&a)).await.unwrap().unwrap_err();
+        let waiting = sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut outside);
+        assert_eq!(waiting.await.unwrap(), 1, "no other was asked for");
+    }
+    proxy.set("postgres", Link::Up);
+    outside.close().await.unwrap();
+    let is_heard = || async { pools.listener(&a).await.is_ok() };
+    eventually("a listener", SOON, is_heard).await.unwrap();
+    pools.close().await.unwrap();
 }
 
 #[tokio::test]
