@@ -2,6 +2,7 @@
 //! slot when the backend has exited, a little after it stopped showing it.
 
 use std::future::poll_fn;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -62,6 +63,7 @@ pub(crate) struct Connector {
     guard: Option<Relay>,
     /// None where the configuration has the password.
     passwords: Option<Passwords>,
+    is_given_up: AtomicBool,
 }
 
 impl Connector {
@@ -69,11 +71,20 @@ impl Connector {
     pub(crate) fn new(config: PostgresConfig, connect_timeout: Duration) -> Self {
         let guard = config.is_guarded().then(Relay::default);
         let passwords = config.passwords(connect_timeout);
-        Self { config, guard, passwords }
+        Self { config, guard, passwords, is_given_up: AtomicBool::new(false) }
     }
 
     pub(crate) fn config(&self) -> &PostgresConfig {
         &self.config
+    }
+
+    /// No session begins any more.
+    pub(crate) fn give_up(&self) {
+        self.is_given_up.store(true, Ordering::Relaxed);
+    }
+
+    fn may_begin(&self) -> Result<(), Error> {
+        if self.is_given_up.load(Ordering::Relaxed) { Err(Error::PoolClosed) } else { Ok(()) }
     }
 
     /// Whether a session of `generation` is to be replaced, because it began with a password that has been changed since.
@@ -90,6 +101,7 @@ impl Connector {
     ) -> Result<NewSession, Error> {
         let (options, answer) = self.options(database, kind, tag).await?;
         let (conn, opening) = self.connect_with(&options).await?;
+        self.may_begin()?;
         let opened = self.passwords.as_ref().zip(answer).map(|(passwords, answer)| passwords.opened(&answer));
         Ok(NewSession { conn, generation: opened.unwrap_or_default(), opening })
     }
@@ -101,6 +113,7 @@ impl Connector {
         kind: SessionKind,
         tag: &Tag,
     ) -> Result<(PgConnectOptions, Option<Answer>), Error> {
+        self.may_begin()?;
         let options = self.config.session_options(database, kind, tag);
         let Some(passwords) = &self.passwords else { return Ok((options, None)) };
         let answer = passwords.ask().await?;

@@ -107,6 +107,12 @@ impl PgDriver {
         timeout(self.connect_timeout, gone).await.is_ok()
     }
 
+    /// Begins no session any more, and asks the server nothing.
+    pub(crate) fn give_up(&self) {
+        self.connector.give_up();
+        self.control.stop();
+    }
+
     /// The configuration.
     pub fn config(&self) -> &PostgresConfig {
         self.connector.config()

@@ -205,6 +205,13 @@ impl PgPools {
         self.manager.close().await
     }
 
+    /// Gives the pool up where nothing can be awaited, such as in `Drop`: no session begins any more, not even one of the pool's own, and
+    /// whoever asks for one is told so. Sessions that are open end with the leases and the runtime, and the server learns of it from their sockets.
+    /// Elsewhere [`close`](Self::close), which waits and confirms.
+    pub fn give_up(&self) {
+        self.manager.driver().give_up();
+    }
+
     /// Whether `close` has been called.
     pub fn is_closed(&self) -> bool {
         self.manager.is_closed()

@@ -394,6 +394,8 @@ impl Drop for TestPool {
     fn drop(&mut self) {
         let is_clean = self.outcome.get_mut().is_some();
         if !is_clean {
+            // Else the pool would begin another session behind us as soon as it asks the server something, while a lease is out.
+            self.pools.give_up();
             let ended = self.janitor.run_blocking(|admin| {
                 Box::pin(async {
                     admin.terminate().await?;

@@ -53,6 +53,13 @@ async fn a_dropped_pool_leaves_nothing() {
     assert_ne!(left_of(&config, &tag, &prefix).await, (0, 0));
     drop(pool);
     assert_eq!(left_of(&config, &tag, &prefix).await, (0, 0), "sessions and databases");
+    // What the pool does once a second is done in between.
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    assert_eq!(
+        left_of(&config, &tag, &prefix).await,
+        (0, 0),
+        "nor does the rest of it come back, with a lease out"
+    );
     drop(lease);
     drop(keeps_the_server);
 }

@@ -180,14 +180,17 @@ impl Control {
         self.ask(Request::Admits).await.unwrap_or_else(|| Err(ended()))
     }
 
+    /// Has the task end, which is not started again.
+    pub(crate) fn stop(&self) {
+        let mut running = self.running();
+        running.is_shut_down = true;
+        let _ = running.requests.send(Request::Shutdown);
+    }
+
     /// Ends the task and its connection; returns when the server no longer counts that either.
     pub(crate) async fn shutdown(&self) {
-        let task = {
-            let mut running = self.running();
-            running.is_shut_down = true;
-            let _ = running.requests.send(Request::Shutdown);
-            running.task.take()
-        };
+        self.stop();
+        let task = self.running().task.take();
         let Some(mut task) = task else { return };
         match timeout(SHUTDOWN_LIMIT, &mut task).await {
             Ok(Err(error)) if error.is_panic() => tracing::error!(%error, "the control task panicked"),

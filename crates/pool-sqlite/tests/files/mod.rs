@@ -1,5 +1,6 @@
 //! A directory as a world of tests. The witness is the operating system: each open session has its own descriptor of the WAL.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -66,12 +67,21 @@ impl Adapter for Files {
         let Ok(open) = std::fs::read_dir("/proc/self/fd") else {
             return Err(Cannot("the operating system does not list open files in /proc/self/fd"));
         };
-        let is_wal = |path: std::path::PathBuf| {
+        let is_wal = |path: &Path| {
             let name = path.to_string_lossy().into_owned();
             path.starts_with(self.directory.path()) && name.trim_end_matches(" (deleted)").ends_with("-wal")
         };
-        let files = open.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
-        Ok(files.filter(|path| is_wal(path.clone())).count())
+        let seen: Vec<(PathBuf, PathBuf)> = open
+            .filter_map(|entry| {
+                let at = entry.ok()?.path();
+                let file = std::fs::read_link(&at).ok()?;
+                is_wal(&file).then_some((at, file))
+            })
+            .collect();
+        // The walk is not done in one moment: one that was seen may have made room for another that was seen later. Those that are still
+        // there now were all there when the walk had ended.
+        let stays = |(at, file): &&(PathBuf, PathBuf)| std::fs::read_link(at).is_ok_and(|now| now == *file);
+        Ok(seen.iter().filter(stays).count())
     }
 
     fn ways(&self) -> &'static [&'static str] {

@@ -97,7 +97,8 @@ pub trait Adapter: Send + Sync + Sized + 'static {
     ) -> impl Future<Output = Result<i64, String>> + Send;
 
     /// How many sessions of this world there are, as an independent witness counts: the server, or the operating system. Not
-    /// what the driver believes.
+    /// what the driver believes. At most as many as there were at one moment: a list that is walked through while sessions come and go may
+    /// show one that has left and another that came in its place, which looks like one too many.
     fn sessions(&self) -> impl Future<Output = Result<usize, Cannot>> + Send {
         std::future::ready(Err(Cannot("nobody but the driver counts its sessions")))
     }
