@@ -8,7 +8,7 @@ use pool_postgres::{
 use pool_testkit::faults::{Link, Proxy};
 use pool_testkit::server::{DedicatedServer, config_of};
 use pool_testkit::{TestPool, eventually};
-use sqlx::{Connection as _, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tokio::time::timeout;
 
 use crate::support::{SOON, id};
@@ -165,6 +165,11 @@ async fn o4_a_listener_of_a_database_that_is_not_there_is_told_so_and_leaves_its
     pool.cleanup().await.unwrap();
 }
 
+/// What holds back every session that is to begin in a database, until the transaction is rolled back.
+fn lock(database: &str) -> String {
+    format!("alter database \"{database}\" rename to \"{database}_elsewhere\"")
+}
+
 /// Sessions that wait for the lock on their database before they begin.
 async fn at_the_door(pool: &TestPool, a: &WorkspaceId) -> i64 {
     let waiting = "select count(*) from pg_locks where locktype = 'object' and classid = 'pg_database'::regclass \
@@ -182,8 +187,7 @@ async fn behind_a_lock() -> (TestPool, WorkspaceId, PgTransaction) {
     let a = id("a");
     pool.ensure_workspace(&a).await.unwrap();
     let mut locks = pool.system().begin().await.unwrap();
-    let lock = format!("alter database \"{}\" rename to elsewhere_{}", pool.database_of(&a), pool.prefix());
-    sqlx::query(sqlx::AssertSqlSafe(lock)).execute(&mut *locks).await.unwrap();
+    sqlx::query(AssertSqlSafe(lock(&pool.database_of(&a)))).execute(&mut *locks).await.unwrap();
     (pool, a, locks)
 }
 
@@ -222,8 +226,8 @@ async fn b1_the_place_of_a_listener_is_not_free_while_the_server_cannot_be_asked
     let a = id("a");
     pools.ensure_workspace(&a).await.unwrap();
     let mut outside = PgConnection::connect_with(&config.connect_options("postgres")).await.unwrap();
-    let lock = format!("begin; alter database {} rename to elsewhere", pools.database(&a).quoted());
-    sqlx::raw_sql(sqlx::AssertSqlSafe(lock)).execute(&mut outside).await.unwrap();
+    let lock = format!("begin; {}", lock(pools.database(&a).as_str()));
+    sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut outside).await.unwrap();
     let waiting = "select count(*) from pg_locks where locktype = 'object' and not granted";
     timeout(SOON, pools.listener(&a)).await.unwrap().unwrap_err();
     assert_eq!(sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut outside).await.unwrap(), 1);
@@ -258,9 +262,8 @@ async fn c2_a_close_gives_up_a_listener_that_connects_and_leaves_nothing_once_th
 async fn c2_a_close_does_not_wait_for_a_session_that_the_server_holds_up() {
     let (pool, a) = one_place().await;
     let mut locks = PgConnection::connect_with(&pool.config().connect_options("postgres")).await.unwrap();
-    let lock =
-        format!("begin; alter database \"{}\" rename to elsewhere_{}", pool.database_of(&a), pool.prefix());
-    sqlx::raw_sql(sqlx::AssertSqlSafe(lock)).execute(&mut locks).await.unwrap();
+    let lock = format!("begin; {}", lock(&pool.database_of(&a)));
+    sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut locks).await.unwrap();
     let (pools, whose) = (pool.pools().clone(), a.clone());
     let connects = tokio::spawn(async move { pools.listener(&whose).await.map(drop) });
     one_waits(&pool, &a).await;
